@@ -1,0 +1,40 @@
+# `make help` lists the targets. Every target that needs Python first makes .venv from requirements.txt.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# A PYTHONPATH or an active environment of the caller must not shadow what is pinned.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: repro test lint format preset help
+
+repro: $(STAMP)  ## run the pipeline, then print the table
+	dvc repro
+	@sed -n '/^|/,/^$$/p;/^$$/q' /dev/null
+	@cat reports/ap_table.md
+
+test: $(STAMP)  ## run the tests
+	python -m pytest
+
+lint: $(STAMP)  ## check style and types, change nothing
+	ruff check
+	ruff format --check
+	pyright
+
+format: $(STAMP)  ## rewrite the code in the project's style
+	ruff check --fix
+	ruff format
+
+preset: $(STAMP)  ## merge presets/$(NAME).yaml into params.yaml, e.g. make preset NAME=coco_r50_1x
+	@python -m ghm.presets $(NAME)
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+	  "error: Python 3.10 to 3.12 is needed, got %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv --clear $(VENV)
+	python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

@@ -1,0 +1,266 @@
+"""`Params` -> mmengine `Config`. The only place that writes mmdet config."""
+
+from dataclasses import asdict
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import mmdet.models
+from mmdet.models.losses import iou_loss
+from mmengine.config import Config
+
+from ghm.errors import InputError
+from ghm.params import Focal, Ghmc, Ghmr, Loss, Model, OtherLoss, Params, SmoothL1, Train
+from ghm.registry import MODELS
+
+# Losses on decoded boxes instead of on deltas.
+IOU_LOSSES = {name for name, value in vars(iou_loss).items() if isinstance(value, type) and name.endswith("Loss")}
+LOG_INTERVAL = 50  # steps
+
+
+def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path | None, seed: int) -> Config:
+    """Write the config of one training of `variant` and of its evaluation.
+
+    Args:
+        params: the checked parameters.
+        variant: a name from `params.variants`.
+        manifest: of the data set, for its classes and files.
+        weights: the pretrained backbone, None to start from random weights.
+        seed: of everything random.
+
+    Raises:
+        InputError: a loss section does not fit its role, or mmdet does not know its type.
+    """
+    root = Path("data") / params.data.name
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "model": _detector(params, variant, len(manifest["classes"]), weights),
+            **_training(params, manifest, root),
+            **_testing(params, manifest, root),
+            "randomness": {"seed": seed},
+            "env_cfg": {"cudnn_benchmark": False, "dist_cfg": {"backend": "nccl"}},
+            "log_level": "WARNING",
+            "log_processor": {"type": "LogProcessor", "by_epoch": True, "window_size": LOG_INTERVAL},
+            "visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
+            "resume": False,
+            "load_from": None,
+        }
+    )
+
+
+def backbone(model: Model) -> dict[str, Any]:
+    """The ResNet of `model`, without its weights."""
+    return {
+        "type": "mmdet.ResNet",
+        "depth": model.depth,
+        "base_channels": model.base_channels,
+        "frozen_stages": model.frozen_stages,
+        "norm_eval": model.norm_eval,
+        "norm_cfg": {"type": "BN", "requires_grad": True},
+        "init_cfg": None,
+    }
+
+
+def preprocessor() -> dict[str, Any]:
+    """ImageNet's mean and spread of R, G, B: what pretrained backbones expect."""
+    return {
+        "type": "DetDataPreprocessor",
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+        "bgr_to_rgb": True,
+        "pad_size_divisor": 32,
+    }
+
+
+def _detector(params: Params, variant: str, classes: int, weights: Path | None) -> dict[str, Any]:
+    model, evaluate = params.model, params.evaluate
+    expansion = 4 if model.depth >= 50 else 1
+    init = {"type": "Pretrained", "checkpoint": str(weights)} if weights else None
+    return {
+        "type": "RetinaNet",
+        "data_preprocessor": preprocessor(),
+        "backbone": {**backbone(model), "init_cfg": init},
+        "neck": {
+            "type": "FPN",
+            "in_channels": [model.base_channels * expansion * 2**stage for stage in range(4)],
+            "out_channels": model.fpn_channels,
+            "start_level": 1,
+            "add_extra_convs": "on_input",
+            "num_outs": model.levels,
+        },
+        "bbox_head": _head(params, variant, classes),
+        "train_cfg": {
+            "assigner": {
+                "type": "MaxIoUAssigner",
+                "pos_iou_thr": 0.5,
+                "neg_iou_thr": 0.4,
+                "min_pos_iou": 0,
+                "ignore_iof_thr": -1,
+            },
+            "sampler": {"type": "PseudoSampler"},
+            "allowed_border": -1,
+            "pos_weight": -1,
+            "debug": False,
+        },
+        "test_cfg": {
+            "nms_pre": 1000,
+            "min_bbox_size": 0,
+            "score_thr": evaluate.score_threshold,
+            "nms": {"type": "nms", "iou_threshold": evaluate.nms_iou},
+            "max_per_img": evaluate.max_per_image,
+        },
+    }
+
+
+def _head(params: Params, variant: str, classes: int) -> dict[str, Any]:
+    model, losses = params.model, params.variants[variant]
+    loss_bbox = _loss(losses.box, params.losses[losses.box], "box")
+    return {
+        "type": "ghm.GHMRetinaHead",
+        "num_classes": classes,
+        "in_channels": model.fpn_channels,
+        "feat_channels": model.head_channels,
+        "stacked_convs": model.stacked_convs,
+        "norm_cfg": {"type": model.head_norm} if model.head_norm else None,
+        "anchor_generator": {
+            "type": "AnchorGenerator",
+            "octave_base_scale": model.anchors.base_scale,
+            "scales_per_octave": model.anchors.scales_per_octave,
+            "ratios": list(model.anchors.ratios),
+            "strides": [8 * 2**level for level in range(model.levels)],
+        },
+        "bbox_coder": {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [1.0] * 4},
+        "reg_decoded_bbox": loss_bbox["type"] in IOU_LOSSES,
+        "loss_cls": _loss(losses.cls, params.losses[losses.cls], "cls"),
+        "loss_bbox": loss_bbox,
+    }
+
+
+def _loss(section: str, loss: Loss, role: str) -> dict[str, Any]:
+    """The config of a loss section, refused where it cannot be built or belongs to the other role."""
+    roles = {Focal: "cls", Ghmc: "cls", SmoothL1: "box", Ghmr: "box"}
+    if roles.get(type(loss), role) != role:
+        raise InputError(f"{section} is a loss for {roles[type(loss)]}, and a variant uses it for {role}")
+    if isinstance(loss, OtherLoss):
+        config = {**loss.arguments, "type": loss.type}
+    else:
+        kinds = {Focal: "FocalLoss", Ghmc: "ghm.GHMC", SmoothL1: "SmoothL1Loss", Ghmr: "ghm.GHMR"}
+        config = {**asdict(loss), "type": kinds[type(loss)]}
+        if role == "cls":
+            config["use_sigmoid"] = True
+    try:
+        MODELS.build({**config, "_scope_": "mmdet"})
+    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{section} is no loss that mmdet can build from type {config['type']!r}: {reason}") from None
+    return config
+
+
+def _training(params: Params, manifest: dict[str, Any], root: Path) -> dict[str, Any]:
+    train, split = params.train, manifest["splits"]["train"]
+    images = split["images"] - (split["images_without_boxes"] if train.filter_empty else 0)
+    if images < 1:
+        raise InputError(f"the training split of {params.data.name} has no image with a box, so nothing can be learned")
+    steps = ceil(images / train.batch_size)
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": tuple(train.image_scale), "keep_ratio": True},
+        {"type": "RandomFlip", "prob": train.flip},
+        {"type": "PackDetInputs"},
+    ]
+    return {
+        "train_dataloader": {
+            "batch_size": train.batch_size,
+            "num_workers": train.workers,
+            "persistent_workers": train.workers > 0,
+            "sampler": {"type": "DefaultSampler", "shuffle": True},
+            "batch_sampler": {"type": "AspectRatioBatchSampler"},
+            "dataset": {
+                **_dataset(manifest, "train", root, pipeline),
+                "filter_cfg": {"filter_empty_gt": train.filter_empty, "min_size": 1},
+            },
+        },
+        "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": train.epochs},
+        "optim_wrapper": {
+            "type": "OptimWrapper",
+            "optimizer": _optimizer(train),
+            "clip_grad": {"max_norm": train.grad_clip, "norm_type": 2} if train.grad_clip else None,
+        },
+        "param_scheduler": _schedule(train, steps),
+        "default_hooks": {
+            "timer": {"type": "IterTimerHook"},
+            "logger": {"type": "LoggerHook", "interval": min(LOG_INTERVAL, steps)},
+            "param_scheduler": {"type": "ParamSchedulerHook"},
+            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1},
+            "sampler_seed": {"type": "DistSamplerSeedHook"},
+        },
+        "custom_hooks": [
+            {"type": "CheckInvalidLossHook", "interval": LOG_INTERVAL},
+            {"type": "ghm.GradientNormHook"},
+        ],
+    }
+
+
+def _optimizer(train: Train) -> dict[str, Any]:
+    if train.optimizer == "adamw":
+        return {"type": "AdamW", "lr": train.lr, "weight_decay": train.weight_decay}
+    return {"type": "SGD", "lr": train.lr, "momentum": 0.9, "weight_decay": train.weight_decay}
+
+
+def _schedule(train: Train, steps: int) -> list[dict[str, Any]]:
+    warmup = {
+        "type": "LinearLR",
+        "start_factor": train.warmup_ratio,
+        "by_epoch": False,
+        "begin": 0,
+        "end": train.warmup_iters,
+    }
+    if train.schedule == "cosine":
+        main = {"type": "CosineAnnealingLR", "by_epoch": False, "T_max": train.epochs * steps, "eta_min": 0.0}
+    else:
+        main = {"type": "MultiStepLR", "by_epoch": True, "milestones": list(train.lr_steps), "gamma": 0.1}
+    return [warmup, main] if train.warmup_iters else [main]
+
+
+def _testing(params: Params, manifest: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The test half. Whoever runs it sets `test_evaluator.outfile_prefix`: metrics come from the stored detections."""
+    name = params.evaluate.split
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": tuple(params.train.image_scale), "keep_ratio": True},
+        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
+    ]
+    return {
+        "test_dataloader": {
+            "batch_size": params.train.batch_size,
+            "num_workers": params.train.workers,
+            "drop_last": False,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "dataset": {**_dataset(manifest, name, root, pipeline), "test_mode": True},
+        },
+        "test_cfg": {"type": "TestLoop"},
+        "test_evaluator": {
+            "type": "CocoMetric",
+            "ann_file": str(root / manifest["splits"][name]["annotations"]),
+            "metric": "bbox",
+            "format_only": True,
+            "outfile_prefix": "detections",
+        },
+    }
+
+
+def _dataset(manifest: dict[str, Any], split: str, root: Path, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "type": "CocoDataset",
+        "data_root": f"{root}/",
+        "ann_file": manifest["splits"][split]["annotations"],
+        "data_prefix": {"img": f"{manifest['splits'][split]['folder']}/"},
+        "metainfo": {"classes": tuple(manifest["classes"])},
+        "pipeline": pipeline,
+    }
+
+
+# mmdet registers its models when they are imported.
+assert mmdet.models.RetinaNet

@@ -1,0 +1,122 @@
+"""Detections next to ground truth, on a few images of the reported split that nobody picked."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from PIL import Image
+
+from ghm.params import Params
+from ghm.report.inputs import MIN_SCORE, Results, existing
+from ghm.report.matching import MIN_IOU, Kind, Mark, choose, compare
+from ghm.report.style import DPI, WIDTH, Plot
+
+CELLS = 5  # side by side at most: more would be too small to see
+HEIGHT = 14.0  # inches for square images: decides how many images there are
+
+# Inches around the cells.
+LEGEND = 0.32
+TITLE = 0.25
+GAP = 0.09
+LABEL = 13 / 72
+
+
+@dataclass(frozen=True)
+class Look:
+    """How boxes of one kind are drawn. Colour and dashes both tell the kinds apart."""
+
+    words: str
+    colour: str
+    dashes: str | tuple[int, tuple[float, ...]]
+    ink: str
+
+    def outline(self) -> dict[str, Any]:
+        """Return what a patch needs: a line on a dark halo, which shows on light and dark photos."""
+        halo = [withStroke(linewidth=3.2, foreground="black")]
+        return {"fill": False, "edgecolor": self.colour, "linewidth": 1.8, "linestyle": self.dashes,
+                "path_effects": halo}  # fmt: skip
+
+
+LOOKS: dict[Kind, Look] = {
+    "truth": Look("ground truth", "white", "-", "black"),
+    "found": Look("found", "#56B4E9", "-", "black"),
+    "wrong": Look("false alarm or wrong class", "#D55E00", (0, (3.5, 1.5)), "white"),
+    "missed": Look("missed", "#F0E442", (0, (1, 1)), "black"),
+}
+
+
+def gallery(results: Results, params: Params, root: Path) -> Plot:
+    """Draw ground truth and each variant's detections (first seed), a line or more of cells for each image.
+
+    Raises:
+        InputError: an image is missing.
+    """
+    lines = -(-(1 + len(params.variants)) // CELLS)
+    columns = -(-(1 + len(params.variants)) // lines)
+    width = (WIDTH + GAP) / columns - GAP
+    images = choose(results.truth["images"], results.truth["annotations"], int(HEIGHT / (lines * width)))
+    pictures = [_picture(existing(results.images / image["file_name"], root), width) for image in images]
+    heights = [width * picture.height / picture.width for picture in pictures]
+    figure = Figure(figsize=(WIDTH, LEGEND + lines * sum(TITLE + height for height in heights)))
+    names = {category["id"]: category["name"] for category in results.truth["categories"]}
+    top = figure.get_figheight() - LEGEND
+    for image, picture, height in zip(images, pictures, heights, strict=True):
+        for place, (title, content) in enumerate(_cells(results, image["id"]).items()):
+            line, column = divmod(place, columns)
+            bottom = top - (line + 1) * (TITLE + height)
+            total = figure.get_figheight()
+            ax = figure.add_axes((column * (width + GAP) / WIDTH, bottom / total, width / WIDTH, height / total))
+            ax.set_axis_off()
+            ax.imshow(picture, extent=(0, image["width"], image["height"], 0))
+            ax.set_title(title, fontsize=9.5, fontweight="normal", pad=3)
+            for mark in content:
+                _draw(ax, mark, names[mark.box["category_id"]], label=LABEL * image["width"] / width)
+        top -= lines * (TITLE + height)
+    patches = [Patch(label=look.words, **look.outline()) for kind, look in LOOKS.items() if kind != "truth"]
+    figure.legend(handles=patches, loc="upper left", ncols=len(patches), borderaxespad=0.2)
+    return Plot(
+        figure,
+        alt=f"{len(images)} images with their true boxes and with the boxes that each variant found.",
+        caption=f"**Detections** with a score of at least {MIN_SCORE:g} (seed {params.seeds[0]}) next to ground truth: "
+        f"blue matches a true box of its class (IoU {MIN_IOU:g}, best score first), red dashes match none, yellow dots "
+        f"are true boxes that nothing matched. Nobody picked the images: they are {len(images)} at even distances in "
+        f"the list of images with boxes.",
+    )
+
+
+def _cells(results: Results, image: int) -> dict[str, list[Mark]]:
+    """Return what to draw on each copy of an image, by title."""
+    truth = [box for box in results.truth["annotations"] if box["image_id"] == image]
+    compared = {
+        name: compare(truth, [box for box in found if box["image_id"] == image])
+        for name, found in results.detections.items()
+    }
+    return {"ground truth": [Mark(box, "truth") for box in truth], **compared}
+
+
+def _picture(path: Path, width: float) -> Image.Image:
+    """Load an image at the resolution of its cell, `width` inches wide, so that drawing does not blur it."""
+    with Image.open(path) as image:
+        pixels = round(width * DPI)
+        size = (pixels, round(pixels * image.height / image.width))
+        return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _draw(ax: Axes, mark: Mark, name: str, label: float) -> None:
+    """Draw a box and its class; `label` is the height of the text in pixels of the image."""
+    x, y, width, height = mark.box["bbox"]
+    look = LOOKS[mark.kind]
+    ax.add_patch(Rectangle((x, y), width, height, **look.outline()))
+    tag = {"facecolor": look.colour, "edgecolor": "none", "pad": 1.0}
+    text = partial(ax.text, s=name, color=look.ink, fontsize=9, clip_on=True, bbox=tag)
+    # Labels lie outside the box, where they hide no small object, but inside the image. A missed box often lies under
+    # a detection of the wrong class: its label goes to the other corner.
+    if mark.kind == "missed":
+        text(min(x + width, ax.get_xlim()[1]), min(y + height, ax.get_ylim()[0] - label), ha="right", va="top")
+    else:
+        text(max(x, 0), max(y, label), ha="left", va="bottom")

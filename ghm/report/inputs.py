@@ -1,0 +1,100 @@
+"""What the other stages left on disk, read into tables with one row a measurement."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ghm.errors import InputError
+from ghm.params import Params
+
+MIN_SCORE = 0.3  # of the detections to show: the many below would only fill memory
+
+Record = dict[str, Any]  # of COCO: an image, an annotation, a detection
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of every variant and seed, in the order of `params.yaml`."""
+
+    metrics: dict[str, dict[str, float]]  # of each variant: fractions, mean over seeds, -1: no box of that kind
+    seed_metrics: dict[str, list[dict[str, float]]]  # of each variant: the same, seed by seed
+    contexts: dict[str, list[dict[str, Any]]]  # of each variant, seed by seed: revision, device, seconds, ...
+    loss: pd.DataFrame  # variant, seed, step, loss, loss_cls, loss_bbox, ...
+    precision_recall: pd.DataFrame  # variant, seed, iou, recall, precision
+    gradient_norms: pd.DataFrame  # variant, epoch, kind, low, high, count, share; all seeds together
+    detections: dict[str, list[Record]]  # of each variant: the first seed's, from MIN_SCORE up
+    manifest: dict[str, Any]  # data/<name>.json
+    truth: dict[str, list[Record]]  # COCO images, annotations, categories of the reported split
+    images: Path  # folder of the reported split
+
+
+def read(params: Params, root: Path) -> Results:
+    """Read the runs that `params` describes from the repository at `root`.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    manifest = _json(root, f"data/{params.data.name}.json")
+    split = manifest["splits"][params.evaluate.split]
+    return Results(
+        metrics={name: _json(root, f"metrics/{name}.json") for name in params.variants},
+        seed_metrics=_records(root, "detections", "metrics.json", params),
+        contexts=_records(root, "runs", "context.json", params),
+        loss=_tables(root, "runs", "log.csv", params),
+        precision_recall=_tables(root, "detections", "precision_recall.csv", params),
+        gradient_norms=_shares(_tables(root, "runs", "gradient_norms.csv", params)),
+        detections={name: _detections(root, f"detections/{name}/seed_{params.seeds[0]}") for name in params.variants},
+        manifest=manifest,
+        truth=_json(root, f"data/{params.data.name}/{split['annotations']}"),
+        images=root / "data" / params.data.name / split["folder"],
+    )
+
+
+def existing(path: Path, root: Path) -> Path:
+    """Return `path`.
+
+    Raises:
+        InputError: it is no file. The message names it relative to `root`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.relative_to(root)} is missing: run `dvc repro` to make it")
+    return path
+
+
+def _json(root: Path, name: str) -> Any:
+    return json.loads(existing(root / name, root).read_text(encoding="utf-8"))
+
+
+def _detections(root: Path, folder: str) -> list[Record]:
+    return [found for found in _json(root, f"{folder}/detections.json") if found["score"] >= MIN_SCORE]
+
+
+def _records(root: Path, folder: str, name: str, params: Params) -> dict[str, list[dict[str, Any]]]:
+    """Read one JSON file of every run: variant -> content, seed by seed."""
+    return {
+        variant: [_json(root, f"{folder}/{variant}/seed_{seed}/{name}") for seed in params.seeds]
+        for variant in params.variants
+    }
+
+
+def _tables(root: Path, folder: str, name: str, params: Params) -> pd.DataFrame:
+    """Stack one CSV file of every run, with the columns `variant` and `seed` in front."""
+    tables = []
+    for variant, seed in itertools.product(params.variants, params.seeds):
+        table = pd.read_csv(existing(root / folder / variant / f"seed_{seed}" / name, root))
+        table.insert(0, "variant", variant)
+        table.insert(1, "seed", seed)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _shares(counts: pd.DataFrame) -> pd.DataFrame:
+    """Add up the histograms of all seeds and give each bin its share of the examples."""
+    summed = counts.groupby(["variant", "epoch", "kind", "low", "high"], sort=False, as_index=False)["count"].sum()
+    total = summed.groupby(["variant", "epoch", "kind"])["count"].transform("sum")
+    # A batch without positive anchors has no box gradients: its shares are 0, not 0 / 0.
+    return summed.assign(share=summed["count"] / total.clip(lower=1))

@@ -1,0 +1,72 @@
+"""One look for all figures: sizes, colours, legend."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+WIDTH = 9.0  # inches: about 900 px on a code host's page, where 9 pt are then 12 px
+DPI = 160  # more than the page shows, for dense screens
+
+# Okabe and Ito's colours for colour-blind readers, without their yellow, which is too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+GREY = "#666666"
+
+KINDS = {"cls": "classification", "box": "box regression"}
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "lines.linewidth": 1.8,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "savefig.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with the words that go with it on the page."""
+
+    figure: Figure
+    alt: str
+    caption: str
+
+
+def colours(variants: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each variant, by its place in `params.yaml`; the ninth starts again."""
+    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(variants)}
+
+
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of page width, `height` in inches."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def legend(figure: Figure, variants: Iterable[str], extra: Iterable[Artist] = ()) -> None:
+    """Put one legend for the whole figure above its panels: the variants, then `extra` handles."""
+    lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours(variants).items()]
+    handles = [*lines, *extra]
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5), columnspacing=1.6)

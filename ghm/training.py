@@ -1,0 +1,176 @@
+"""Train one variant with one seed on mmengine's Runner, and keep what came of it.
+
+State to resume from lies in `.state/<variant>-seed_<n>-<key>/`, outside what DVC deletes before it runs a stage. The key
+covers everything that shapes the training, so a changed parameter, data set, backbone or training code starts afresh.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from ghm import backbones, config, data, files
+from ghm.errors import InputError
+from ghm.gradient_norms import FILE as GRADIENT_NORMS
+from ghm.params import Params
+
+STATE = Path(".state")
+PACKAGES = ("torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy", "pycocotools")
+# Files of this package that a trained weight depends on.
+_SOURCES = ("config.py", "head.py", "gradient_norms.py", "training.py", "losses")
+_log = logging.getLogger(__name__)
+
+
+def train(params: Params, variant: str, out: Path) -> None:
+    """Train `variant` once a seed and write `out/seed_<n>/`: model.pth, config.py, log.csv, gradient_norms.csv,
+    context.json.
+
+    A seed that was trained under the same conditions before is not trained again.
+
+    Raises:
+        InputError: a parameter does not fit, or the data set or a checkpoint is not there.
+    """
+    params.variant(variant)
+    data.ensure(params)
+    with files.whole_folder(out) as folder:
+        for seed in params.seeds:
+            cfg = build_config(params, variant, seed)
+            state = STATE / f"{variant}-seed_{seed}-{_key(params, cfg)}"
+            if (state / "model.pth").exists():
+                _log.info("%s, seed %d: already trained under these conditions", variant, seed)
+            else:
+                _fit(params, cfg, state)
+            _export(params, variant, seed, cfg, state, folder / f"seed_{seed}")
+
+
+def build_config(params: Params, variant: str, seed: int) -> Config:
+    """The mmengine config of one training and its evaluation, from what the earlier stages left."""
+    return config.build(params, variant, data.read_manifest(params), backbones.weights_path(params), seed)
+
+
+def context(params: Params) -> dict[str, Any]:
+    """Where and with what this process runs: git revision, device, library versions."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {
+        "revision": git.stdout.strip() or "unknown",
+        "device": device,
+        "versions": versions,
+        "dataset": params.data.name,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _key(params: Params, cfg: Config) -> str:
+    """Hash of all that shapes a training: config, data, backbone, checkpoint to go on from, code, libraries."""
+    shape = json.loads(json.dumps(cfg.to_dict(), default=str))
+    shape = {name: value for name, value in shape.items() if not name.startswith("test_")}
+    del shape["model"]["test_cfg"]
+    parts: list[Any] = [shape, data.read_manifest(params), backbones.read_record(params)]
+    if params.train.resume_from:
+        parts.append(files.digest(_resume_from(params.train.resume_from)))
+    here = Path(__file__).parent
+    for source in _SOURCES:
+        paths = [here / source] if source.endswith(".py") else sorted((here / source).glob("*.py"))
+        parts.extend(files.digest(path) for path in paths)
+    parts.extend(version(name) for name in PACKAGES)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _resume_from(value: str) -> Path:
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise InputError(f"train.resume_from must be null or an existing checkpoint, got {value!r}")
+    return path
+
+
+@contextmanager
+def _checkpoint_types() -> Iterator[None]:
+    """What mmengine pickles into its checkpoints besides tensors, and nothing else, may be loaded."""
+    dtypes = [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "u1", "u4", "b1")]
+    reconstruct = np.zeros(1).__reduce__()[0]
+    with torch.serialization.safe_globals([HistoryBuffer, reconstruct, np.ndarray, np.dtype, *dtypes]):
+        yield
+
+
+def _fit(params: Params, cfg: Config, state: Path) -> None:
+    """Run the training, from the newest checkpoint in `state` where there is one, and leave `state/model.pth`."""
+    state.mkdir(parents=True, exist_ok=True)
+    cfg = cfg.copy()
+    cfg.work_dir = str(state)
+    cfg.experiment_name = state.name
+    latest = find_latest_checkpoint(str(state))
+    if latest:
+        _log.info("going on from %s", latest)
+        cfg.resume, cfg.load_from = True, latest
+    elif params.train.resume_from:
+        cfg.resume, cfg.load_from = True, str(_resume_from(params.train.resume_from))
+    runner = Runner.from_cfg(cfg)
+    for handler in MMLogger.get_current_instance().handlers:
+        handler.setLevel(logging.INFO)  # only now: the Runner's first words are the whole config
+    runner.model.to(memory_format=torch.channels_last)
+    with _checkpoint_types():
+        runner.train()
+    content = {
+        "state_dict": {name: value.cpu() for name, value in runner.model.state_dict().items()},
+        "meta": {"dataset_meta": {"classes": list(cfg.train_dataloader.dataset.metainfo.classes)}},
+    }
+    temporary = state / ".model.pth"
+    torch.save(content, temporary)
+    temporary.rename(state / "model.pth")
+
+
+def _export(params: Params, variant: str, seed: int, cfg: Config, state: Path, out: Path) -> None:
+    out.mkdir()
+    shutil.copyfile(state / "model.pth", out / "model.pth")
+    shutil.copyfile(state / GRADIENT_NORMS, out / GRADIENT_NORMS)
+    cfg.dump(str(out / "config.py"))
+    log = _read_log(state)
+    log.drop(columns="time").to_csv(out / "log.csv", index=False)
+    tensors = torch.load(out / "model.pth", weights_only=True)["state_dict"]
+    record = {
+        **context(params),
+        "variant": variant,
+        "seed": seed,
+        "epochs": params.train.epochs,
+        "images": data.read_manifest(params)["splits"]["train"]["images"],
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "pretrained": params.model.pretrained,
+        "seconds": round(float((log["time"] * log["step"].diff().fillna(log["step"])).sum()), 1),
+    }
+    files.write_json(out / "context.json", record)
+
+
+def _read_log(state: Path) -> pd.DataFrame:
+    """What the Runner logged every few steps: step, epoch, loss, loss_cls, loss_bbox, lr, grad_norm, time [s a step].
+
+    A resumed training leaves one file a start; the later one counts where both have a step.
+    """
+    paths = sorted(state.glob("*/vis_data/scalars.json"))
+    log = pd.concat([pd.read_json(path, lines=True) for path in paths if path.stat().st_size])
+    log = log.drop_duplicates("step", keep="last").sort_values("step")
+    columns = ["step", "epoch", "loss", "loss_cls", "loss_bbox", "lr", "grad_norm", "time"]
+    return log.reindex(columns=columns)

@@ -1,0 +1,17 @@
+"""Stage `evaluate@<variant>`: detections into `detections/<variant>/`, metrics into `metrics/<variant>.json`."""
+
+import sys
+from pathlib import Path
+
+from ghm import evaluation, files, params
+from stages import run
+
+
+def main() -> None:
+    variant = sys.argv[1]
+    metrics = evaluation.evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
+    files.write_json(Path("metrics") / f"{variant}.json", metrics)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,136 @@
+"""An artificial folder of finished runs: plausible numbers and images from a seeded generator."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ghm import params as ghm_params
+from ghm.params import Params, Variant
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIDE = 128  # pixels of an image
+STEPS = 400
+EPOCHS = 2
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+
+
+def fill(
+    root: Path, variants: int = 3, seeds: int = 1, classes: int = 10, images: int = 8, detect: bool = True
+) -> Params:
+    """Write the runs of `variants` x `seeds` below `root`."""
+    params = ghm_params.load(REPOSITORY / "params.yaml")
+    pairs = [(cls, box) for box in ("smooth_l1", "ghmr") for cls in ("focal", "ghmc", "cross_entropy")]
+    named = dict(params.variants)
+    for number in range(8 - len(named)):
+        named[f"extra_{number}"] = Variant(*pairs[number % len(pairs)])
+    params = dataclasses.replace(params, variants=dict(list(named.items())[:variants]), seeds=tuple(range(seeds)))
+    rng = np.random.default_rng(0)
+    names = [str(number) if classes <= 10 else f"class {number}" for number in range(classes)]
+    truth = _data(root, params, names, images, rng)
+    for place, variant in enumerate(params.variants):
+        found = []
+        for seed in params.seeds:
+            found.append(_metrics(names, 0.55 + 0.01 * place, rng))
+            _run(root / "runs" / variant / f"seed_{seed}", params, variant, seed, rng)
+            _evaluation(root / "detections" / variant / f"seed_{seed}", truth, found[-1], detect, rng)
+        mean = {key: round(float(np.mean([metrics[key] for metrics in found])), 4) for key in found[0]}
+        _json(root / "metrics" / f"{variant}.json", mean)
+    return params
+
+
+def _json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _data(root: Path, params: Params, names: list[str], images: int, rng: np.random.Generator) -> dict[str, Any]:
+    split = params.evaluate.split
+    folder = root / "data" / params.data.name
+    truth: dict[str, Any] = {
+        "images": [], "annotations": [], "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    }  # fmt: skip
+    (folder / split).mkdir(parents=True)
+    for number in range(images):
+        name = f"{number:04}.png"
+        y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+        pixels = np.stack([x * 180, y * 120 + 40, (np.sin(9 * x + number) + 1) * 90], axis=2)
+        for _ in range(number % 5):  # the first image of five is empty
+            size = int(rng.integers(24, 60))
+            left, top = rng.integers(0, SIDE - size, 2).tolist()
+            pixels[top : top + size, left : left + size] += rng.uniform(-60, 60, 3)
+            truth["annotations"].append(
+                {"id": len(truth["annotations"]) + 1, "image_id": number + 1, "iscrowd": 0, "area": size * size,
+                 "category_id": int(rng.integers(1, len(names) + 1)), "bbox": [left, top, size, size]}
+            )  # fmt: skip
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / split / name)
+        truth["images"].append({"id": number + 1, "file_name": name, "width": SIDE, "height": SIDE})
+    annotations = f"annotations/instances_{split}.json"
+    _json(folder / annotations, truth)
+    here = {"images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split}
+    _json(
+        root / "data" / f"{params.data.name}.json",
+        {"name": params.data.name, "classes": names, "splits": {"train": here, split: here}},
+    )
+    return truth
+
+
+def _metrics(names: list[str], level: float, rng: np.random.Generator) -> dict[str, float]:
+    """Return metrics around `level`; no box is large, as in a data set of small images."""
+    values = {key: round(float(level + rng.normal(0, 0.02)), 4) for key in METRICS} | {"APl": -1.0}
+    return values | {f"AP_{name}": round(float(level + rng.normal(0, 0.05)), 4) for name in names}
+
+
+def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.Generator) -> None:
+    context = {
+        "variant": variant, "seed": seed, "revision": "0123abc", "device": "2 x fixture CPU", "seconds": 211.5,
+        "versions": {"python": "3.11.7", "torch": "2.11.0", "mmdet": "3.3.0"}, "dataset": params.data.name,
+        "epochs": EPOCHS, "images": 8, "parameters": 1_034_567, "pretrained": params.model.pretrained,
+    }  # fmt: skip
+    _json(folder / "context.json", context)
+    step = np.arange(1, STEPS + 1)
+    height = 20.0 if params.variants[variant].box == "ghmr" else 1.0
+    cls = (0.2 + np.exp(-step / 60)) * rng.gamma(20, 0.05, STEPS)
+    box = height * (0.3 + 0.5 * np.exp(-step / 90)) * rng.gamma(20, 0.05, STEPS)
+    log = {"step": step, "epoch": 1 + step * EPOCHS // (STEPS + 1), "loss": cls + box, "loss_cls": cls,
+           "loss_bbox": box, "lr": 0.002, "grad_norm": rng.gamma(4, 1, STEPS)}  # fmt: skip
+    pd.DataFrame(log).to_csv(folder / "log.csv", index=False)
+    edges = np.linspace(0, 1, 121)
+    histograms = []
+    for epoch in range(EPOCHS + 1):
+        for kind, number in (("cls", 2_000_000), ("box", 8_000)):
+            middle = (edges[:-1] + edges[1:]) / 2
+            chance = np.exp(-(8 + 4 * epoch) * middle) + 2e-5 * np.exp(4 * middle) if kind == "cls" else 1 + middle
+            count = rng.poisson(number * chance / chance.sum())
+            histograms.append(
+                pd.DataFrame({"epoch": epoch, "kind": kind, "low": edges[:-1], "high": edges[1:], "count": count})
+            )
+    pd.concat(histograms).to_csv(folder / "gradient_norms.csv", index=False)
+
+
+def _evaluation(
+    folder: Path, truth: dict[str, Any], metrics: dict[str, float], detect: bool, rng: np.random.Generator
+) -> None:
+    """Write metrics, curves and detections: most boxes found, some moved away, some with the next class."""
+    _json(folder / "metrics.json", metrics)
+    recall = np.arange(101) / 100
+    curves = [
+        pd.DataFrame({"iou": iou, "recall": recall, "precision": (1 - recall**power) * detect})
+        for iou, power in ((0.5, 6 + rng.normal()), (0.75, 3 + rng.normal()))
+    ]
+    pd.concat(curves).to_csv(folder / "precision_recall.csv", index=False)
+    found = []
+    for box in truth["annotations"]:
+        luck = rng.uniform()
+        shift = 25.0 if luck < 0.1 else 2.0
+        category = 1 + box["category_id"] % len(truth["categories"]) if luck > 0.85 else box["category_id"]
+        x, y, width, height = box["bbox"]
+        found.append(
+            {"image_id": box["image_id"], "category_id": category, "score": float(rng.uniform(0.2, 1)),
+             "bbox": [x + shift * rng.normal(), y + shift * rng.normal(), width * 1.05, height * 0.97]}
+        )  # fmt: skip
+    _json(folder / "detections.json", found if detect else [])

@@ -1,0 +1,197 @@
+"""Laws of the report: its numbers are those of the runs, and it is written whole."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ghm import report
+from ghm.errors import InputError
+from ghm.params import Params
+from tests.report.artificial_runs import METRICS, fill
+
+
+class Written(NamedTuple):
+    """A report on artificial runs."""
+
+    root: Path
+    params: Params
+    text: str  # what `write` returned
+
+    @property
+    def page(self) -> str:
+        return (self.root / "reports" / "ap_table.md").read_text(encoding="utf-8")
+
+    def rows(self, heading: str) -> dict[str, list[str]]:
+        """Return the first table below a heading: name of the row -> its cells."""
+        below = self.page.split(f"## {heading}")[1].split("\n## ")[0]
+        lines = [line.strip("| ").split("|") for line in below.splitlines() if line.startswith("|")]
+        return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def write(root: Path, **wanted: Any) -> Written:
+    params = fill(root, **wanted)
+    return Written(root, params, report.write(params, root))
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Three variants, one seed."""
+    return write(tmp_path_factory.mktemp("default"))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Eight variants, two seeds, eighty classes."""
+    return write(tmp_path_factory.mktemp("large"), variants=8, seeds=2, classes=80)
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """One variant that found nothing."""
+    return write(tmp_path_factory.mktemp("blind"), variants=1, detect=False)
+
+
+@pytest.fixture(params=["default", "large", "blind"])
+def any_report(request: pytest.FixtureRequest) -> Iterator[Written]:
+    yield request.getfixturevalue(request.param)
+
+
+def metrics(root: Path, variant: str) -> dict[str, float]:
+    return json.loads((root / "metrics" / f"{variant}.json").read_text())
+
+
+def test_main_table_has_the_metrics_in_percent(any_report: Written) -> None:
+    rows = any_report.rows("Result")
+    for name in any_report.params.variants:
+        values = metrics(any_report.root, name)
+        shown = [cell.split(" ±")[0] for cell in rows[name]]
+        expected = ["–" if values[key] < 0 else f"{100 * values[key]:.1f}" for key in METRICS]  # noqa: RUF001
+        assert shown[: len(METRICS)] == expected
+
+
+def test_main_table_has_the_difference_in_ap_to_the_first_variant(default: Written) -> None:
+    rows = default.rows("Result")
+    difference = metrics(default.root, "ghmc_sl1")["AP"] - metrics(default.root, "fl_sl1")["AP"]
+    assert rows["ghmc_sl1"][-1] == f"{100 * difference:+.1f}"
+    assert rows["fl_sl1"][-1] == "baseline"
+
+
+def test_main_table_is_returned_for_the_terminal(any_report: Written) -> None:
+    assert any_report.text in any_report.page
+
+
+def test_one_seed_has_no_spread_and_says_why_that_matters(default: Written) -> None:
+    assert "±" not in default.page
+    assert "One seed cannot tell a difference of about 1 AP from noise" in default.page
+
+
+def test_several_seeds_have_the_standard_deviation_and_that_of_the_paired_difference(large: Written) -> None:
+    row = large.rows("Result")["ghmc_sl1"]
+    ap = {
+        name: np.array(
+            [
+                json.loads((large.root / f"detections/{name}/seed_{seed}/metrics.json").read_text())["AP"]
+                for seed in large.params.seeds
+            ]
+        )
+        for name in ("fl_sl1", "ghmc_sl1")
+    }
+    assert row[0].endswith(f" ± {100 * ap['ghmc_sl1'].std(ddof=1):.1f}")
+    assert row[-1].endswith(f" ± {100 * (ap['ghmc_sl1'] - ap['fl_sl1']).std(ddof=1):.1f}")
+    assert "One seed" not in large.page
+
+
+def test_published_figures_stand_apart_and_only_beside_their_own_variants(large: Written) -> None:
+    rows = large.rows("Published figures")
+    assert rows["fl_sl1"] == ["35.6", "baseline"]
+    assert rows["ghmc_sl1"] == ["35.8", "+0.2"]
+    assert rows["ghmc_ghmr"] == ["37.0", "+1.4"]
+    assert rows["extra_0"] == ["–", "–"]  # noqa: RUF001
+    assert "35.6" not in large.text
+
+
+def test_every_class_has_a_row_with_its_ap(any_report: Written) -> None:
+    rows = any_report.rows("AP of each class")
+    manifest = json.loads((any_report.root / "data" / "digits.json").read_text())
+    for name in manifest["classes"]:
+        value = metrics(any_report.root, "fl_sl1")[f"AP_{name}"]
+        assert rows[name][1].split(" ±")[0] == f"{100 * value:.1f}"
+
+
+def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(any_report: Written) -> None:
+    shown = dict(re.findall(r"!\[(.{20,}?)\]\(figures/(\w+\.png)\)", any_report.page))
+    written = {path.name for path in (any_report.root / "reports" / "figures").iterdir()}
+    assert set(shown.values()) == written
+    assert len(written) == 5
+
+
+def test_shares_of_each_histogram_add_up_to_one(default: Written) -> None:
+    table = pd.read_csv(default.root / "reports" / "plots" / "gradient_norms.csv")
+    total = table.groupby(["variant", "epoch", "kind"])["share"].sum()
+    np.testing.assert_allclose(total, 1, atol=1e-3)
+
+
+def test_precision_recall_data_are_means_over_seeds(large: Written) -> None:
+    table = pd.read_csv(large.root / "reports" / "plots" / "precision_recall.csv")
+    curves = [
+        pd.read_csv(large.root / f"detections/fl_sl1/seed_{seed}/precision_recall.csv")["precision"]
+        for seed in large.params.seeds
+    ]
+    np.testing.assert_allclose(table.loc[table["variant"] == "fl_sl1", "precision"], sum(curves) / 2, atol=1e-5)
+
+
+def test_writing_twice_gives_the_same_bytes_and_removes_old_figures(default: Written) -> None:
+    reports = default.root / "reports"
+    before = {path.relative_to(reports): path.read_bytes() for path in reports.rglob("*") if path.is_file()}
+    (reports / "figures" / "old.png").touch()
+    report.write(default.params, default.root)
+    after = {path.relative_to(reports): path.read_bytes() for path in reports.rglob("*") if path.is_file()}
+    assert before == after
+    assert not list(default.root.glob(".report-*"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics/ghmc_sl1.json",
+        "detections/ghmc_sl1/seed_0/metrics.json",
+        "detections/ghmc_sl1/seed_0/precision_recall.csv",
+        "detections/ghmc_sl1/seed_0/detections.json",
+        "runs/ghmc_sl1/seed_0/log.csv",
+        "runs/ghmc_sl1/seed_0/gradient_norms.csv",
+        "runs/ghmc_sl1/seed_0/context.json",
+        "data/digits.json",
+        "data/digits/annotations/instances_test.json",
+    ],
+)
+def test_a_missing_file_is_named_and_nothing_is_written(tmp_path: Path, name: str) -> None:
+    params = fill(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{re.escape(name)} is missing: run `dvc repro`"):
+        report.write(params, tmp_path)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_missing_image_is_named_and_the_old_report_stays(tmp_path: Path) -> None:
+    params = fill(tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "ap_table.md").write_text("old")
+    (tmp_path / "data/digits/test/0001.png").unlink()
+    with pytest.raises(InputError, match=r"data/digits/test/0001\.png is missing"):
+        report.write(params, tmp_path)
+    assert [path.name for path in (tmp_path / "reports").rglob("*")] == ["ap_table.md"]
+    assert (tmp_path / "reports" / "ap_table.md").read_text() == "old"
+
+
+def test_a_loss_section_that_the_figures_need_is_named(tmp_path: Path) -> None:
+    params = fill(tmp_path, variants=1)
+    params = dataclasses.replace(params, losses={k: v for k, v in params.losses.items() if k != "ghmr"})
+    with pytest.raises(InputError, match="ghmr is missing"):
+        report.write(params, tmp_path)

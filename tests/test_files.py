@@ -1,0 +1,45 @@
+"""Laws of writing: whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from ghm import files
+
+
+def test_a_folder_appears_whole_and_takes_the_place_of_the_old_one(tmp_path: Path):
+    place = tmp_path / "out"
+    place.mkdir()
+    (place / "old").touch()
+    with files.whole_folder(place) as folder:
+        (folder / "new").touch()
+        assert (place / "old").exists()
+    assert [path.name for path in place.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path):
+    place = tmp_path / "out"
+    place.mkdir()
+    (place / "old").touch()
+    with pytest.raises(KeyboardInterrupt), files.whole_folder(place) as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in place.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_value_that_json_lacks_leaves_no_file(tmp_path: Path):
+    path = tmp_path / "metrics.json"
+    files.write_json(path, {"AP": 0.5})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(path, {"AP": float("nan")})
+    assert path.read_text() == '{\n "AP": 0.5\n}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_digests_are_those_of_the_content(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert files.digest(path, "md5") == "900150983cd24fb0d6963f7d28e17f72"
+    assert files.digest(path).startswith("ba7816bf8f01cfea")

@@ -1,0 +1,103 @@
+"""Laws of the head: it is mmdet's RetinaNet head, with the examples of a loss in one place."""
+
+from typing import Any
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+
+from ghm.head import GHMRetinaHead
+
+CLASSES = 3
+LOSSES = {
+    "focal": dict(type="mmdet.FocalLoss", use_sigmoid=True),
+    "ghmc": dict(type="ghm.GHMC", bins=10, momentum=0.75, use_sigmoid=True),
+    "softmax": dict(type="mmdet.CrossEntropyLoss", use_sigmoid=False),
+}
+BOX_LOSSES = {
+    "smooth_l1": dict(type="mmdet.SmoothL1Loss", beta=0.11),
+    "ghmr": dict(type="ghm.GHMR", momentum=0.7, loss_weight=10.0),
+    "giou": dict(type="mmdet.GIoULoss"),
+}
+
+
+def head(kind: str, cls: str, box: str) -> Any:
+    torch.manual_seed(0)
+    return MODELS.build(
+        ConfigDict(
+            type=kind,
+            num_classes=CLASSES,
+            in_channels=8,
+            feat_channels=8,
+            stacked_convs=1,
+            anchor_generator=dict(
+                type="mmdet.AnchorGenerator",
+                octave_base_scale=3,
+                scales_per_octave=2,
+                ratios=[1.0, 2.0],
+                strides=[8, 16],
+            ),
+            reg_decoded_bbox=box == "giou",
+            loss_cls=LOSSES[cls],
+            loss_bbox=BOX_LOSSES[box],
+            train_cfg=dict(
+                assigner=dict(type="mmdet.MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+                allowed_border=-1,
+                pos_weight=-1,
+            ),
+        )
+    )
+
+
+def batch(count_of_boxes: tuple[int, ...]) -> tuple[list[torch.Tensor], list[InstanceData], list[dict]]:
+    torch.manual_seed(1)
+    features = [torch.randn(len(count_of_boxes), 8, size, size) for size in (8, 4)]
+    truth, metas = [], []
+    for count in count_of_boxes:
+        corner = torch.rand(count, 2) * 30
+        boxes = torch.cat([corner, corner + 12 + torch.rand(count, 2) * 20], dim=1)
+        truth.append(InstanceData(bboxes=boxes, labels=torch.randint(0, CLASSES, (count,))))
+        metas.append(dict(img_shape=(64, 64), pad_shape=(64, 64), scale_factor=(1.0, 1.0)))
+    return features, truth, metas
+
+
+@pytest.mark.parametrize("count_of_boxes", [(3, 1), (0, 2), (0, 0)])
+@pytest.mark.parametrize(("cls", "box"), [("focal", "smooth_l1"), ("ghmc", "ghmr"), ("ghmc", "giou"), ("softmax", "ghmr")])
+def test_losses_gradients_and_statistics_are_those_of_mmdets_head(cls: str, box: str, count_of_boxes: tuple[int, ...]):
+    features, truth, metas = batch(count_of_boxes)
+    results = []
+    for kind in ("ghm.GHMRetinaHead", "mmdet.RetinaHead"):
+        model = head(kind, cls, box)
+        for _ in range(3):
+            model.zero_grad()
+            losses = model.loss_by_feat(*model(features), truth, metas)
+            sum(sum(parts) for parts in losses.values()).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((losses, gradients, dict(model.named_buffers())))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_one_population_a_level_with_every_anchor_in_it():
+    features, truth, metas = batch((3, 1))
+    model = head("ghm.GHMRetinaHead", "ghmc", "ghmr")
+    populations, positives = model.populations(*model(features), truth, metas)
+    assert [len(each.label_N) for each in populations] == [2 * 8 * 8 * 4, 2 * 4 * 4 * 4]
+    assert positives == sum(int((each.label_N < CLASSES).sum()) for each in populations)
+    for each in populations:
+        assert each.logit_NC.shape == (len(each.label_N), CLASSES)
+        assert each.box_N4.shape == each.box_target_N4.shape == each.box_weight_N4.shape == (len(each.label_N), 4)
+
+
+def test_checkpoints_load_both_ways():
+    ours, mmdets = head("ghm.GHMRetinaHead", "ghmc", "ghmr"), head("mmdet.RetinaHead", "focal", "smooth_l1")
+    weights = {name: value for name, value in ours.state_dict().items() if not name.startswith("loss")}
+    mmdets.load_state_dict(weights, strict=True)
+    assert isinstance(ours, GHMRetinaHead)
+    zoo = head("mmdet.RetinaHead", "ghmc", "ghmr")
+    zoo.loss_cls, zoo.loss_bbox = (
+        MODELS.build(dict(type="mmdet.GHMC", bins=10, momentum=0.75)),
+        MODELS.build(dict(type="mmdet.GHMR", momentum=0.7)),
+    )
+    ours.load_state_dict(zoo.state_dict(), strict=True)

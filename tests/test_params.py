@@ -1,0 +1,142 @@
+"""Laws of `params.yaml` at the door."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from ghm import params
+from ghm.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+COMMITTED = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+
+
+def raw() -> dict[str, Any]:
+    return copy.deepcopy(COMMITTED)
+
+
+def change(key: str, value: object) -> dict[str, Any]:
+    content = raw()
+    *path, last = key.split(".")
+    section = content
+    for part in path:
+        section = section[part]
+    section[last] = value
+    return content
+
+
+def test_the_committed_file_is_valid_and_frozen():
+    loaded = params.load(ROOT / "params.yaml")
+    assert list(loaded.variants)[:3] == ["fl_sl1", "ghmc_sl1", "ghmc_ghmr"]
+    with pytest.raises(AttributeError):
+        loaded.train.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("ghmc.momentum", 1.2, "ghmc.momentum must be in [0, 1), got 1.2"),
+        ("ghmc.bins", 0, "ghmc.bins must be 1 or greater, got 0"),
+        ("ghmc.bins", 30.5, "ghmc.bins must be a whole number, got 30.5"),
+        ("ghmc.bins", True, "ghmc.bins must be a whole number, got True"),
+        ("ghmc.bin", 30, "ghmc.bin is not a known key, got 30; allowed: bins, momentum, loss_weight"),
+        ("ghmr.mu", 0, "ghmr.mu must be greater than 0, got 0"),
+        ("train.lr", "fast", "train.lr must be a number, got 'fast'"),
+        ("train.lr", float("nan"), "train.lr must be a finite number, got nan"),
+        ("train.image_scale", [1, 2], "train.image_scale must be [long, short] in pixels, got [1, 2]"),
+        ("train.image_scale", 128, "train.image_scale must be a list, got 128"),
+        ("train.lr_steps", [8], "train.lr_steps must name epochs with train.schedule: step"),
+        ("train.workers", -1, "train.workers must be 0 or greater, got -1"),
+        ("data.name", "imagenet", "data.name must be one of digits, coco, got 'imagenet'"),
+        ("data.label_noise", 1.5, "data.label_noise must be in [0, 1], got 1.5"),
+        ("model.depth", 19, "model.depth must be one of 18, 34, 50, 101, got 19"),
+        ("model.head_norm", "GN", "model.head_norm must be one of BN, got 'GN'"),
+        ("model.anchors.ratios", [1.0, -1], "model.anchors.ratios[1] must be greater than 0, got -1"),
+        ("model.norm_eval", 1, "model.norm_eval must be true or false, got 1"),
+        ("seeds", [], "seeds must hold at least one entry, got none"),
+        ("seeds", [1, 1], "seeds must differ from each other, got [1, 1]"),
+        ("variants", {}, "variants must hold at least one entry, got none"),
+        ("variants.fl_sl1", "focal", "variants.fl_sl1 must be a section with cls, box, got 'focal'"),
+        ("variants.fl_sl1.cls", "focol", "variants.fl_sl1.cls must be a loss section"),
+        ("trian", {"epochs": 3}, "trian is not a known section"),
+        ("train", None, "train must be a section with epochs"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_key_value_and_remedy(key: str, value: object, words: str):
+    with pytest.raises(InputError) as caught:
+        params.parse(change(key, value))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_and_a_missing_section_are_named():
+    content = raw()
+    del content["ghmc"]["bins"]
+    with pytest.raises(InputError, match=r"ghmc\.bins is missing"):
+        params.parse(content)
+    content = raw()
+    del content["train"]
+    with pytest.raises(InputError, match="train is missing"):
+        params.parse(content)
+
+
+def test_a_variant_is_one_line_and_so_is_a_loss_section():
+    content = raw()
+    content["variants"]["fl_giou"] = {"cls": "focal", "box": "giou"}
+    content["giou"] = {"type": "GIoULoss", "loss_weight": 2.0}
+    loaded = params.parse(content)
+    assert loaded.losses["giou"] == params.OtherLoss("GIoULoss", {"loss_weight": 2.0})
+    assert loaded.variant("fl_giou") == params.Variant("focal", "giou")
+
+
+def test_an_unknown_variant_is_answered_with_those_there_are():
+    with pytest.raises(InputError, match="must be one of fl_sl1, ghmc_sl1, ghmc_ghmr.*got 'fl'"):
+        params.parse(raw()).variant("fl")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1, 2", "is not valid YAML (line"),
+        ("a: 1\na: 2", "is not valid YAML"),
+        ("- 1", "must hold sections"),
+        ("", "must hold sections"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_sentence(tmp_path: Path, text: str, words: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        params.load(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="is missing"):
+        params.load(tmp_path / "params.yaml")
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+places = st.sampled_from(
+    ["variants", "seeds", "train", "train.lr", "train.lr_steps", "model.anchors", "ghmc.bins", "data.root", "focal"]
+)
+
+
+@given(place=places, value=values)
+def test_no_value_whatever_ends_in_anything_but_params_or_an_input_error(place: str, value: object):
+    try:
+        params.parse(change(place, value))
+    except InputError:
+        pass
