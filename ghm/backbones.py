@@ -108,6 +108,9 @@ def _check(params: Params, path: Path) -> dict[str, Any]:
 class _Classifier(nn.Module):
     """The backbone with a linear layer on its pooled last stage; the layer is called `fc` as in torchvision."""
 
+    mean: Tensor  # [3, 1, 1]
+    std: Tensor  # [3, 1, 1]
+
     def __init__(self, params: Params, classes: int) -> None:
         super().__init__()
         self.backbone = MODELS.build({**config.backbone(params.model), "frozen_stages": -1, "norm_eval": False})
@@ -134,7 +137,8 @@ def _pretrain(params: Params) -> tuple[dict[str, Tensor], float]:
     held_out = max(1, int(HELD_OUT * len(labels)))
     with torch.random.fork_rng():
         torch.manual_seed(params.digits.seed)
-        model = _Classifier(params, int(label_N.max()) + 1).to(device, memory_format=torch.channels_last)
+        model: Any = _Classifier(params, int(label_N.max()) + 1)
+        model.to(device, memory_format=torch.channels_last)
         _fit(model, image_N3HW[held_out:], label_N[held_out:], settings, device)
         with torch.no_grad():
             predictions = [model.eval()(part.to(device)).argmax(1).cpu() for part in image_N3HW[:held_out].split(512)]

@@ -35,6 +35,7 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
     return Config(
         {
             "default_scope": "mmdet",
+            "custom_imports": {"imports": ["ghm"]},
             "model": _detector(params, variant, len(manifest["classes"]), weights),
             **_training(params, manifest, root),
             **_testing(params, manifest, root),
@@ -205,7 +206,7 @@ def _training(params: Params, manifest: dict[str, Any], root: Path) -> dict[str,
 
 def _optimizer(train: Train) -> dict[str, Any]:
     if train.optimizer == "adamw":
-        return {"type": "AdamW", "lr": train.lr, "weight_decay": train.weight_decay}
+        return {"type": "AdamW", "lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
     return {"type": "SGD", "lr": train.lr, "momentum": 0.9, "weight_decay": train.weight_decay}
 
 

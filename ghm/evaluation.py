@@ -76,8 +76,9 @@ def detect(params: Params, variant: str, seed: int, model: Path, out: Path) -> N
     cfg.model.backbone.init_cfg = None
     cfg.test_evaluator.outfile_prefix = str(work / "result")
     runner = Runner.from_cfg(cfg)
-    runner.model.load_state_dict(torch.load(model, map_location="cpu", weights_only=True)["state_dict"])
-    runner.model.to(memory_format=torch.channels_last)
+    detector: Any = runner.model
+    detector.load_state_dict(torch.load(model, map_location="cpu", weights_only=True)["state_dict"])
+    detector.to(memory_format=torch.channels_last)
     runner.test()
     (work / "result.bbox.json").rename(out)
     shutil.rmtree(work)
@@ -106,11 +107,11 @@ def coco_metrics(annotations: Path, detections: Path) -> tuple[dict[str, float],
     return metrics, _curves(precision, evaluation.params)
 
 
-def _results(truth: COCO, found: list[dict[str, Any]]) -> COCO:
+def _results(truth: Any, found: list[dict[str, Any]]) -> COCO:
     """`loadRes` fails on an empty list; no detections are a result too."""
     if found:
         return truth.loadRes(found)
-    empty = COCO()
+    empty: Any = COCO()
     empty.dataset = {**truth.dataset, "annotations": []}
     empty.createIndex()
     return empty
@@ -129,5 +130,3 @@ def _mean(precision: np.ndarray) -> float:
     """Mean of what is defined; pycocotools marks classes without boxes by -1."""
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else -1.0
-
-

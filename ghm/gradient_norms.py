@@ -12,8 +12,13 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor
 
 from ghm.head import GHMRetinaHead, Population
-from ghm.losses.density import classification_gradient_norm, region_counts, region_edges, region_index
-from ghm.losses.density import regression_gradient_norm
+from ghm.losses.density import (
+    classification_gradient_norm,
+    region_counts,
+    region_edges,
+    region_index,
+    regression_gradient_norm,
+)
 from ghm.registry import HOOKS
 
 FILE = "gradient_norms.csv"
@@ -58,9 +63,8 @@ def _write(path: Path, epoch: int, count: dict[str, Tensor]) -> None:
         for kind, count_K in count.items()
     ]
     if epoch and path.exists():
-        earlier = pd.read_csv(path)
         # A resumed training measures its first epoch again.
-        tables.insert(0, earlier[earlier["epoch"] < epoch])
+        tables.insert(0, pd.read_csv(path).query("epoch < @epoch"))
     pd.concat(tables).to_csv(path, index=False, float_format="%.6f")
 
 

@@ -57,11 +57,11 @@ class GHMRetinaHead(RetinaHead):
             One population a level, and the number of positive anchors of the batch, at least 1.
         """
         device = cls_scores[0].device
-        sizes = [scores.shape[-2:] for scores in cls_scores]
+        sizes = [tuple(scores.shape[-2:]) for scores in cls_scores]
         anchors, valid_flags = self.get_anchors(sizes, batch_img_metas, device=device)
         # get_targets empties the lists it is given, so the anchors of the levels are put together before.
         level_sizes = [len(level) for level in anchors[0]]
-        level_anchors = images_to_levels([cat_boxes(image) for image in anchors], level_sizes)
+        level_anchors = images_to_levels([cat_boxes([*image]) for image in anchors], level_sizes)
         *targets, positives = self.get_targets(
             anchors, valid_flags, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         )

@@ -28,7 +28,7 @@ def nms(boxes: Any, scores: Any, *, iou_threshold: float, offset: int) -> Any:
 
 
 def _focal_terms(logit_NC: Any, label_N: Any, weight_C: Any, gamma: float, alpha: float) -> tuple[Any, Any, Any, Any]:
-    """Focal Loss written with s = x for the labelled class and -x for others: -a * sigmoid(-s)**gamma * logsigmoid(s)."""
+    """Focal Loss with s = x for the labelled class and -x for others: -alpha_t * sigmoid(-s)**gamma * logsigmoid(s)."""
     import torch
 
     classes = torch.arange(logit_NC.shape[1], device=logit_NC.device)

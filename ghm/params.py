@@ -203,9 +203,7 @@ class Params:
                         f"variants.{name}.{role} must be a loss section ({', '.join(self.losses)}), got {section!r}"
                     )
         if self.data.name == "coco" and self.evaluate.split == "test":
-            raise InputError(
-                "evaluate.split must be val with data.name: coco, got 'test': its labels are not public"
-            )
+            raise InputError("evaluate.split must be val with data.name: coco, got 'test': its labels are not public")
 
     def variant(self, name: str) -> Variant:
         """Return the variant `name`.

@@ -1,7 +1,7 @@
 """Train one variant with one seed on mmengine's Runner, and keep what came of it.
 
-State to resume from lies in `.state/<variant>-seed_<n>-<key>/`, outside what DVC deletes before it runs a stage. The key
-covers everything that shapes the training, so a changed parameter, data set, backbone or training code starts afresh.
+State to resume from lies in `.state/<variant>-seed_<n>-<key>/`, outside what DVC deletes before it runs a stage. The
+key covers everything that shapes the training: a changed parameter, data set, backbone or training code starts afresh.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ def _resume_from(value: str) -> Path:
 def _checkpoint_types() -> Iterator[None]:
     """What mmengine pickles into its checkpoints besides tensors, and nothing else, may be loaded."""
     dtypes = [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "u1", "u4", "b1")]
-    reconstruct = np.zeros(1).__reduce__()[0]
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
     with torch.serialization.safe_globals([HistoryBuffer, reconstruct, np.ndarray, np.dtype, *dtypes]):
         yield
 
@@ -131,11 +131,12 @@ def _fit(params: Params, cfg: Config, state: Path) -> None:
     runner = Runner.from_cfg(cfg)
     for handler in MMLogger.get_current_instance().handlers:
         handler.setLevel(logging.INFO)  # only now: the Runner's first words are the whole config
-    runner.model.to(memory_format=torch.channels_last)
+    model: Any = runner.model
+    model.to(memory_format=torch.channels_last)
     with _checkpoint_types():
         runner.train()
     content = {
-        "state_dict": {name: value.cpu() for name, value in runner.model.state_dict().items()},
+        "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
         "meta": {"dataset_meta": {"classes": list(cfg.train_dataloader.dataset.metainfo.classes)}},
     }
     temporary = state / ".model.pth"

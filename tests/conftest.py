@@ -1,7 +1,55 @@
-"""What libraries say about themselves when they are imported is not ours to fail on; all later warnings are errors."""
+"""Shared by all tests: quiet imports, and a workspace with the tiny preset."""
 
+import os
+import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import pytest
+
+# What libraries say about themselves when they are imported is not ours to fail on; all later warnings are errors.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import ghm.training  # noqa: F401
+    from ghm import backbones, data, params, presets, training  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in `folder`, as a stage works in the repository's root."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the parameters of the tiny preset, their data set and their backbone. Tests copy it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (folder / "presets").symlink_to(ROOT / "presets")
+    with pytest.MonkeyPatch.context() as patch, inside(folder):
+        patch.setenv("GHM_DATA_ROOT", str(folder / "store"))
+        presets.apply("tiny")
+        data.prepare(params.load())
+        backbones.prepare(params.load())
+    return folder
+
+
+@pytest.fixture
+def workspace(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the tiny workspace, as the current folder."""
+    for name in ("params.yaml", "presets", "data", "weights"):
+        if (tiny / name).is_file():
+            shutil.copy(tiny / name, tmp_path)
+        else:
+            shutil.copytree(tiny / name, tmp_path / name, symlinks=True)
+    monkeypatch.setenv("GHM_DATA_ROOT", str(tiny / "store"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -64,16 +64,18 @@ def batch(count_of_boxes: tuple[int, ...]) -> tuple[list[torch.Tensor], list[Ins
 
 
 @pytest.mark.parametrize("count_of_boxes", [(3, 1), (0, 2), (0, 0)])
-@pytest.mark.parametrize(("cls", "box"), [("focal", "smooth_l1"), ("ghmc", "ghmr"), ("ghmc", "giou"), ("softmax", "ghmr")])
+@pytest.mark.parametrize("cls", ["focal", "ghmc", "softmax"])
+@pytest.mark.parametrize("box", ["smooth_l1", "ghmr", "giou"])
 def test_losses_gradients_and_statistics_are_those_of_mmdets_head(cls: str, box: str, count_of_boxes: tuple[int, ...]):
     features, truth, metas = batch(count_of_boxes)
     results = []
     for kind in ("ghm.GHMRetinaHead", "mmdet.RetinaHead"):
         model = head(kind, cls, box)
+        losses: dict[str, list[torch.Tensor]] = {}
         for _ in range(3):
             model.zero_grad()
             losses = model.loss_by_feat(*model(features), truth, metas)
-            sum(sum(parts) for parts in losses.values()).backward()
+            torch.stack([part for parts in losses.values() for part in parts]).sum().backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         results.append((losses, gradients, dict(model.named_buffers())))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)

@@ -41,7 +41,7 @@ def boxes(count: int) -> Tensor:
 def test_nms_is_torchvisions(count: int):
     torch.manual_seed(count)
     box_N4, score_N = boxes(count), torch.rand(count)
-    detections, kept = nms(box_N4, score_N, iou_threshold=0.5)
+    detections, kept = map(torch.as_tensor, nms(box_N4, score_N, iou_threshold=0.5))
     assert torch.equal(kept, torchvision.ops.nms(box_N4, score_N, 0.5))
     assert torch.equal(detections[:, 4], score_N[kept])
 

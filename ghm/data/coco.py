@@ -22,9 +22,7 @@ class Split:
 
 LAYOUTS: dict[str, dict[str, Split]] = {
     "digits": {name: Split(f"annotations/instances_{name}.json", name) for name in ("train", "val", "test")},
-    "coco": {
-        name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")
-    },
+    "coco": {name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")},
 }
 
 
@@ -125,7 +123,7 @@ def link(target: Path, place: Path, replaceable: Path) -> None:
         InputError: something else is at `place`.
     """
     if place.is_symlink():
-        current = Path(os.readlink(place))
+        current = place.readlink()
         if current == target:
             return
         if replaceable not in current.parents:

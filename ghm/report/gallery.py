@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from ghm.params import Params
-from ghm.report.inputs import MIN_SCORE, Results, existing
+from ghm.report.inputs import Results, existing
 from ghm.report.matching import MIN_IOU, Kind, Mark, choose, compare
 from ghm.report.style import DPI, WIDTH, Plot
 
@@ -82,11 +82,21 @@ def gallery(results: Results, params: Params, root: Path) -> Plot:
     return Plot(
         figure,
         alt=f"{len(images)} images with their true boxes and with the boxes that each variant found.",
-        caption=f"**Detections** with a score of at least {MIN_SCORE:g} (seed {params.seeds[0]}) next to ground truth: "
-        f"blue matches a true box of its class (IoU {MIN_IOU:g}, best score first), red dashes match none, yellow dots "
-        f"are true boxes that nothing matched. Nobody picked the images: they are {len(images)} at even distances in "
-        f"the list of images with boxes.",
+        caption=f"**Detections** next to ground truth (seed {params.seeds[0]}). Blue matches a true box of its class "
+        f"at IoU {MIN_IOU:g}, best score first; red dashes match none; yellow dots are true boxes that nothing matched. "
+        f"Losses differ in how high they score, so each variant shows its best detections, as many as the split has true "
+        f"boxes: {_from_score(results)}. Nobody picked the images: they are {len(images)} at even distances in the list "
+        f"of images with boxes.",
     )
+
+
+def _from_score(results: Results) -> str:
+    """Say from which score on each variant's detections are shown."""
+    shown = (
+        f"`{name}` from score {min(box['score'] for box in found):.2f}" if found else f"`{name}` has none"
+        for name, found in results.detections.items()
+    )
+    return ", ".join(shown)
 
 
 def _cells(results: Results, image: int) -> dict[str, list[Mark]]:
@@ -114,9 +124,12 @@ def _draw(ax: Axes, mark: Mark, name: str, label: float) -> None:
     ax.add_patch(Rectangle((x, y), width, height, **look.outline()))
     tag = {"facecolor": look.colour, "edgecolor": "none", "pad": 1.0}
     text = partial(ax.text, s=name, color=look.ink, fontsize=9, clip_on=True, bbox=tag)
-    # Labels lie outside the box, where they hide no small object, but inside the image. A missed box often lies under
-    # a detection of the wrong class: its label goes to the other corner.
+    # Labels lie outside the box, where they hide no small object, but inside the image. Boxes of different kinds often
+    # cover each other: each kind has its own corner.
+    right, bottom = ax.get_xlim()[1], ax.get_ylim()[0]
     if mark.kind == "missed":
-        text(min(x + width, ax.get_xlim()[1]), min(y + height, ax.get_ylim()[0] - label), ha="right", va="top")
+        text(min(x + width, right), min(y + height, bottom - label), ha="right", va="top")
+    elif mark.kind == "wrong":
+        text(min(x + width, right), max(y, label), ha="right", va="bottom")
     else:
         text(max(x, 0), max(y, label), ha="left", va="bottom")

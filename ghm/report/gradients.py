@@ -1,19 +1,21 @@
 """The figures of gradient norms: how they are distributed, and what the losses make of them."""
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ghm.errors import InputError
 from ghm.params import Focal, Ghmc, Ghmr, Params
-from ghm.report.harmonise import focal_gradient, unit_regions, weights
+from ghm.report.harmonise import Array, focal_gradient, unit_regions, weights
 from ghm.report.inputs import Results
 from ghm.report.style import GREY, KINDS, Plot, colours, legend, new_figure
+
+SHOWN = 60  # bins of a drawn distribution: half of those counted, or the rare hard examples are a comb
+UNUSED = (0, (3, 1.5))
 
 Section = TypeVar("Section", Focal, Ghmc, Ghmr)
 
@@ -25,34 +27,29 @@ def gradient_norms(results: Results, params: Params) -> Plot:
     bins = {"cls": _section(params, "ghmc", Ghmc).bins, "box": _section(params, "ghmr", Ghmr).bins}
     for row, (kind, section) in zip(axes, (("cls", "ghmc"), ("box", "ghmr")), strict=True):
         for name, first, last in _start_and_end(results, params, kind):
-            colour = colours(params.variants)[name]
-            edges = np.append(last["low"], last["high"].iloc[-1])
-            for table, look in ((first, {"alpha": 0.4, "linewidth": 0.8}), (last, {"linewidth": 1.5})):
-                shares = table["share"].where(table["share"] > 0).to_numpy()
-                row[0].stairs(shares, edges, baseline=None, color=colour, **look)
-            weight_K = weights(unit_regions(last["count"].to_numpy(float), bins[kind]))
+            look: dict[str, Any] = {"color": colours(params.variants)[name], "baseline": None}
+            for count_B, line in ((first, {"linewidth": 0.8, "color": GREY}), (last, {"linewidth": 1.6})):
+                share_K = unit_regions(count_B, SHOWN) / max(1, count_B.sum())
+                row[0].stairs(share_K, np.linspace(0, 1, SHOWN + 1), **look | line)
+            weight_K = weights(unit_regions(last, bins[kind]))
             used = getattr(params.variants[name], kind) == section
-            row[1].stairs(
-                weight_K, np.linspace(0, 1, len(weight_K) + 1), baseline=None, color=colour,
-                linewidth=1.8, linestyle="-" if used else (0, (3, 1.5)),
-            )  # fmt: skip
+            edges = np.linspace(0, 1, bins[kind] + 1)
+            row[1].stairs(weight_K, edges, linewidth=1.8, linestyle="-" if used else UNUSED, **look)
         row[0].set(title=f"{KINDS[kind]}: share of examples", xlim=(0, 1))
         row[1].set(title=f"{KINDS[kind]}: weight by {section}")
         for ax in row:
             _log_scale(ax)
     for ax in axes[1]:
         ax.set_xlabel("gradient norm g")
-    extra = [
-        Line2D([], [], color=GREY, alpha=0.6, linewidth=0.8, label="thin: at the start"),
-        Line2D([], [], color=GREY, linestyle=(0, (3, 1.5)), label="dashed: trained without these weights"),
-    ]
-    legend(figure, params.variants, extra)
+    start = Line2D([], [], color=GREY, linewidth=0.8, label="at the start")
+    unused = Line2D([], [], color=GREY, linestyle=UNUSED, label="trained without these weights")
+    legend(figure, params.variants, [start, unused])
     return Plot(
         figure,
         alt="Left: share of examples by gradient norm, before and after training, on a logarithmic scale. Right: the "
         "weight that GHM gives to an example of each unit region.",
-        caption=f"**Gradient norms** (the paper's Figure 2) on the same training images for every variant, and the GHM "
-        f"weights that follow from them: examples / (examples in the unit region x occupied regions), with "
+        caption=f"**Gradient norms** (the paper's Figure 2) on the same training images for every variant, in {SHOWN} "
+        f"bins, and the GHM weights that follow: examples / (examples in the unit region x occupied regions), with "
         f"{bins['cls']} unit regions for classes and {bins['box']} for boxes. Here all images and pyramid levels count "
         f"together; training counts each step and level alone, so its weights are noisier. Gaps: no examples.",
     )
@@ -60,8 +57,8 @@ def gradient_norms(results: Results, params: Params) -> Plot:
 
 def _log_scale(ax: Axes) -> None:
     """Give what is drawn a logarithmic scale over at least two decades, so that noise does not look like a trend."""
-    low, high = ax.dataLim.intervaly
-    if not 0 < low <= high < np.inf:
+    low, high = ax.dataLim.minposy, ax.dataLim.ymax
+    if not low <= high < np.inf:
         # A batch without objects, or a box loss without deltas: there is nothing to scale to.
         ax.text(0.5, 0.5, "no examples", transform=ax.transAxes, ha="center")
         return
@@ -82,11 +79,13 @@ def reformulated(results: Results, params: Params) -> Plot:
         ax.plot(g, focal_gradient(g, gamma), color=GREY, linestyle=":", label=f"Focal Loss, gamma {gamma:g}")[0],
     ]
     for name, _, last in _start_and_end(results, params, "cls"):
-        weight_K = weights(unit_regions(last["count"].to_numpy(float), bins))
+        weight_K = weights(unit_regions(last, bins))
         centre_K = (np.arange(len(weight_K)) + 0.5) / len(weight_K)
         ax.plot(centre_K, weight_K * centre_K, color=colours(params.variants)[name], marker="o", markersize=3.5)
-    ax.set(xlabel="gradient norm g of cross entropy", ylabel="gradient norm after reweighting", yscale="log")
-    ax.set(xlim=(0, 1.0), ylim=(1e-4, None))
+    ax.set_title("colours: GHM-C with the counts of this variant; grey: losses that do not count")
+    ax.set(xlabel="gradient norm g of cross entropy", ylabel="gradient norm after reweighting")
+    ax.set(xlim=(0, 1), yscale="log", ylim=(1e-4, None))
+    ax.yaxis.set_minor_locator(NullLocator())
     legend(figure, params.variants, known)
     return Plot(
         figure,
@@ -98,13 +97,13 @@ def reformulated(results: Results, params: Params) -> Plot:
     )
 
 
-def _start_and_end(results: Results, params: Params, kind: str) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+def _start_and_end(results: Results, params: Params, kind: str) -> Iterator[tuple[str, Array, Array]]:
     """Yield every variant with its first and its last histogram; a resumed training has none of epoch 0."""
     table = results.gradient_norms
     for name in params.variants:
         own = table.loc[(table["variant"] == name) & (table["kind"] == kind)]
-        epochs = [epoch for _, epoch in own.groupby("epoch")]
-        yield name, epochs[0], epochs[-1]
+        counts = [epoch["count"].to_numpy(float) for _, epoch in own.groupby("epoch")]
+        yield name, counts[0], counts[-1]
 
 
 def _section(params: Params, name: str, kind: type[Section]) -> Section:

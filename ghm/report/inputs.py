@@ -11,8 +11,6 @@ import pandas as pd
 from ghm.errors import InputError
 from ghm.params import Params
 
-MIN_SCORE = 0.3  # of the detections to show: the many below would only fill memory
-
 Record = dict[str, Any]  # of COCO: an image, an annotation, a detection
 
 
@@ -26,7 +24,7 @@ class Results:
     loss: pd.DataFrame  # variant, seed, step, loss, loss_cls, loss_bbox, ...
     precision_recall: pd.DataFrame  # variant, seed, iou, recall, precision
     gradient_norms: pd.DataFrame  # variant, epoch, kind, low, high, count, share; all seeds together
-    detections: dict[str, list[Record]]  # of each variant: the first seed's, from MIN_SCORE up
+    detections: dict[str, list[Record]]  # of each variant: the first seed's best, as many as there are true boxes
     manifest: dict[str, Any]  # data/<name>.json
     truth: dict[str, list[Record]]  # COCO images, annotations, categories of the reported split
     images: Path  # folder of the reported split
@@ -40,6 +38,8 @@ def read(params: Params, root: Path) -> Results:
     """
     manifest = _json(root, f"data/{params.data.name}.json")
     split = manifest["splits"][params.evaluate.split]
+    truth = _json(root, f"data/{params.data.name}/{split['annotations']}")
+    first = params.seeds[0]
     return Results(
         metrics={name: _json(root, f"metrics/{name}.json") for name in params.variants},
         seed_metrics=_records(root, "detections", "metrics.json", params),
@@ -47,9 +47,12 @@ def read(params: Params, root: Path) -> Results:
         loss=_tables(root, "runs", "log.csv", params),
         precision_recall=_tables(root, "detections", "precision_recall.csv", params),
         gradient_norms=_shares(_tables(root, "runs", "gradient_norms.csv", params)),
-        detections={name: _detections(root, f"detections/{name}/seed_{params.seeds[0]}") for name in params.variants},
+        detections={
+            name: _best(_json(root, f"detections/{name}/seed_{first}/detections.json"), len(truth["annotations"]))
+            for name in params.variants
+        },
         manifest=manifest,
-        truth=_json(root, f"data/{params.data.name}/{split['annotations']}"),
+        truth=truth,
         images=root / "data" / params.data.name / split["folder"],
     )
 
@@ -69,8 +72,12 @@ def _json(root: Path, name: str) -> Any:
     return json.loads(existing(root / name, root).read_text(encoding="utf-8"))
 
 
-def _detections(root: Path, folder: str) -> list[Record]:
-    return [found for found in _json(root, f"{folder}/detections.json") if found["score"] >= MIN_SCORE]
+def _best(detections: list[Record], number: int) -> list[Record]:
+    """Return the detections with the highest scores.
+
+    A fixed score would not compare like with like: above 0.3, say, GHM-C has several times Focal Loss's boxes.
+    """
+    return sorted(detections, key=lambda found: -found["score"])[:number]
 
 
 def _records(root: Path, folder: str, name: str, params: Params) -> dict[str, list[dict[str, Any]]]:

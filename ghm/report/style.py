@@ -42,6 +42,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.wspace": 0.04,
     "savefig.facecolor": "white",
 }
 

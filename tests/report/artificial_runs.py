@@ -39,11 +39,11 @@ def fill(
             _run(root / "runs" / variant / f"seed_{seed}", params, variant, seed, rng)
             _evaluation(root / "detections" / variant / f"seed_{seed}", truth, found[-1], detect, rng)
         mean = {key: round(float(np.mean([metrics[key] for metrics in found])), 4) for key in found[0]}
-        _json(root / "metrics" / f"{variant}.json", mean)
+        write_json(root / "metrics" / f"{variant}.json", mean)
     return params
 
 
-def _json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
@@ -70,9 +70,9 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / split / name)
         truth["images"].append({"id": number + 1, "file_name": name, "width": SIDE, "height": SIDE})
     annotations = f"annotations/instances_{split}.json"
-    _json(folder / annotations, truth)
+    write_json(folder / annotations, truth)
     here = {"images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split}
-    _json(
+    write_json(
         root / "data" / f"{params.data.name}.json",
         {"name": params.data.name, "classes": names, "splits": {"train": here, split: here}},
     )
@@ -91,7 +91,7 @@ def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.G
         "versions": {"python": "3.11.7", "torch": "2.11.0", "mmdet": "3.3.0"}, "dataset": params.data.name,
         "epochs": EPOCHS, "images": 8, "parameters": 1_034_567, "pretrained": params.model.pretrained,
     }  # fmt: skip
-    _json(folder / "context.json", context)
+    write_json(folder / "context.json", context)
     step = np.arange(1, STEPS + 1)
     height = 20.0 if params.variants[variant].box == "ghmr" else 1.0
     cls = (0.2 + np.exp(-step / 60)) * rng.gamma(20, 0.05, STEPS)
@@ -116,7 +116,7 @@ def _evaluation(
     folder: Path, truth: dict[str, Any], metrics: dict[str, float], detect: bool, rng: np.random.Generator
 ) -> None:
     """Write metrics, curves and detections: most boxes found, some moved away, some with the next class."""
-    _json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     recall = np.arange(101) / 100
     curves = [
         pd.DataFrame({"iou": iou, "recall": recall, "precision": (1 - recall**power) * detect})
@@ -133,4 +133,4 @@ def _evaluation(
             {"image_id": box["image_id"], "category_id": category, "score": float(rng.uniform(0.2, 1)),
              "bbox": [x + shift * rng.normal(), y + shift * rng.normal(), width * 1.05, height * 0.97]}
         )  # fmt: skip
-    _json(folder / "detections.json", found if detect else [])
+    write_json(folder / "detections.json", found if detect else [])

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,8 +58,8 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 @pytest.fixture(params=["default", "large", "blind"])
-def any_report(request: pytest.FixtureRequest) -> Iterator[Written]:
-    yield request.getfixturevalue(request.param)
+def any_report(request: pytest.FixtureRequest) -> Written:
+    return request.getfixturevalue(request.param)
 
 
 def metrics(root: Path, variant: str) -> dict[str, float]:

@@ -1,0 +1,106 @@
+"""Laws of the config that mmengine gets."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from ruamel.yaml import YAML
+
+from ghm import config, params, presets
+from ghm.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+MANIFEST = {
+    "classes": [f"class {number}" for number in range(80)],
+    "splits": {
+        name: {
+            "images": 118287,
+            "images_without_boxes": 1021,
+            "annotations": f"annotations/instances_{name}2017.json",
+            "folder": f"{name}2017",
+        }
+        for name in ("train", "val", "test")
+    },
+}
+
+
+def with_losses(**sections: Any) -> params.Params:
+    raw = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    cls, box = sections.pop("cls", "focal"), sections.pop("box", "smooth_l1")
+    return params.parse({**raw, **sections, "variants": {"tried": {"cls": cls, "box": box}}})
+
+
+def build(given: params.Params, variant: str = "tried") -> Config:
+    return config.build(given, variant, MANIFEST, None, seed=0)
+
+
+@pytest.fixture
+def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Params:
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    monkeypatch.chdir(tmp_path)
+    presets.apply("coco_r50_1x")
+    return params.load()
+
+
+def test_the_coco_preset_is_the_published_setting(coco: params.Params):
+    built = build(coco, "ghmc_ghmr")
+    head, train = built.model.bbox_head, built.train_dataloader
+    assert dict(head.loss_cls) == dict(type="ghm.GHMC", bins=30, momentum=0.75, use_sigmoid=True, loss_weight=1.0)
+    assert dict(head.loss_bbox) == dict(type="ghm.GHMR", mu=0.02, bins=10, momentum=0.7, loss_weight=10.0)
+    assert (head.stacked_convs, head.feat_channels, head.norm_cfg) == (4, 256, None)
+    assert head.anchor_generator.strides == [8, 16, 32, 64, 128]
+    assert (head.anchor_generator.octave_base_scale, head.anchor_generator.scales_per_octave) == (4, 3)
+    assert built.model.neck.in_channels == [256, 512, 1024, 2048]
+    assert (built.model.backbone.frozen_stages, built.model.backbone.norm_eval) == (1, True)
+    assert (train.batch_size, train.dataset.filter_cfg.filter_empty_gt) == (16, True)
+    optimizer = built.optim_wrapper
+    assert dict(optimizer.optimizer) == dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0001)
+    assert optimizer.clip_grad.max_norm == 35
+    warmup, steps = built.param_scheduler
+    assert (warmup.end, warmup.start_factor) == (500, 0.3333)
+    assert (steps.milestones, steps.gamma, built.train_cfg.max_epochs) == ([8, 11], 0.1, 12)
+    assert train.dataset.pipeline[2].scale == (1333, 800)
+
+
+def test_every_variant_of_the_default_builds_a_detector():
+    given = params.load(ROOT / "params.yaml")
+    init_default_scope("mmdet")
+    for name in given.variants:
+        detector = MODELS.build(build(given, name).model)
+        assert detector.bbox_head.num_classes == 80
+
+
+@pytest.mark.parametrize("role", ["cls", "box"])
+def test_any_registered_loss_is_a_section_away(role: str):
+    sections = {"tried": {"type": "QualityFocalLoss"}} if role == "cls" else {"tried": {"type": "GIoULoss"}}
+    built = build(with_losses(**sections, **{role: "tried"}))
+    assert built.model.bbox_head.reg_decoded_bbox == (role == "box")
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"cls": "mine", "mine": {"type": "FocolLoss"}}, "mine is no loss that mmdet can build from type 'FocolLoss'"),
+        ({"cls": "mine", "mine": {"type": "FocalLoss", "gama": 1}}, "unexpected keyword argument 'gama'"),
+        ({"cls": "smooth_l1"}, "smooth_l1 is a loss for box, and a variant uses it for cls"),
+        ({"box": "ghmc"}, "ghmc is a loss for cls, and a variant uses it for box"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused_in_one_sentence(sections: dict[str, Any], words: str):
+    with pytest.raises(InputError) as caught:
+        build(with_losses(**sections))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_split_without_boxes_is_refused_where_empty_images_are_left_out():
+    given = with_losses()
+    given = replace(given, train=replace(given.train, filter_empty=True))
+    empty = {**MANIFEST["splits"], "train": {**MANIFEST["splits"]["train"], "images_without_boxes": 118287}}
+    with pytest.raises(InputError, match="has no image with a box"):
+        config.build(given, "tried", {**MANIFEST, "splits": empty}, None, seed=0)
