@@ -11,8 +11,8 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 repro: $(STAMP)  ## run the pipeline, then print the table
 	dvc repro
-	@sed -n '/^|/,/^$$/p;/^$$/q' /dev/null
-	@cat reports/ap_table.md
+	@sed -n '/^## Result/,/^## Published/{/^|/p}' reports/ap_table.md
+	@echo 'Details: reports/ap_table.md'
 
 test: $(STAMP)  ## run the tests
 	python -m pytest

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import mmdet.models
-from mmdet.models.losses import iou_loss
 from mmengine.config import Config
 
 from ghm.errors import InputError
-from ghm.params import Focal, Ghmc, Ghmr, Loss, Model, OtherLoss, Params, SmoothL1, Train
+from ghm.params import GROUPS, Focal, Ghmc, Ghmr, Loss, Model, OtherLoss, Params, SmoothL1, Train
 from ghm.registry import MODELS
 
 # Losses on decoded boxes instead of on deltas.
-IOU_LOSSES = {name for name, value in vars(iou_loss).items() if isinstance(value, type) and name.endswith("Loss")}
+IOU_LOSSES = {name for name in vars(mmdet.models.losses) if name.endswith("IoULoss")}
 LOG_INTERVAL = 50  # steps
 
 
@@ -117,13 +116,14 @@ def _detector(params: Params, variant: str, classes: int, weights: Path | None) 
 def _head(params: Params, variant: str, classes: int) -> dict[str, Any]:
     model, losses = params.model, params.variants[variant]
     loss_bbox = _loss(losses.box, params.losses[losses.box], "box")
+    norms = {"GN": {"type": "GN", "num_groups": GROUPS}, "BN": {"type": "BN"}, None: None}
     return {
         "type": "ghm.GHMRetinaHead",
         "num_classes": classes,
         "in_channels": model.fpn_channels,
         "feat_channels": model.head_channels,
         "stacked_convs": model.stacked_convs,
-        "norm_cfg": {"type": model.head_norm} if model.head_norm else None,
+        "norm_cfg": norms[model.head_norm],
         "anchor_generator": {
             "type": "AnchorGenerator",
             "octave_base_scale": model.anchors.base_scale,

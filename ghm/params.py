@@ -105,6 +105,9 @@ class Anchors:
     ratios: tuple[Positive, ...]
 
 
+GROUPS = 16  # of group normalisation in the head
+
+
 @dataclass(frozen=True)
 class Model:
     depth: Literal[18, 34, 50, 101]
@@ -116,10 +119,14 @@ class Model:
     fpn_channels: Count
     head_channels: Count
     stacked_convs: CountOrZero
-    head_norm: Literal["BN"] | None
+    head_norm: Literal["GN", "BN"] | None
     anchors: Anchors
 
     def __post_init__(self) -> None:
+        if self.head_norm == "GN" and self.head_channels % GROUPS:
+            raise InputError(
+                f"model.head_channels must be a multiple of {GROUPS} with model.head_norm: GN, got {self.head_channels}"
+            )
         if self.pretrained is None and self.frozen_stages >= 0:
             raise InputError(
                 f"model.frozen_stages must be -1 when model.pretrained is null, got {self.frozen_stages}: "

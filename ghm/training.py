@@ -64,15 +64,24 @@ def build_config(params: Params, variant: str, seed: int) -> Config:
 
 def context(params: Params) -> dict[str, Any]:
     """Where and with what this process runs: git revision, device, library versions."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return {
-        "revision": git.stdout.strip() or "unknown",
+        "revision": _revision(),
         "device": device,
         "versions": versions,
         "dataset": params.data.name,
     }
+
+
+def _revision() -> str:
+    """The commit of the code and the parameters; what a run itself changes does not count as a change."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", "ghm", "stages")
+    return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{'-dirty' if changed else ''}"
 
 
 def _processor() -> str:

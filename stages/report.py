@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from ghm import params, report
+from ghm import data, params, report
 from stages import run
 
 
 def main() -> None:
-    print(report.write(params.load(), Path()))
+    given = params.load()
+    data.ensure(given)  # the gallery shows images
+    print(report.write(given, Path()))
 
 
 if __name__ == "__main__":

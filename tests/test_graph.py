@@ -19,7 +19,7 @@ NO_EFFECT = {
     "backbone": GLUE | {"ghm/data/__init__.py", "ghm/data/coco.py", "ghm/mmcv_ops.py", "ghm/registry.py"},
     "train": GLUE | MANIFEST | WEIGHTS,
     "evaluate": GLUE | MANIFEST | WEIGHTS | {"ghm/gradient_norms.py", "ghm/training.py", "ghm/registry.py"},
-    "report": GLUE | {"ghm/mmcv_ops.py", "ghm/registry.py"},
+    "report": GLUE | MANIFEST | {"ghm/mmcv_ops.py", "ghm/registry.py"},
 }
 
 

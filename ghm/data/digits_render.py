@@ -15,8 +15,8 @@ PATTERN_SIDE = 8  # the scanned digits are 8x8
 VISIBLE = 0.2  # opacity from which a pixel counts as part of a sprite; fainter ones cannot be seen and are cut off
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-HEIGHT_ALONE = (20.0, 60.0)
-HEIGHT_CROWDED = (20.0, 32.0)
+HEIGHT_ALONE = (28.0, 64.0)
+HEIGHT_CROWDED = (28.0, 36.0)
 MAX_OVERLAP_DIGITS = 0.3  # of the smaller box; keeps the IoU of two boxes below 0.3 / 1.7 = 0.18
 MAX_OVERLAP_CLUTTER = 0.15
 CLUTTER_TRIES = 4096
@@ -96,7 +96,7 @@ def write_pattern(rng: np.random.Generator, pattern: np.ndarray, height: float) 
     Returns:
         Opacity in 0..1, float32 [H, W], cut to its visible extent.
     """
-    angle, shear, aspect = rng.uniform(-0.22, 0.22), rng.uniform(-0.2, 0.2), rng.uniform(0.85, 1.2)
+    angle, shear, aspect = rng.uniform(-0.12, 0.12), rng.uniform(-0.1, 0.1), rng.uniform(0.9, 1.1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     bordered = cv2.copyMakeBorder(pattern, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     field = cv2.resize(bordered, None, fx=_FIELD_SCALE, fy=_FIELD_SCALE, interpolation=cv2.INTER_CUBIC)
@@ -105,7 +105,7 @@ def write_pattern(rng: np.random.Generator, pattern: np.ndarray, height: float) 
     matrix[:, :2] = turn @ np.array([[aspect, shear], [0, 1]]) * height / (PATTERN_SIDE * _FIELD_SCALE)
     matrix[:, 2] = (side - 1) / 2 - matrix[:, :2].sum(1) * (len(field) - 1) / 2
     ink = cv2.warpAffine(field, matrix, (side, side), flags=cv2.INTER_LINEAR)
-    edge = rng.uniform(0.25, 0.42)  # a low edge makes a broad pen
+    edge = rng.uniform(0.28, 0.42)  # a low edge makes a broad pen
     opacity = np.clip((ink - edge) / 0.3, 0, 1)
     left, top, width, high = cv2.boundingRect((opacity > VISIBLE).astype(np.uint8))
     return opacity[top : top + high, left : left + width]
@@ -160,7 +160,7 @@ def layout(rng: np.random.Generator, material: Material, side: int) -> list[Spri
         sprite = digit(rng, material, rng.uniform(*heights) * scale)
         digits += filter(None, [place(rng, sprite, digits, side, MAX_OVERLAP_DIGITS)])
     pieces: list[Sprite] = []
-    for _ in range(rng.integers(5)):
+    for _ in range(rng.integers(3)):
         sprite = clutter(rng, material, rng.uniform(*heights) * scale)
         pieces += filter(None, [place(rng, sprite, digits + pieces, side, MAX_OVERLAP_CLUTTER)])
     return pieces + digits
@@ -187,7 +187,7 @@ def ink_colour(rng: np.random.Generator, under_HW3: np.ndarray) -> np.ndarray:
     """
     luma = under_HW3 @ LUMA
     mean, spread = float(luma.mean()), float(luma.std())
-    distance = rng.uniform(35, 110) + 0.8 * spread
+    distance = rng.uniform(65, 130) + 0.8 * spread
     both_fit = distance <= min(mean, 255 - mean)
     lighter = rng.random() < 0.5 if both_fit else mean < 127.5
     target = mean + distance if lighter else mean - distance
@@ -206,5 +206,5 @@ def draw(rng: np.random.Generator, canvas: np.ndarray, sprites: list[Sprite]) ->
 def develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     """Blur slightly, add the noise of a camera and round: float32 -> uint8, same shape."""
     blurred = cv2.GaussianBlur(canvas, (5, 5), rng.uniform(0.3, 0.9))
-    noise = rng.standard_normal((*canvas.shape[:2], 1), np.float32) * np.float32(rng.uniform(2, 9))
+    noise = rng.standard_normal((*canvas.shape[:2], 1), np.float32) * np.float32(rng.uniform(2, 6))
     return np.clip(np.rint(blurred + noise), 0, 255).astype(np.uint8)

@@ -83,10 +83,11 @@ def gallery(results: Results, params: Params, root: Path) -> Plot:
         figure,
         alt=f"{len(images)} images with their true boxes and with the boxes that each variant found.",
         caption=f"**Detections** next to ground truth (seed {params.seeds[0]}). Blue matches a true box of its class "
-        f"at IoU {MIN_IOU:g}, best score first; red dashes match none; yellow dots are true boxes that nothing matched. "
-        f"Losses differ in how high they score, so each variant shows its best detections, as many as the split has true "
-        f"boxes: {_from_score(results)}. Nobody picked the images: they are {len(images)} at even distances in the list "
-        f"of images with boxes.",
+        f"at IoU {MIN_IOU:g}, best score first; red dashes match none; yellow dots are true boxes that nothing "
+        f"matched. Losses differ in how high they score, so each variant shows its best detections, as many as the "
+        f"split has true boxes: {_from_score(results)}. Nobody picked the images: they are {len(images)} at even "
+        f"distances in the list of images with boxes.",
+        format="jpg",
     )
 
 

@@ -82,7 +82,7 @@ def reformulated(results: Results, params: Params) -> Plot:
         weight_K = weights(unit_regions(last, bins))
         centre_K = (np.arange(len(weight_K)) + 0.5) / len(weight_K)
         ax.plot(centre_K, weight_K * centre_K, color=colours(params.variants)[name], marker="o", markersize=3.5)
-    ax.set_title("colours: GHM-C with the counts of this variant; grey: losses that do not count")
+    ax.set_title("GHM-C with the counts of each variant (colour), losses that need no counts (grey)")
     ax.set(xlabel="gradient norm g of cross entropy", ylabel="gradient norm after reweighting")
     ax.set(xlim=(0, 1), yscale="log", ylim=(1e-4, None))
     ax.yaxis.set_minor_locator(NullLocator())

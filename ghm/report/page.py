@@ -40,7 +40,8 @@ def write(params: Params, root: Path) -> str:
         (new / "figures").mkdir()
         for name, plot in plots.items():
             # Without matplotlib's version in the file, equal pictures are equal bytes.
-            plot.figure.savefig(new / "figures" / f"{name}.png", dpi=DPI, metadata={"Software": None})
+            metadata = {"Software": None} if plot.format == "png" else None
+            plot.figure.savefig(new / "figures" / f"{name}.{plot.format}", dpi=DPI, metadata=metadata)
         (new / "plots").mkdir()
         for name, table in _plot_data(results).items():
             table.to_csv(new / "plots" / f"{name}.csv", index=False, float_format="%.6g")
@@ -59,10 +60,11 @@ def _replace(new: Path, reports: Path) -> None:
 
 def _plot_data(results: Results) -> dict[str, pd.DataFrame]:
     """Return the tidy tables behind the figures, for `dvc plots show`."""
-    curve = results.precision_recall.drop(columns="seed").groupby(["variant", "iou", "recall"], sort=False)
+    curves = results.precision_recall.drop(columns="seed").groupby(["variant", "iou", "recall"], sort=False)
+    means = curves.mean().reset_index()
     return {
         "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
-        "precision_recall": curve.mean().reset_index(),
+        **{f"precision_recall_{100 * iou:.0f}": curve.drop(columns="iou") for iou, curve in means.groupby("iou")},
         "gradient_norms": results.gradient_norms.drop(columns="count"),
     }
 
@@ -72,7 +74,7 @@ def _page(results: Results, params: Params, main_table: str, plots: dict[str, Pl
     count = len(results.manifest["classes"])
     if count > LONG:
         per_class = f"<details><summary>{count} classes</summary>\n\n{per_class}\n\n</details>"
-    pictures = [f"![{plot.alt}](figures/{name}.png)\n\n{plot.caption}" for name, plot in plots.items()]
+    pictures = [f"![{plot.alt}](figures/{name}.{plot.format})\n\n{plot.caption}" for name, plot in plots.items()]
     blocks = [
         "# Does harmonising the gradients train a better detector than Focal Loss?",
         _setting(results, params),

@@ -54,6 +54,7 @@ class Plot:
     figure: Figure
     alt: str
     caption: str
+    format: str = "png"  # jpg for photographs
 
 
 def colours(variants: Iterable[str]) -> dict[str, str]:

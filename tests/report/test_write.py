@@ -125,7 +125,7 @@ def test_every_class_has_a_row_with_its_ap(any_report: Written) -> None:
 
 
 def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(any_report: Written) -> None:
-    shown = dict(re.findall(r"!\[(.{20,}?)\]\(figures/(\w+\.png)\)", any_report.page))
+    shown = dict(re.findall(r"!\[(.{20,}?)\]\(figures/(\w+\.(?:png|jpg))\)", any_report.page))
     written = {path.name for path in (any_report.root / "reports" / "figures").iterdir()}
     assert set(shown.values()) == written
     assert len(written) == 5
@@ -138,12 +138,13 @@ def test_shares_of_each_histogram_add_up_to_one(default: Written) -> None:
 
 
 def test_precision_recall_data_are_means_over_seeds(large: Written) -> None:
-    table = pd.read_csv(large.root / "reports" / "plots" / "precision_recall.csv")
-    curves = [
-        pd.read_csv(large.root / f"detections/fl_sl1/seed_{seed}/precision_recall.csv")["precision"]
-        for seed in large.params.seeds
+    seeds = [
+        pd.read_csv(large.root / f"detections/fl_sl1/seed_{seed}/precision_recall.csv") for seed in large.params.seeds
     ]
-    np.testing.assert_allclose(table.loc[table["variant"] == "fl_sl1", "precision"], sum(curves) / 2, atol=1e-5)
+    for iou in (0.5, 0.75):
+        table = pd.read_csv(large.root / "reports" / "plots" / f"precision_recall_{100 * iou:.0f}.csv")
+        expected = np.mean([seed.loc[seed["iou"] == iou, "precision"] for seed in seeds], axis=0)
+        np.testing.assert_allclose(table.loc[table["variant"] == "fl_sl1", "precision"], expected, atol=1e-5)
 
 
 def test_writing_twice_gives_the_same_bytes_and_removes_old_figures(default: Written) -> None:
