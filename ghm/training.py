@@ -10,8 +10,6 @@ import logging
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ghm import backbones, config, data, files
@@ -113,16 +112,35 @@ def _resume_from(value: str) -> Path:
     path = Path(value).expanduser()
     if not path.is_file():
         raise InputError(f"train.resume_from must be null or an existing checkpoint, got {value!r}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file may hold, it is not what was asked for
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"train.resume_from: {value} is no checkpoint that can be loaded safely: {reason}") from None
+    if not isinstance(content, dict) or not {"state_dict", "optimizer", "meta"} <= content.keys():
+        raise InputError(f"train.resume_from: {value} holds no state of a training, which `.state/*/epoch_<n>.pth` do")
     return path
 
 
-@contextmanager
-def _checkpoint_types() -> Iterator[None]:
-    """What mmengine pickles into its checkpoints besides tensors, and nothing else, may be loaded."""
-    dtypes = [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "u1", "u4", "b1")]
-    reconstruct: Any = np.zeros(1).__reduce__()[0]
-    with torch.serialization.safe_globals([HistoryBuffer, reconstruct, np.ndarray, np.dtype, *dtypes]):
-        yield
+class _PlainCheckpoint(Hook):
+    """Keep checkpoints to what PyTorch loads without trusting the file: tensors, numbers, texts, containers.
+
+    The windows of smoothed log values are left out; they pickle as calls of `getattr`.
+    """
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["message_hub"]["log_scalars"] = {}
+        for name in checkpoint.keys() - {"state_dict", "optimizer"}:
+            checkpoint[name] = _plain(checkpoint[name])
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, in any nest of containers."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _fit(params: Params, cfg: Config, state: Path) -> None:
@@ -142,8 +160,8 @@ def _fit(params: Params, cfg: Config, state: Path) -> None:
         handler.setLevel(logging.INFO)  # only now: the Runner's first words are the whole config
     model: Any = runner.model
     model.to(memory_format=torch.channels_last)
-    with _checkpoint_types():
-        runner.train()
+    runner.register_hook(_PlainCheckpoint())
+    runner.train()
     content = {
         "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
         "meta": {"dataset_meta": {"classes": list(cfg.train_dataloader.dataset.metainfo.classes)}},

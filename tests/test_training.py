@@ -49,11 +49,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_bits_of_an_undisturbed_one(
     assert seed_folder().joinpath("model.pth").read_bytes() == whole["model.pth"]
     done = stage()
     assert "going on from" in done.stderr
+    assert done.returncode == 0, done.stderr
     again = {path.name: path.read_bytes() for path in seed_folder().iterdir()}
     for name in ("model.pth", "gradient_norms.csv", "config.py"):
         assert again[name] == whole[name], name
     assert pd.read_csv(seed_folder() / "log.csv")["step"].tolist() == [6, 12]
     third = stage()
+    assert third.returncode == 0
     assert "already trained under these conditions" in third.stderr
     assert len(list(Path(".state").iterdir())) == 1
 
@@ -78,12 +80,18 @@ def test_the_key_of_a_training_covers_what_shapes_it_and_nothing_else(workspace:
     assert key(given) != first
 
 
-def test_a_checkpoint_to_go_on_from_must_exist(workspace: Path):
+def refused(resume_from: str, words: str) -> None:
     given = params.load()
-    given = replace(given, train=replace(given.train, resume_from="none.pth"))
-    with pytest.raises(InputError, match=r"train\.resume_from must be null or an existing checkpoint, got 'none\.pth'"):
+    given = replace(given, train=replace(given.train, resume_from=resume_from))
+    with pytest.raises(InputError, match=words):
         training.train(given, VARIANT, Path("runs") / VARIANT)
     assert not Path("runs", VARIANT).exists()
+
+
+def test_a_checkpoint_to_go_on_from_must_be_one(workspace: Path):
+    refused("none.pth", r"train\.resume_from must be null or an existing checkpoint, got 'none\.pth'")
+    torch.save({"state_dict": {}}, "weights.pth")
+    refused("weights.pth", r"train\.resume_from: weights\.pth holds no state of a training")
 
 
 def test_loading_a_checkpoint_executes_nothing(workspace: Path):
@@ -92,6 +100,5 @@ def test_loading_a_checkpoint_executes_nothing(workspace: Path):
             return (Path("executed").mkdir, ())
 
     torch.save({"message_hub": Hostile()}, "hostile.pth")
-    with training._checkpoint_types(), pytest.raises(Exception, match="Weights only load failed"):
-        torch.load("hostile.pth")
+    refused("hostile.pth", r"train\.resume_from: hostile\.pth is no checkpoint that can be loaded safely")
     assert not Path("executed").exists()
