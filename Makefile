@@ -10,6 +10,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .PHONY: repro test lint format preset help
 
 repro: $(STAMP)  ## run the pipeline, then print the table
+	@python -c 'from ghm import params; from stages import run; run(params.load)'
 	dvc repro
 	@sed -n '/^## Result/,/^## Published/{/^|/p}' reports/ap_table.md
 	@echo 'Details: reports/ap_table.md'
