@@ -62,9 +62,10 @@ def _plot_data(results: Results) -> dict[str, pd.DataFrame]:
     """Return the tidy tables behind the figures, for `dvc plots show`."""
     curves = results.precision_recall.drop(columns="seed").groupby(["variant", "iou", "recall"], sort=False)
     means = curves.mean().reset_index()
+    ious: list[float] = means["iou"].unique().tolist()
     return {
         "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
-        **{f"precision_recall_{100 * iou:.0f}": curve.drop(columns="iou") for iou, curve in means.groupby("iou")},
+        **{f"precision_recall_{100 * iou:.0f}": means.query("iou == @iou").drop(columns="iou") for iou in ious},
         "gradient_norms": results.gradient_norms.drop(columns="count"),
     }
 
