@@ -36,4 +36,4 @@ def test_every_file_that_the_readme_names_is_there():
 
 def test_every_target_that_the_readme_names_is_in_the_makefile():
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"make ([a-z]+)", README)) <= targets
+    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", README, re.MULTILINE)) <= targets
