@@ -146,7 +146,7 @@ def _loss(section: str, loss: Loss, role: str) -> dict[str, Any]:
     if isinstance(loss, OtherLoss):
         config = {**loss.arguments, "type": loss.type}
     else:
-        kinds = {Focal: "FocalLoss", Ghmc: "ghm.GHMC", SmoothL1: "SmoothL1Loss", Ghmr: "ghm.GHMR"}
+        kinds = {Focal: "ghm.FocalLoss", Ghmc: "ghm.GHMC", SmoothL1: "ghm.SmoothL1Loss", Ghmr: "ghm.GHMR"}
         config = {**asdict(loss), "type": kinds[type(loss)]}
         if role == "cls":
             config["use_sigmoid"] = True

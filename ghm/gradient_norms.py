@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor
 
-from ghm.head import GHMRetinaHead, Population
+from ghm.head import Examples, GHMRetinaHead
 from ghm.losses.density import (
     classification_gradient_norm,
     region_counts,
@@ -77,30 +77,29 @@ def _count(model: Any, dataset: Any, batch_size: int) -> dict[str, Tensor]:
         batch = model.data_preprocessor(batch, training=True)
         samples = batch["data_samples"]
         scores, boxes = model.bbox_head(model.extract_feat(batch["inputs"]))
-        populations, _ = model.bbox_head.populations(
+        examples, _ = model.bbox_head.examples(
             scores, boxes, [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
         )
-        for population in populations:
-            total["cls"] += _classification_counts(model.bbox_head, population).cpu()
-            total["box"] += _regression_counts(model.bbox_head, population).cpu()
+        total["cls"] += _classification_counts(model.bbox_head, examples).cpu()
+        total["box"] += _regression_counts(model.bbox_head, examples).cpu()
     return total
 
 
-def _classification_counts(head: GHMRetinaHead, population: Population) -> Tensor:
-    logit_NC = population.logit_NC.float()
+def _classification_counts(head: GHMRetinaHead, examples: Examples) -> Tensor:
+    logit_NC = examples.logit_NC.float()
     if not head.use_sigmoid_cls:
         # Softmax: the last output is the background's, and p* compares with the classes.
         logit_NC = logit_NC.softmax(-1)[:, :-1].logit()
-    target_NC = (population.label_N[:, None] == torch.arange(logit_NC.shape[1], device=logit_NC.device)).float()
-    valid_NC = (population.label_weight_N > 0)[:, None].expand_as(target_NC)
+    target_NC = (examples.label_N[:, None] == torch.arange(logit_NC.shape[1], device=logit_NC.device)).float()
+    valid_NC = (examples.label_weight_N > 0)[:, None].expand_as(target_NC)
     return _histogram(classification_gradient_norm(logit_NC, target_NC), valid_NC)
 
 
-def _regression_counts(head: GHMRetinaHead, population: Population) -> Tensor:
-    valid_N4 = population.box_weight_N4 > 0
+def _regression_counts(head: GHMRetinaHead, examples: Examples) -> Tensor:
+    valid_N4 = examples.box_weight_N4 > 0
     if head.reg_decoded_bbox:
         valid_N4 = torch.zeros_like(valid_N4)  # an IoU loss has no deltas to measure
-    difference_N4 = (population.box_N4 - population.box_target_N4).float()
+    difference_N4 = (examples.box_N4 - examples.box_target_N4).float()
     return _histogram(regression_gradient_norm(difference_N4, mu=getattr(head.loss_bbox, "mu", MU)), valid_N4)
 
 

@@ -1,27 +1,31 @@
 """A RetinaNet head that knows which anchors form one population of GHM.
 
-Shapes: N examples (anchors of one population), C classes, B images, H x W positions, A anchors a position.
+Shapes: N examples (anchors of all levels), C classes, B images, H x W positions, A anchors a position, L levels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from mmdet.models.dense_heads import RetinaHead
-from mmdet.models.utils import images_to_levels
 from mmdet.structures.bbox import cat_boxes, get_box_tensor
 from mmdet.utils import InstanceList, OptInstanceList
 from torch import Tensor
 
+from ghm.losses import FocalLoss, SmoothL1Loss
+from ghm.losses.statistics import HarmonisedLoss
 from ghm.registry import MODELS
 
 
 @dataclass(frozen=True)
-class Population:
-    """The examples whose gradient norms share one density.
+class Examples:
+    """The anchors of a batch with their targets: level after level, and in a level image after image.
 
     `label_N` holds 0..C-1 for objects and C for background; a weight of 0 marks what is ignored.
     Boxes are encoded deltas, or decoded boxes in pixels with `reg_decoded_bbox`.
     """
 
+    sizes: list[int]  # examples of each level
     logit_NC: Tensor
     label_N: Tensor
     label_weight_N: Tensor
@@ -32,20 +36,22 @@ class Population:
 
 @MODELS.register_module()
 class GHMRetinaHead(RetinaHead):
-    """mmdet's RetinaNet head, with the examples of a loss gathered in one place.
+    """mmdet's RetinaNet head, with all examples of a loss gathered in one place.
 
-    One FPN level is one population, in level order, as in the reference code and in mmdet: the published figures come
-    from that. Constructor, parameters and losses are those of `mmdet.RetinaHead`; checkpoints load both ways.
+    One FPN level is one population of GHM, in level order, as in the reference code and in mmdet: the published
+    figures come from that. `statistics="batch"` of a loss makes all levels one. Our losses take all levels in one call,
+    other losses one level a call, as in mmdet. Constructor, parameters and losses are those of `mmdet.RetinaHead`;
+    checkpoints load both ways.
     """
 
-    def populations(
+    def examples(
         self,
         cls_scores: list[Tensor],
         bbox_preds: list[Tensor],
         batch_gt_instances: InstanceList,
         batch_img_metas: list[dict],
         batch_gt_instances_ignore: OptInstanceList = None,
-    ) -> tuple[list[Population], float]:
+    ) -> tuple[Examples, float]:
         """Assign targets to anchors.
 
         Args:
@@ -54,41 +60,28 @@ class GHMRetinaHead(RetinaHead):
             batch_gt_instances, batch_img_metas, batch_gt_instances_ignore: as in mmdet.
 
         Returns:
-            One population a level, and the number of positive anchors of the batch, at least 1.
+            The examples, and the number of positive anchors of the batch, at least 1.
         """
         device = cls_scores[0].device
-        sizes = [tuple(scores.shape[-2:]) for scores in cls_scores]
-        anchors, valid_flags = self.get_anchors(sizes, batch_img_metas, device=device)
+        shapes = [tuple(scores.shape[-2:]) for scores in cls_scores]
+        anchors, valid_flags = self.get_anchors(shapes, batch_img_metas, device=device)
         # get_targets empties the lists it is given, so the anchors of the levels are put together before.
-        level_sizes = [len(level) for level in anchors[0]]
-        level_anchors = images_to_levels([cat_boxes([*image]) for image in anchors], level_sizes)
-        *targets, positives = self.get_targets(
-            anchors, valid_flags, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
-        )
-        levels = zip(cls_scores, bbox_preds, level_anchors, *targets, strict=True)
-        return [self._population(*level) for level in levels], positives
-
-    def _population(
-        self,
-        cls_score: Tensor,
-        bbox_pred: Tensor,
-        anchors: Tensor,
-        labels: Tensor,
-        label_weights: Tensor,
-        bbox_targets: Tensor,
-        bbox_weights: Tensor,
-    ) -> Population:
-        box_N4 = bbox_pred.permute(0, 2, 3, 1).reshape(-1, self.bbox_coder.encode_size)
+        level_anchors = list(zip(*anchors, strict=True)) if self.reg_decoded_bbox else []
+        targets = self.get_targets(anchors, valid_flags, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+        labels, label_weights, bbox_targets, bbox_weights, positives = targets
+        box_N4 = _flatten(bbox_preds, self.bbox_coder.encode_size)
         if self.reg_decoded_bbox:
-            box_N4 = get_box_tensor(self.bbox_coder.decode(anchors.reshape(-1, anchors.shape[-1]), box_N4))
-        return Population(
-            logit_NC=cls_score.permute(0, 2, 3, 1).reshape(-1, self.cls_out_channels),
-            label_N=labels.reshape(-1),
-            label_weight_N=label_weights.reshape(-1),
+            anchor_N4 = cat_boxes([image for level in level_anchors for image in level])
+            box_N4 = get_box_tensor(self.bbox_coder.decode(anchor_N4, box_N4))
+        return Examples(
+            sizes=[level.numel() for level in labels],
+            logit_NC=_flatten(cls_scores, self.cls_out_channels),
+            label_N=torch.cat([level.reshape(-1) for level in labels]),
+            label_weight_N=torch.cat([level.reshape(-1) for level in label_weights]),
             box_N4=box_N4,
-            box_target_N4=bbox_targets.reshape(-1, bbox_targets.shape[-1]),
-            box_weight_N4=bbox_weights.reshape(-1, bbox_weights.shape[-1]),
-        )
+            box_target_N4=torch.cat([level.reshape(-1, level.shape[-1]) for level in bbox_targets]),
+            box_weight_N4=torch.cat([level.reshape(-1, level.shape[-1]) for level in bbox_weights]),
+        ), positives
 
     def loss_by_feat(
         self,
@@ -98,17 +91,30 @@ class GHMRetinaHead(RetinaHead):
         batch_img_metas: list[dict],
         batch_gt_instances_ignore: OptInstanceList = None,
     ) -> dict[str, list[Tensor]]:
-        """Return `loss_cls` and `loss_bbox`, one scalar a population; arguments as in `populations`."""
-        populations, positives = self.populations(
+        """Return `loss_cls` and `loss_bbox`, scalars that add up to the loss; arguments as in `examples`."""
+        every, positives = self.examples(
             cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         )
+        classes = (every.logit_NC, every.label_N, every.label_weight_N)
+        boxes = (every.box_N4, every.box_target_N4, every.box_weight_N4)
         return {
-            "loss_cls": [
-                self.loss_cls(each.logit_NC, each.label_N, each.label_weight_N, avg_factor=positives)
-                for each in populations
-            ],
-            "loss_bbox": [
-                self.loss_bbox(each.box_N4, each.box_target_N4, each.box_weight_N4, avg_factor=positives)
-                for each in populations
-            ],
+            "loss_cls": _by_level(self.loss_cls, classes, every.sizes, positives),
+            "loss_bbox": _by_level(self.loss_bbox, boxes, every.sizes, positives),
         }
+
+
+def _flatten(maps: list[Tensor], channels: int) -> Tensor:
+    """[B, A * channels, H, W] of every level as [N, channels], with one copy."""
+    images = [image for level in maps for image in level.flatten(2).transpose(1, 2).unbind()]
+    return torch.cat(images).reshape(-1, channels)
+
+
+def _by_level(
+    loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], sizes: list[int], positives: float
+) -> list[Tensor]:
+    if isinstance(loss, HarmonisedLoss):
+        return list(loss(*inputs, avg_factor=positives, sizes=sizes).unbind())
+    if isinstance(loss, FocalLoss | SmoothL1Loss):
+        return [loss(*inputs, avg_factor=positives)]  # a plain sum over examples, which needs no levels
+    levels = zip(*(tensor.split(sizes) for tensor in inputs), strict=True)
+    return [loss(*level, avg_factor=positives) for level in levels]

@@ -56,18 +56,28 @@ class SmoothL1:
 
 
 @dataclass(frozen=True)
-class Ghmc:
+class Harmonised:
+    """What GHM-C and GHM-R have in common."""
+
     bins: Count
     momentum: Momentum
     loss_weight: NotNegative
+    statistics: Literal["level", "batch"]
+    sync: bool
+    bias_correction: bool
+    normalizer: Literal["valid_bins", "bins"]
+    smoothing: NotNegative
+    check: bool
 
 
 @dataclass(frozen=True)
-class Ghmr:
+class Ghmc(Harmonised):
+    pass
+
+
+@dataclass(frozen=True)
+class Ghmr(Harmonised):
     mu: Positive
-    bins: Count
-    momentum: Momentum
-    loss_weight: NotNegative
 
 
 @dataclass(frozen=True)

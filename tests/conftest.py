@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# The tests of the Triton kernels run them in its interpreter. Triton reads this when it is imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # What libraries say about themselves when they are imported is not ours to fail on; all later warnings are errors.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -64,8 +64,12 @@ def harmonising_parameters(
     momentum: float,
     average: list[float] | None,
     occupied_only: bool,
+    smoothing: float,
 ) -> tuple[list[float], list[float] | None]:
-    """beta_i = total / GD(g_i), equation 7, with GD by unit regions and, with momentum, by section "EMA"."""
+    """beta_i = total / GD(g_i), equation 7, with GD by unit regions and, with momentum, by section "EMA".
+
+    `smoothing` is not the paper's: examples added to the count of every region that GD is asked of.
+    """
     count = [0] * regions
     index = [unit_region(g, regions) if ok else None for g, ok in zip(norms, valid, strict=True)]
     for j in index:
@@ -76,7 +80,7 @@ def harmonising_parameters(
         average = [0.0] * regions if average is None else average
         density = [momentum * s + (1 - momentum) * n if n > 0 else s for s, n in zip(average, count, strict=True)]
     factor = sum(n > 0 for n in count) if occupied_only else regions
-    beta = [0.0 if j is None else total / (density[j] * factor) for j in index]
+    beta = [0.0 if j is None else total / ((density[j] + smoothing) * factor) for j in index]
     return beta, density if momentum > 0 else None
 
 
@@ -89,6 +93,7 @@ def ghm_c(
     momentum: float = 0.0,
     average: list[float] | None = None,
     occupied_only: bool = True,
+    smoothing: float = 0.0,
 ) -> Outcome:
     """Equation 8, sum_i beta_i L_CE(p_i, p*_i) / N, and equation 2 for the derivative; beta is held constant."""
     x, p_star, ok = _flat(logits), _flat(targets), [w > 0 for w in _flat(weights)]
@@ -97,7 +102,14 @@ def ghm_c(
     norms = [abs(s) for s in slope]
     loss = [cross_entropy(x_i, t_i) for x_i, t_i in zip(x, p_star, strict=True)]
     beta, average = harmonising_parameters(
-        norms, ok, total, regions=regions, momentum=momentum, average=average, occupied_only=occupied_only
+        norms,
+        ok,
+        total,
+        regions=regions,
+        momentum=momentum,
+        average=average,
+        occupied_only=occupied_only,
+        smoothing=smoothing,
     )
     return _outcome(loss, slope, beta, total, average, np.shape(logits))
 
@@ -112,6 +124,7 @@ def ghm_r(
     momentum: float = 0.0,
     average: list[float] | None = None,
     occupied_only: bool = True,
+    smoothing: float = 0.0,
 ) -> Outcome:
     """Section "GHM-R Loss": sum_i beta_i ASL1(d_i) / N and its derivative; N is the sum of weights, as in the code."""
     ok = [w > 0 for w in _flat(weights)]
@@ -121,7 +134,14 @@ def ghm_r(
     norms = [abs(s) for s in slope]
     loss = [math.sqrt(d * d + mu * mu) - mu for d in differences]
     beta, average = harmonising_parameters(
-        norms, ok, total, regions=regions, momentum=momentum, average=average, occupied_only=occupied_only
+        norms,
+        ok,
+        total,
+        regions=regions,
+        momentum=momentum,
+        average=average,
+        occupied_only=occupied_only,
+        smoothing=smoothing,
     )
     return _outcome(loss, slope, beta, total, average, np.shape(predictions))
 

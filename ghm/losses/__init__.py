@@ -1,6 +1,8 @@
-"""The gradient harmonised losses: GHM-C for classes, GHM-R for boxes."""
+"""The losses that the variants compare: GHM-C and Focal Loss for classes, GHM-R and Smooth L1 for boxes."""
 
+from ghm.losses.focal import FocalLoss
 from ghm.losses.ghmc import GHMC
 from ghm.losses.ghmr import GHMR
+from ghm.losses.smooth_l1 import SmoothL1Loss
 
-__all__ = ["GHMC", "GHMR"]
+__all__ = ["GHMC", "GHMR", "FocalLoss", "SmoothL1Loss"]

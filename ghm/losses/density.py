@@ -1,17 +1,16 @@
-"""Gradient density by unit regions: the tensor functions behind GHM-C and GHM-R.
+"""Gradient density by unit regions: the definition that GHM-C and GHM-R share, as functions of tensors.
 
 Source: B. Li, Y. Liu, X. Wang, "Gradient Harmonized Single-stage Detector", AAAI 2019, arXiv 1811.05181.
-Shapes: K unit regions (the paper's M, mmdet's `bins`), E = K + 1 edges. Tensors without a suffix hold one value an
-example in any shape, the same for all of them. Statistics are float32, counts int64.
+Shapes: K unit regions (the paper's M, mmdet's `bins`), E = K + 1 edges, L populations. Tensors without a suffix hold
+one value an example in any shape, the same for all of them. Statistics are float32, counts int64.
 
 Nothing here waits for the device or loops over regions.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-REDUCTIONS = ("none", "mean", "sum")
+NORMALIZERS = ("valid_bins", "bins")
 
 
 def classification_gradient_norm(logit: Tensor, target: Tensor) -> Tensor:
@@ -49,9 +48,9 @@ def region_index(norm: Tensor, valid: Tensor, *, edge_E: Tensor) -> Tensor:
 
 def region_counts(index: Tensor, *, bins: int) -> Tensor:
     """R_j of the section "Unit Region Approximation": the number of examples in each region. int64, [K]"""
-    count = index.new_zeros(bins + 1)
+    count = torch.zeros(bins + 1, dtype=torch.int64, device=index.device)
     # Not bincount: it waits for the device to learn the largest index. A float32 sum of ones stops at 2^24.
-    count.scatter_add_(0, index.flatten(), index.new_ones(()).expand(index.numel()))
+    count.scatter_add_(0, index.flatten().long(), count.new_ones(()).expand(index.numel()))
     return count[:bins]
 
 
@@ -64,61 +63,33 @@ def moving_average(average_K: Tensor, count_K: Tensor, *, momentum: float) -> Te
     return torch.where(count_K > 0, moved_K, average_K)
 
 
-def region_weights(density_K: Tensor, count_K: Tensor, total: Tensor) -> Tensor:
-    """Equation 7 with unit regions: beta = total / GD, and GD = S_j * (number of regions). 0 for an empty region. [K]
+def moving_mass(mass_K: Tensor, count_K: Tensor, *, momentum: float) -> Tensor:
+    """The share 1 - momentum^t of S_j that comes from counts and not from its start at zero, after t counts.
 
-    Deviation: the paper multiplies by all M regions; here, as in the reference code and in mmdet, by the occupied ones.
+    S_j divided by it is the moving average without the bias of its start.
     """
-    occupied_K = count_K > 0
-    weight_K = total / (density_K * occupied_K.sum())
-    return torch.where(occupied_K, weight_K, 0.0)
+    return moving_average(mass_K, (count_K > 0).to(mass_K.dtype), momentum=momentum)
 
 
-def harmonise(
-    norm: Tensor, valid: Tensor, total: Tensor, average_K: Tensor | None, *, edge_E: Tensor, momentum: float
-) -> tuple[Tensor, Tensor]:
-    """Weigh every example by the density of its unit region.
+def region_weights(
+    density_LK: Tensor, count_LK: Tensor, total_L: Tensor, *, normalizer: str = "valid_bins", smoothing: float = 0.0
+) -> Tensor:
+    """Equation 7 with unit regions: beta = total / GD. 0 for an empty region. [..., K]
+
+    GD of a region is (S_j + smoothing) * M. With `valid_bins` M is the number of occupied regions of the population,
+    with `bins` the number of all regions.
+
+    Deviation: the paper multiplies by all M regions and knows no smoothing; the defaults, as the reference code and
+    mmdet, multiply by the occupied ones.
 
     Args:
-        norm: gradient norms.
-        valid: bool, False for what is ignored.
-        total: what the loss will be divided by, [].
-        average_K: moving average of the counts so far, or None to use the counts alone.
-        edge_E: see `region_edges`.
-        momentum: of the moving average.
-
-    Returns:
-        The weight of every example, 0 outside all regions, and what stood for the density in each region, [K].
+        density_LK: what stands for the number of examples in each region: counts, or their moving average.
+        count_LK: the counts of this step, which say what is occupied.
+        total_L: N of each population.
+        normalizer: `valid_bins` or `bins`.
+        smoothing: examples added to every occupied region, 0 or more.
     """
-    index = region_index(norm, valid, edge_E=edge_E)
-    count_K = region_counts(index, bins=len(edge_E) - 1)
-    density_K = count_K if average_K is None else moving_average(average_K, count_K, momentum=momentum)
-    weight_K = region_weights(density_K, count_K, total)
-    return functional.pad(weight_K, (0, 1))[index], density_K
-
-
-def reduce_loss(loss: Tensor, weight: Tensor, total: Tensor, *, reduction: str) -> Tensor:
-    """Weigh, then `none`: every example; `mean`: their sum / total (equation 8), 0 when there are none; `sum`.
-
-    Deviation: mmdet adds 1.2e-7 to `total`, which is never less than 1, and refuses `sum`.
-
-    Raises:
-        ValueError: another reduction.
-    """
-    check_reduction(reduction)
-    weighted = loss * weight
-    if reduction == "none":
-        return weighted
-    return weighted.sum() / total if reduction == "mean" else weighted.sum()
-
-
-def check_reduction(reduction: str) -> None:
-    """Raise ValueError for a reduction that `reduce_loss` does not know."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-
-
-def check_momentum(momentum: float) -> None:
-    """Raise ValueError for a momentum outside [0, 1)."""
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+    occupied_LK = count_LK > 0
+    regions_L = occupied_LK.sum(-1) if normalizer == "valid_bins" else torch.full_like(total_L, count_LK.shape[-1])
+    weight_LK = total_L[..., None] / ((density_LK + smoothing) * regions_L[..., None])
+    return torch.where(occupied_LK, weight_LK, 0.0)

@@ -1,29 +1,28 @@
-"""GHM-C, the gradient harmonised classification loss. Shapes: N examples (anchors), C classes, K unit regions."""
+"""GHM-C, the gradient harmonised classification loss.
+
+Shapes: N examples (anchors), C classes, L populations (FPN levels), K unit regions.
+"""
+
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from ghm.losses.density import (
-    check_momentum,
-    check_reduction,
-    classification_gradient_norm,
-    harmonise,
-    reduce_loss,
-    region_edges,
-)
-from ghm.registry import MODELS
+from ghm.losses import ops
+from ghm.losses.density import classification_gradient_norm
+from ghm.losses.statistics import REDUCTIONS, HarmonisedLoss, Reduction, check_choice, check_finite, check_labels
+from ghm.losses.vectorised import CLASSIFICATION_END, MOST_BINS
 
 
-@MODELS.register_module()
-class GHMC(nn.Module):
+class GHMC(HarmonisedLoss):
     """Binary cross entropy on logits, each example divided by the gradient density around it.
 
     L = (1 / N) * sum_i beta_i * L_CE(p_i, p*_i) (arXiv 1811.05181, equation 8), by unit regions. Takes the place of
     `mmdet.GHMC`: the same arguments, and state dicts load both ways. In a config of an mmdet head write
     `use_sigmoid=True`: the head reads it there and makes one logit a class, none for the background.
 
-    The loss is computed and returned in float32 whatever the dtype of the logits.
+    The loss is computed and returned in float32 whatever the dtype of the logits; the gradient has their dtype.
 
     Deviation: mmdet computes in the dtype of the logits; in float16 its weights overflow and its edges are rounded.
 
@@ -33,13 +32,12 @@ class GHMC(nn.Module):
         use_sigmoid: must be True.
         loss_weight: factor on the result.
         reduction: `mean` divides by the number of valid examples, `sum` does not, `none` gives [N, C].
+        statistics, sync, bias_correction, normalizer, smoothing, check: see `ghm.losses.statistics.HarmonisedLoss`;
+            all are off by default, and then this is mmdet's loss.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-
-    edges: Tensor  # [K + 1], float32
-    acc_sum: Tensor | None  # [K], float32; None without momentum
 
     def __init__(
         self,
@@ -47,70 +45,98 @@ class GHMC(nn.Module):
         momentum: float = 0,
         use_sigmoid: bool = True,
         loss_weight: float = 1.0,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
+        *,
+        statistics: Literal["level", "batch"] = "level",
+        sync: bool = False,
+        bias_correction: bool = False,
+        normalizer: Literal["valid_bins", "bins"] = "valid_bins",
+        smoothing: float = 0.0,
+        check: bool = False,
     ) -> None:
-        super().__init__()
         if not use_sigmoid:
             raise ValueError(
                 f"use_sigmoid must be True, got {use_sigmoid!r}: GHM-C is defined on one logit a class without a "
                 "background logit; set use_sigmoid=True, or take mmdet's CrossEntropyLoss for softmax"
             )
-        check_momentum(momentum)
-        check_reduction(reduction)
-        self.bins = bins
-        self.momentum = momentum
+        super().__init__(
+            bins=bins,
+            momentum=momentum,
+            loss_weight=loss_weight,
+            reduction=reduction,
+            statistics=statistics,
+            sync=sync,
+            bias_correction=bias_correction,
+            normalizer=normalizer,
+            smoothing=smoothing,
+            check=check,
+            end=CLASSIFICATION_END,
+        )
         self.use_sigmoid = use_sigmoid
-        self.loss_weight = loss_weight
-        self.reduction = reduction
-        self.register_buffer("edges", region_edges(bins, end=1 + 1e-6))
-        self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
 
     def forward(
         self,
         pred: Tensor,
         target: Tensor,
         label_weight: Tensor,
-        reduction_override: str | None = None,
+        reduction_override: Reduction | None = None,
         *,
         avg_factor: float | None = None,
+        sizes: list[int] | None = None,
     ) -> Tensor:
-        """Return the loss in float32, [] or [N, C], and move the average of the counts.
+        """Return the loss in float32, and move the average of the counts.
 
         Args:
             pred: logits, [N, C].
-            target: labels, [N]: 0..C-1 are classes, anything else is background. Or p* of every logit, [N, C].
+            target: labels, [N]: 0..C-1 are classes, anything else is background. Or p* of every logit, [N, C], which
+                takes more time and memory.
             label_weight: of the shape of `target`; 0 or less is ignored. Above 0 its size has no effect, as in mmdet.
             reduction_override: takes the place of `reduction` when given.
             avg_factor: ignored, as in mmdet: mmdet's heads pass the number of positives, and GHM-C divides by the
                 number of valid examples.
+            sizes: the rows of each FPN level when `pred` holds several, in order.
+
+        Returns:
+            [] without `sizes`; with them one value a population: [L], or [1] with `statistics="batch"`. [N, C] with
+            reduction `none`.
 
         Raises:
-            ValueError: shapes do not fit, or an unknown reduction.
+            ValueError: shapes do not fit, or an unknown reduction; with `check` also wrong labels and numbers.
         """
-        logit_NC = pred.float()
-        target_NC, valid_NC = _targets(target, label_weight, shape_NC=pred.shape)
-        total = valid_NC.sum().clamp(min=1)
-        with torch.no_grad():
-            norm_NC = classification_gradient_norm(logit_NC, target_NC)
-            weight_NC, density_K = harmonise(
-                norm_NC, valid_NC, total, self.acc_sum, edge_E=self.edges, momentum=self.momentum
-            )
-            if self.acc_sum is not None:
-                self.acc_sum.copy_(density_K)
-        loss_NC = functional.binary_cross_entropy_with_logits(logit_NC, target_NC, reduction="none")
         reduction = reduction_override or self.reduction
-        return self.loss_weight * reduce_loss(loss_NC, weight_NC, total, reduction=reduction)
+        check_choice("reduction", reduction, REDUCTIONS)
+        if target.shape not in (pred.shape, pred.shape[:-1]) or label_weight.shape != target.shape:
+            raise ValueError(
+                f"target and label_weight must both be of shape {tuple(pred.shape)} or {tuple(pred.shape[:-1])} "
+                f"for this pred, got {tuple(target.shape)} and {tuple(label_weight.shape)}"
+            )
+        if self.check:
+            check_finite(pred=pred, label_weight=label_weight)
+            if target.shape != pred.shape:
+                check_labels(target, pred.shape[-1])
+            else:
+                check_finite(target=target)
+        rows = self.populations(sizes, len(pred))
+        labelled = target.shape != pred.shape and pred.dim() == 2 and self.bins <= MOST_BINS
+        if reduction == "none" or not labelled:
+            loss = self._dense(pred.float(), target, label_weight, rows, reduction)
+        else:
+            loss = self._labelled(pred.contiguous(), target, label_weight, rows, reduction)
+        return loss[0] if sizes is None and reduction != "none" else loss
 
+    def _labelled(self, logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, rows: list[int], reduction: str) -> Tensor:
+        count_LK, slot = ops.ghm_c_count(logit_NC.detach(), label_N, weight_N, rows, self.bins)
+        beta_LK, total_L = self.weights(count_LK, count_LK.sum(1))
+        factor_LK = self.loss_weight * (beta_LK / total_L[:, None] if reduction == "mean" else beta_LK)
+        return ops.ghm_c_loss(logit_NC, label_N, weight_N, slot, rows, factor_LK)
 
-def _targets(target: Tensor, label_weight: Tensor, *, shape_NC: torch.Size) -> tuple[Tensor, Tensor]:
-    """p* in float32 and what is valid, both [N, C], from labels [N] or from p* [N, C]."""
-    if target.shape not in (shape_NC, shape_NC[:-1]) or label_weight.shape != target.shape:
-        raise ValueError(
-            f"target and label_weight must both be of shape {tuple(shape_NC)} or {tuple(shape_NC[:-1])} "
-            f"for this pred, got {tuple(target.shape)} and {tuple(label_weight.shape)}"
-        )
-    valid = label_weight > 0
-    if target.shape != shape_NC:
-        target = target[..., None] == torch.arange(shape_NC[-1], device=target.device)
-        valid = valid[..., None].expand(shape_NC)
-    return target.float(), valid
+    def _dense(self, logit: Tensor, target: Tensor, weight: Tensor, rows: list[int], reduction: str) -> Tensor:
+        valid = weight > 0
+        if target.shape != logit.shape:
+            target = target[..., None] == torch.arange(logit.shape[-1], device=target.device)
+            valid = valid[..., None].expand(logit.shape)
+        target = target.float()
+        norm = classification_gradient_norm(logit.detach(), target)
+        total_L = torch.stack([part.sum() for part in valid.split(rows)])
+        loss = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        return self.harmonise(loss, norm, valid, total_L, rows, reduction)

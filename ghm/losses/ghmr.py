@@ -1,27 +1,25 @@
-"""GHM-R, the gradient harmonised box regression loss. Shapes: N examples (anchors), D coordinates, K unit regions."""
+"""GHM-R, the gradient harmonised box regression loss.
+
+Shapes: N examples (anchors), D coordinates, L populations (FPN levels), K unit regions.
+"""
+
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ghm.losses.density import (
-    check_momentum,
-    check_reduction,
-    harmonise,
-    reduce_loss,
-    region_edges,
-    regression_gradient_norm,
-)
-from ghm.registry import MODELS
+from ghm.losses import ops
+from ghm.losses.density import regression_gradient_norm
+from ghm.losses.statistics import REDUCTIONS, HarmonisedLoss, Reduction, check_choice, check_finite
 
 
-@MODELS.register_module()
-class GHMR(nn.Module):
+class GHMR(HarmonisedLoss):
     """Authentic smooth L1, each coordinate divided by the gradient density around it.
 
     L = (1 / N) * sum_i beta_i * ASL1(d_i) with ASL1(d) = sqrt(d^2 + mu^2) - mu (arXiv 1811.05181, section "GHM-R
     Loss"), by unit regions. Takes the place of `mmdet.GHMR`: the same arguments, and state dicts load both ways.
 
-    The loss is computed and returned in float32 whatever the dtype of the prediction.
+    The loss is computed and returned in float32 whatever the dtype of the prediction; the gradient has its dtype.
 
     Deviation: mmdet computes in the dtype of the prediction; in float16 its weights overflow and its edges are rounded.
 
@@ -31,13 +29,12 @@ class GHMR(nn.Module):
         momentum: of the moving average of the counts, in [0, 1); 0 keeps none.
         loss_weight: factor on the result.
         reduction: `mean` divides by the sum of the weights, at least 1; `sum` does not; `none` gives [N, D].
+        statistics, sync, bias_correction, normalizer, smoothing, check: see `ghm.losses.statistics.HarmonisedLoss`;
+            all are off by default, and then this is mmdet's loss.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-
-    edges: Tensor  # [K + 1], float32
-    acc_sum: Tensor | None  # [K], float32; None without momentum
 
     def __init__(
         self,
@@ -45,21 +42,31 @@ class GHMR(nn.Module):
         bins: int = 10,
         momentum: float = 0,
         loss_weight: float = 1.0,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
+        *,
+        statistics: Literal["level", "batch"] = "level",
+        sync: bool = False,
+        bias_correction: bool = False,
+        normalizer: Literal["valid_bins", "bins"] = "valid_bins",
+        smoothing: float = 0.0,
+        check: bool = False,
     ) -> None:
-        super().__init__()
-        if not mu > 0:
-            raise ValueError(f"mu must be greater than 0, got {mu!r}")
-        check_momentum(momentum)
-        check_reduction(reduction)
+        if not 0 < mu < float("inf"):
+            raise ValueError(f"mu must be greater than 0 and finite, got {mu!r}")
+        super().__init__(
+            bins=bins,
+            momentum=momentum,
+            loss_weight=loss_weight,
+            reduction=reduction,
+            statistics=statistics,
+            sync=sync,
+            bias_correction=bias_correction,
+            normalizer=normalizer,
+            smoothing=smoothing,
+            check=check,
+            end=1e3,  # any end above 1 holds the same examples; this is mmdet's, so that state dicts agree
+        )
         self.mu = mu
-        self.bins = bins
-        self.momentum = momentum
-        self.loss_weight = loss_weight
-        self.reduction = reduction
-        # Any end above 1 holds the same examples; mmdet's, so that state dicts agree.
-        self.register_buffer("edges", region_edges(bins, end=1e3))
-        self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
 
     def forward(
         self,
@@ -67,9 +74,11 @@ class GHMR(nn.Module):
         target: Tensor,
         label_weight: Tensor,
         avg_factor: float | None = None,
-        reduction_override: str | None = None,
+        reduction_override: Reduction | None = None,
+        *,
+        sizes: list[int] | None = None,
     ) -> Tensor:
-        """Return the loss in float32, [] or [N, D], and move the average of the counts.
+        """Return the loss in float32, and move the average of the counts.
 
         Args:
             pred: predicted coordinates, [N, D].
@@ -78,24 +87,35 @@ class GHMR(nn.Module):
             avg_factor: ignored, as in mmdet: mmdet's heads pass the number of positives, and GHM-R divides by the sum
                 of the weights.
             reduction_override: takes the place of `reduction` when given.
+            sizes: the rows of each FPN level when `pred` holds several, in order.
+
+        Returns:
+            [] without `sizes`; with them one value a population: [L], or [1] with `statistics="batch"`. [N, D] with
+            reduction `none`.
 
         Raises:
-            ValueError: shapes do not fit, or an unknown reduction.
+            ValueError: shapes do not fit, or an unknown reduction; with `check` also numbers that are not finite.
         """
+        reduction = reduction_override or self.reduction
+        check_choice("reduction", reduction, REDUCTIONS)
         if not pred.shape == target.shape == label_weight.shape:
             raise ValueError(
                 "pred, target and label_weight must be of one shape, "
                 f"got {tuple(pred.shape)}, {tuple(target.shape)} and {tuple(label_weight.shape)}"
             )
-        difference_ND = pred.float() - target.float()
-        total = label_weight.float().sum().clamp(min=1)
-        with torch.no_grad():
-            norm_ND = regression_gradient_norm(difference_ND, mu=self.mu)
-            weight_ND, density_K = harmonise(
-                norm_ND, label_weight > 0, total, self.acc_sum, edge_E=self.edges, momentum=self.momentum
-            )
-            if self.acc_sum is not None:
-                self.acc_sum.copy_(density_K)
-        loss_ND = (difference_ND * difference_ND + self.mu * self.mu).sqrt() - self.mu
-        reduction = reduction_override or self.reduction
-        return self.loss_weight * reduce_loss(loss_ND, weight_ND, total, reduction=reduction)
+        if self.check:
+            check_finite(pred=pred, target=target, label_weight=label_weight)
+        rows = self.populations(sizes, len(pred))
+        total_L = torch.stack([part.float().sum() for part in label_weight.split(rows)])
+        if ops.uses_kernels(pred) and pred.dim() == 2 and reduction != "none":
+            inputs = (pred.contiguous(), target.contiguous(), label_weight.contiguous())
+            count_LK = ops.ghm_r_count(*(tensor.detach() for tensor in inputs), rows, self.bins, self.mu)
+            beta_LK, total_L = self.weights(count_LK, total_L)
+            factor_LK = self.loss_weight * (beta_LK / total_L[:, None] if reduction == "mean" else beta_LK)
+            loss = ops.ghm_r_loss(*inputs, rows, factor_LK, self.mu)
+        else:
+            difference = pred.float() - target.float()
+            norm = regression_gradient_norm(difference.detach(), mu=self.mu)
+            asl1 = (difference * difference + self.mu * self.mu).sqrt() - self.mu
+            loss = self.harmonise(asl1, norm, label_weight > 0, total_L, rows, reduction)
+        return loss[0] if sizes is None and reduction != "none" else loss

@@ -1,0 +1,107 @@
+"""Focal Loss, at the speed of the losses that it is compared with. Shapes: N examples (anchors), C classes."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from ghm.losses import ops
+from ghm.losses.statistics import REDUCTIONS, Reduction, check_choice
+
+
+class FocalLoss(nn.Module):
+    """FL = -alpha_t (1 - p_t)^gamma log(p_t) on logits (arXiv 1708.02002, equation 5).
+
+    Takes the place of `mmdet.FocalLoss` with `use_sigmoid=True` and logits. The loss is computed and returned in
+    float32 whatever the dtype of the logits; the gradient has their dtype.
+
+    Args:
+        use_sigmoid: must be True.
+        gamma: focusing parameter, 0 or more; 0 is cross entropy weighed by alpha.
+        alpha: weight of positives, 1 - alpha that of negatives, in [0, 1].
+        reduction: `mean` divides by `avg_factor`, or by N * C without one; `sum` does not; `none` gives [N, C].
+        loss_weight: factor on the result.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        reduction: Reduction = "mean",
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not use_sigmoid:
+            raise ValueError(f"use_sigmoid must be True, got {use_sigmoid!r}: this Focal Loss has one logit a class")
+        if not 0 <= gamma < float("inf"):
+            raise ValueError(f"gamma must be 0 or greater and finite, got {gamma!r}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha!r}")
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.use_sigmoid = use_sigmoid
+        self.gamma = gamma
+        self.alpha = alpha
+        self.reduction: Reduction = reduction
+        self.loss_weight = loss_weight
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: Reduction | None = None,
+    ) -> Tensor:
+        """Return the loss in float32, [] or, with reduction `none`, [N, C].
+
+        Args:
+            pred: logits, [N, C].
+            target: labels, [N]: 0..C-1 are classes, anything else is background. Or p* of every logit, [N, C].
+            weight: factor of each row, [N], or of each logit, [N, C]; None: 1.
+            avg_factor: what `mean` divides by, such as the number of positives.
+            reduction_override: takes the place of `reduction` when given.
+
+        Raises:
+            ValueError: shapes do not fit, an unknown reduction, or `avg_factor` with `sum`.
+        """
+        reduction = reduction_override or self.reduction
+        check_choice("reduction", reduction, REDUCTIONS)
+        if target.shape not in (pred.shape, pred.shape[:-1]):
+            raise ValueError(
+                f"target must be of shape {tuple(pred.shape)} or {tuple(pred.shape[:-1])} for this pred, "
+                f"got {tuple(target.shape)}"
+            )
+        if weight is not None and weight.shape not in (pred.shape, pred.shape[:-1]):
+            raise ValueError(
+                f"weight must be of shape {tuple(pred.shape)} or {tuple(pred.shape[:-1])} for this pred, "
+                f"got {tuple(weight.shape)}"
+            )
+        if reduction == "sum" and avg_factor is not None:
+            raise ValueError(f"avg_factor must be None with reduction sum, got {avg_factor!r}")
+        labelled = target.shape != pred.shape and (weight is None or weight.shape == target.shape)
+        if reduction == "none":
+            return self.loss_weight * self._dense(pred.float(), target, weight)
+        factor = self._factor(pred, reduction, avg_factor)
+        if not labelled:
+            return factor * self._dense(pred.float(), target, weight).sum()
+        if weight is None:
+            weight = torch.ones((), device=pred.device).expand(len(pred))
+        return ops.focal_loss(pred.contiguous(), target, weight, self.gamma, self.alpha, factor)
+
+    def _factor(self, pred: Tensor, reduction: str, avg_factor: float | Tensor | None) -> Tensor:
+        """What the sum is multiplied with, []."""
+        if isinstance(avg_factor, Tensor):
+            return self.loss_weight / avg_factor.detach().float().reshape(())
+        total = 1.0 if reduction == "sum" else max(pred.numel(), 1) if avg_factor is None else avg_factor
+        return torch.full((), self.loss_weight / total, device=pred.device)
+
+    def _dense(self, logit: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        if target.shape != logit.shape:
+            target = target[..., None] == torch.arange(logit.shape[-1], device=target.device)
+        loss = sigmoid_focal_loss(logit, target.float(), alpha=self.alpha, gamma=self.gamma)
+        if weight is None:
+            return loss
+        return loss * (weight if weight.shape == loss.shape else weight[..., None])

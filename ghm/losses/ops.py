@@ -1,0 +1,182 @@
+"""The passes of the losses as PyTorch operators: differentiable, opaque to `torch.compile`, on CUDA by Triton.
+
+Three passes read the logits: `count`, `loss` (forward) and `gradient` (backward). Nothing of the size of the logits is
+written before the gradient itself, which already holds the factor that arrives from above: a loss scale of mixed
+precision is in it before it is rounded to the dtype of the logits.
+
+Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K unit regions.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ghm.losses import vectorised
+
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+def uses_kernels(tensor: Tensor) -> bool:
+    """Whether the Triton kernels take a tensor: on CUDA, where Triton is installed."""
+    return TRITON and tensor.is_cuda
+
+
+def _passes(tensor: Tensor) -> ModuleType:
+    if uses_kernels(tensor):
+        from ghm.losses import kernels
+
+        return kernels
+    return vectorised
+
+
+@custom_op("ghm::ghm_c_count", mutates_args=())
+def ghm_c_count(
+    logit: Tensor, label: Tensor, weight: Tensor, sizes: Sequence[int], bins: int
+) -> tuple[Tensor, Tensor]:
+    """Counts of the regions, int64, [L, K], and what the other passes need to find them again, [N, C] or empty."""
+    return _passes(logit).ghm_c_count(logit, label, weight, list(sizes), bins)
+
+
+@ghm_c_count.register_fake
+def _(logit: Tensor, label: Tensor, weight: Tensor, sizes: Sequence[int], bins: int) -> tuple[Tensor, Tensor]:
+    count_LK = logit.new_empty(len(sizes), bins, dtype=torch.int64)
+    if uses_kernels(logit):
+        return count_LK, logit.new_empty(0, dtype=torch.uint8)
+    return count_LK, torch.empty_like(logit, dtype=vectorised.slot_dtype(bins))
+
+
+@custom_op("ghm::ghm_c_loss", mutates_args=())
+def ghm_c_loss(
+    logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor
+) -> Tensor:
+    """Cross entropy times the factor of its region, [L, K], summed over each population. float32, [L]"""
+    return _passes(logit).ghm_c_loss(logit, label, weight, slot, list(sizes), factor)
+
+
+@custom_op("ghm::ghm_c_gradient", mutates_args=())
+def ghm_c_gradient(
+    logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor
+) -> Tensor:
+    """The derivative of `ghm_c_loss` by the logits, in their dtype. [N, C]"""
+    return _passes(logit).ghm_c_gradient(logit, label, weight, slot, list(sizes), factor)
+
+
+@ghm_c_loss.register_fake
+def _(logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor) -> Tensor:
+    return logit.new_empty(len(sizes), dtype=torch.float32)
+
+
+@ghm_c_gradient.register_fake
+def _(logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor) -> Tensor:
+    return torch.empty_like(logit)
+
+
+def _ghm_c_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.sizes, factor = inputs
+    ctx.save_for_backward(*tensors, factor)
+
+
+def _ghm_c_backward(ctx: Any, upstream_L: Tensor) -> tuple:
+    *tensors, factor_LK = ctx.saved_tensors
+    return ghm_c_gradient(*tensors, ctx.sizes, factor_LK * upstream_L[:, None]), *[None] * 5
+
+
+ghm_c_loss.register_autograd(_ghm_c_backward, setup_context=_ghm_c_setup)
+
+
+@custom_op("ghm::focal_loss", mutates_args=())
+def focal_loss(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
+    """Focal Loss times the weight of its row, summed, times `factor`, []. float32, []"""
+    return _passes(logit).focal_loss(logit, label, weight, gamma, alpha, factor)
+
+
+@custom_op("ghm::focal_gradient", mutates_args=())
+def focal_gradient(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
+    """The derivative of `focal_loss` by the logits, in their dtype. [N, C]"""
+    return _passes(logit).focal_gradient(logit, label, weight, gamma, alpha, factor)
+
+
+@focal_loss.register_fake
+def _(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
+    return logit.new_empty((), dtype=torch.float32)
+
+
+@focal_gradient.register_fake
+def _(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
+    return torch.empty_like(logit)
+
+
+def _focal_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    logit, label, weight, ctx.gamma, ctx.alpha, factor = inputs
+    ctx.save_for_backward(logit, label, weight, factor)
+
+
+def _focal_backward(ctx: Any, upstream: Tensor) -> tuple:
+    *tensors, factor = ctx.saved_tensors
+    return focal_gradient(*tensors, ctx.gamma, ctx.alpha, factor * upstream), *[None] * 5
+
+
+focal_loss.register_autograd(_focal_backward, setup_context=_focal_setup)
+
+
+@custom_op("ghm::ghm_r_count", mutates_args=())
+def ghm_r_count(
+    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: int, mu: float
+) -> Tensor:
+    """Counts of the regions on CUDA, int64, [L, K]. Elsewhere `ghm.losses.GHMR` composes PyTorch's operators."""
+    from ghm.losses import kernels
+
+    return kernels.ghm_r_count(pred, target, weight, list(sizes), bins, mu)
+
+
+@custom_op("ghm::ghm_r_loss", mutates_args=())
+def ghm_r_loss(
+    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float
+) -> Tensor:
+    """ASL1 times the factor of its region, [L, K], summed over each population. float32, [L]"""
+    from ghm.losses import kernels
+
+    return kernels.ghm_r_loss(pred, target, weight, list(sizes), factor, mu)
+
+
+@custom_op("ghm::ghm_r_gradient", mutates_args=())
+def ghm_r_gradient(
+    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float
+) -> Tensor:
+    """The derivative of `ghm_r_loss` by the prediction, in its dtype. [N, D]"""
+    from ghm.losses import kernels
+
+    return kernels.ghm_r_gradient(pred, target, weight, list(sizes), factor, mu)
+
+
+@ghm_r_count.register_fake
+def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: int, mu: float) -> Tensor:
+    return pred.new_empty(len(sizes), bins, dtype=torch.int64)
+
+
+@ghm_r_loss.register_fake
+def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
+    return pred.new_empty(len(sizes), dtype=torch.float32)
+
+
+@ghm_r_gradient.register_fake
+def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
+    return torch.empty_like(pred)
+
+
+def _ghm_r_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    pred, target, weight, ctx.sizes, factor, ctx.mu = inputs
+    ctx.save_for_backward(pred, target, weight, factor)
+
+
+def _ghm_r_backward(ctx: Any, upstream_L: Tensor) -> tuple:
+    *tensors, factor_LK = ctx.saved_tensors
+    return ghm_r_gradient(*tensors, ctx.sizes, factor_LK * upstream_L[:, None], ctx.mu), *[None] * 5
+
+
+ghm_r_loss.register_autograd(_ghm_r_backward, setup_context=_ghm_r_setup)

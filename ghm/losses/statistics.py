@@ -1,0 +1,197 @@
+"""What GHM-C and GHM-R share as modules: options, the moving average between steps, counts of all processes.
+
+Shapes: L populations, K unit regions.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.functional import pad
+
+from ghm.losses.density import (
+    NORMALIZERS,
+    moving_average,
+    moving_mass,
+    region_counts,
+    region_edges,
+    region_index,
+    region_weights,
+)
+
+Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS = get_args(Reduction)
+STATISTICS = ("level", "batch")
+
+
+class HarmonisedLoss(nn.Module):
+    """The statistics behind a loss whose examples are divided by the density of their gradient norms.
+
+    Args:
+        bins: number of unit regions, the paper's M.
+        momentum: of the moving average of the counts, in [0, 1); 0 keeps none.
+        loss_weight: factor on the result.
+        reduction: `mean`, `sum` or `none`.
+        statistics: `level`: each population of a call (in `ghm.head.GHMRetinaHead` an FPN level) has a density of its
+            own, and moves the shared average in turn, as in the reference code. `batch`: all of a call have one, as
+            in the paper's text.
+        sync: count over all processes of `torch.distributed`, so that the statistics do not depend on how many share
+            the batch. `mean` is then scaled so that the mean over processes, which is what
+            `DistributedDataParallel` makes of gradients, is the loss of the whole batch.
+        bias_correction: divide the moving average by 1 - momentum^t, t the number of steps in which the region was
+            occupied. Without it a region's first weights are 1 / (1 - momentum) too large.
+        normalizer: `valid_bins`: the density counts occupied regions, as in the reference code. `bins`: all of them,
+            as in the paper's equation; the loss is then smaller by occupied / bins.
+        smoothing: pseudo-count added to the density of every occupied region, 0 or more.
+        check: refuse labels out of range and numbers that are not finite. Waits for the device at every call.
+        end: the last edge, see `region_edges`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    edges: Tensor  # [K + 1], float32; kept for mmdet's state dicts
+    acc_sum: Tensor | None  # [K], float32: the moving average of the counts; None without momentum
+    acc_mass: Tensor | None  # [K], float32: see `moving_mass`; None without bias correction
+
+    def __init__(
+        self,
+        *,
+        bins: int,
+        momentum: float,
+        loss_weight: float,
+        reduction: Reduction,
+        statistics: Literal["level", "batch"],
+        sync: bool,
+        bias_correction: bool,
+        normalizer: Literal["valid_bins", "bins"],
+        smoothing: float,
+        check: bool,
+        end: float,
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+        if not 0 <= smoothing < float("inf"):
+            raise ValueError(f"smoothing must be 0 or greater and finite, got {smoothing!r}")
+        if bias_correction and momentum == 0:
+            raise ValueError("bias_correction must be False with momentum 0, got True: there is no average to correct")
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("statistics", statistics, STATISTICS)
+        check_choice("normalizer", normalizer, NORMALIZERS)
+        self.bins = bins
+        self.momentum = momentum
+        self.loss_weight = loss_weight
+        self.reduction: Reduction = reduction
+        self.statistics = statistics
+        self.sync = sync
+        self.bias_correction = bias_correction
+        self.normalizer = normalizer
+        self.smoothing = smoothing
+        self.check = check
+        self.register_buffer("edges", region_edges(bins, end=end))
+        self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
+        self.register_buffer("acc_mass", torch.zeros(bins) if bias_correction else None)
+
+    def extra_repr(self) -> str:
+        options = ("bins", "momentum", "statistics", "sync", "bias_correction", "normalizer", "smoothing")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HarmonisedLoss":
+        """Move to a device, but stay float32: counts overflow float16, and bfloat16 cannot add one to 256."""
+        before = {name: buffer for name, buffer in self.named_buffers() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            setattr(self, name, buffer.to(device=getattr(self, name).device))
+        return self
+
+    def populations(self, sizes: list[int] | None, rows: int) -> list[int]:
+        """The sizes of the populations of a call with `rows` examples: by `statistics`, one a level or one for all.
+
+        Raises:
+            ValueError: the sizes do not add up.
+        """
+        if sizes is None or self.statistics == "batch":
+            sizes = [rows] if sizes is None else [sum(sizes)]
+        if sum(sizes) != rows:
+            raise ValueError(f"sizes must add up to the {rows} examples, got {sizes}")
+        return sizes
+
+    @torch.no_grad()
+    def weights(self, count_LK: Tensor, total_L: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the average by the counts of every population in turn, and weigh the regions.
+
+        Args:
+            count_LK: examples of each region, int64.
+            total_L: N of each population, at least 1: of valid examples, or the sum of their weights.
+
+        Returns:
+            beta of each region, [L, K], and N of each population, over all processes with `sync`, [L].
+        """
+        world = 1
+        if self.sync and distributed.is_available() and distributed.is_initialized():
+            world = distributed.get_world_size()
+            distributed.all_reduce(count_LK)
+            distributed.all_reduce(total_L)
+        density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
+        total_L = total_L.clamp(min=1)
+        options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
+        return region_weights(density_LK, count_LK, total_L, **options), total_L / world
+
+    def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
+        """What stands for the density in each region of each population, [L, K]; the buffers hold the last."""
+        density_LK, mass_K = [], self.acc_mass
+        moved_K = average_K
+        for count_K in count_LK.unbind():
+            moved_K = moving_average(moved_K, count_K, momentum=self.momentum)
+            if mass_K is not None:
+                mass_K = moving_mass(mass_K, count_K, momentum=self.momentum)
+            density_LK.append(moved_K if mass_K is None else moved_K / mass_K.clamp(min=1 - self.momentum))
+        average_K.copy_(moved_K)
+        if self.acc_mass is not None and mass_K is not None:
+            self.acc_mass.copy_(mass_K)
+        return torch.stack(density_LK)
+
+
+    def harmonise(
+        self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: str
+    ) -> Tensor:
+        """Weigh the loss of every example by the density of its region, and reduce: [L], or as `loss` with `none`.
+
+        Args:
+            loss, norm, valid: of every example, all of one shape.
+            total_L: see `weights`.
+            rows: the sizes of the populations.
+            reduction: see the class.
+        """
+        index = region_index(norm, valid, edge_E=self.edges)
+        count_LK = torch.stack([region_counts(part, bins=self.bins) for part in index.split(rows)])
+        beta_LK, total_L = self.weights(count_LK, total_L)
+        beta_LK = pad(self.loss_weight * beta_LK, (0, 1))
+        beta = torch.cat([beta_K[part] for beta_K, part in zip(beta_LK, index.split(rows), strict=True)])
+        if reduction == "none":
+            return loss * beta
+        loss_L = torch.stack([part.sum() for part in (loss * beta).split(rows)])
+        return loss_L / total_L if reduction == "mean" else loss_L
+
+
+def check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError for a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_labels(label: Tensor, classes: int) -> None:
+    """Raise ValueError for labels that are neither a class nor the background, `classes`. Waits for the device."""
+    wrong = label[(label < 0) | (label > classes)].unique().tolist()
+    if wrong:
+        raise ValueError(f"target must hold labels in 0..{classes}, {classes} for background, got {wrong[:5]}")
+
+
+def check_finite(**tensors: Tensor) -> None:
+    """Raise ValueError that says which tensor holds how many numbers that are not finite. Waits for the device."""
+    for name, tensor in tensors.items():
+        wrong = int((~tensor.isfinite()).sum())
+        if wrong:
+            raise ValueError(f"{name} must be finite, got {wrong} of {tensor.numel()} values that are NaN or infinite")

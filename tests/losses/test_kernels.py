@@ -1,0 +1,102 @@
+"""Laws of the Triton kernels, in Triton's interpreter, and that they compile for CUDA. Shapes: N examples, C classes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from ghm.losses import density, kernels, vectorised
+
+K, L = 30, 4
+SIZES = [700, 0, 40, 1]
+
+
+@triton.jit
+def _regions_kernel(norm, out, size, K: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    region = kernels._region(tl.load(norm + place, mask=place < size, other=0.0), K, EXACT)
+    tl.store(out + place, region, mask=place < size)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 7, 10, 20, 30, 49, 101, 1000])
+def test_a_region_is_that_of_the_definition_on_every_edge_and_beside_it(interpreter: None, bins: int) -> None:
+    edge_E = torch.arange(bins + 1) / bins
+    norm = torch.cat([edge_E, torch.nextafter(edge_E, torch.tensor(2.0)), torch.nextafter(edge_E, torch.tensor(-1.0))])
+    norm = torch.cat([norm[(norm >= 0) & (norm <= 1)], torch.rand(500), torch.tensor([float("nan")])])
+    expected = density.region_index(
+        norm, norm == norm, edge_E=density.region_edges(bins, end=vectorised.CLASSIFICATION_END)
+    )
+    for exact in {False, vectorised.product_is_exact(bins)}:
+        found = torch.full(norm.shape, -1, dtype=torch.int32)
+        _regions_kernel[(triton.cdiv(len(norm), 512),)](norm, found, len(norm), K=bins, EXACT=exact, BLOCK=512)
+        assert torch.equal(found.long(), expected)
+
+
+def step(classes: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(classes)
+    logit = (torch.randn(sum(SIZES), classes) * 3 - 1).to(dtype)
+    label = torch.randint(-1, classes + 1, (sum(SIZES),))
+    return logit, label, torch.tensor([0.0, 1.0, 0.5])[torch.randint(0, 3, (sum(SIZES),))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("classes", [1, 2, 5, 10, 17])
+def test_kernels_are_what_plain_pytorch_is(interpreter: None, classes: int, dtype: torch.dtype) -> None:
+    logit, label, weight = step(classes, dtype)
+    count_LK, slot = vectorised.ghm_c_count(logit, label, weight, SIZES, K)
+    assert torch.equal(kernels.ghm_c_count(logit, label, weight, SIZES, K)[0], count_LK)
+    assert count_LK.sum() == (weight > 0).sum() * classes
+    inputs = (logit, label, weight, slot, SIZES, torch.rand(L, K))
+    torch.testing.assert_close(kernels.ghm_c_loss(*inputs), vectorised.ghm_c_loss(*inputs))
+    torch.testing.assert_close(kernels.ghm_c_gradient(*inputs), vectorised.ghm_c_gradient(*inputs))
+    for gamma in (2.0, 1.5, 0.0):
+        focal = (logit, label, weight, gamma, 0.25, torch.tensor(0.3))
+        torch.testing.assert_close(kernels.focal_loss(*focal), vectorised.focal_loss(*focal))
+        torch.testing.assert_close(kernels.focal_gradient(*focal), vectorised.focal_gradient(*focal))
+
+
+@pytest.mark.parametrize(("columns", "width"), [(1, 1), (2, 2), (3, 4), (10, 4), (17, 4), (20, 4), (64, 64), (80, 16)])
+def test_a_tile_leaves_few_lanes_idle(columns: int, width: int) -> None:
+    assert kernels._width(columns) == width
+
+
+def test_more_populations_than_the_kernels_take_are_refused() -> None:
+    with pytest.raises(ValueError, match="sizes must name at most 8 populations, got 9"):
+        kernels.ghm_c_count(torch.zeros(9, 2), torch.zeros(9, dtype=torch.long), torch.ones(9), [1] * 9, 10)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ghm.losses import kernels
+
+constants = dict(L=5, C=80, K=30, EXACT=True, SLOTS=32, ROWS=512, TILE=1024, WIDTH=16, SQUARE=False)
+for dtype in ("*fp32", "*bf16"):
+    types = dict.fromkeys(("logit", "pred", "gradient"), dtype) | dict.fromkeys(("weight", "table", "scale"), "*fp32")
+    types |= {"label": "*i64", "target": dtype, "count": "*i64", "total": "*fp64"}
+    names = [name for name in vars(kernels) if name.endswith("_kernel")]
+    assert len(names) == 8, names
+    for kernel in (getattr(kernels, name) for name in names):
+        signature, fixed = {}, {}
+        for place, name in enumerate(kernel.arg_names):
+            if name in constants:
+                signature[name], fixed[(place,)] = "constexpr", constants[name]
+            else:
+                signature[name] = types.get(name, "i32" if name.startswith("size") else "fp32")
+        source = ASTSource(kernel, signature=signature, constexprs=fixed, attrs={})
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert "ld.local" not in compiled.asm["ptx"], f"{kernel} spills"
+print("compiled")
+"""
+
+
+def test_every_kernel_compiles_for_cuda() -> None:
+    """Ahead of time and without a GPU, down to the binary for compute capability 9.0."""
+    run = subprocess.run(
+        ["env", "-u", "TRITON_INTERPRET", sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "compiled", run.stderr
