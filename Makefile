@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: repro test lint format preset help
+.PHONY: repro test bench lint format preset help
 
 repro: $(STAMP)  ## run the pipeline, then print the table
 	@python -c 'from ghm import params; from stages import run; run(params.load)'
@@ -17,6 +17,9 @@ repro: $(STAMP)  ## run the pipeline, then print the table
 
 test: $(STAMP)  ## run the tests
 	python -m pytest
+
+bench: $(STAMP)  ## time the losses beside mmdet's, torchvision's and PyTorch's
+	python -m benchmarks.losses
 
 lint: $(STAMP)  ## check style and types, change nothing
 	ruff check

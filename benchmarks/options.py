@@ -15,7 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+import pandas as pd
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
@@ -45,11 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trials", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
+    parser.add_argument("--table", action="store_true", help="train nothing, only sum up the trials that are there")
     arguments = parser.parse_args()
-    jobs = [(name, seed) for seed in arguments.seeds for name in arguments.trials]
+    jobs = [] if arguments.table else [(name, seed) for seed in arguments.seeds for name in arguments.trials]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(tqdm(pool.map(lambda job: run(*job), jobs), total=len(jobs), unit="trial"))
-    summarise()
+    print(summarise())
 
 
 def run(name: str, seed: int) -> None:
@@ -76,9 +77,9 @@ def run(name: str, seed: int) -> None:
             subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=True)
 
 
-def summarise() -> None:
-    """Write every trial that is done to `RESULT`."""
-    trials = []
+def summarise() -> str:
+    """Write every trial that is done to `RESULT`; return a Markdown table, a row a trial, AP of each seed."""
+    trials, device = [], {}
     for name, (variant, changes) in OPTIONS.items():
         for folder in sorted(TRIALS.glob(f"{name}-seed_*")):
             for path in (folder / "metrics").glob("*.json"):
@@ -88,7 +89,13 @@ def summarise() -> None:
                 kept = {key: metrics[key] for key in KEPT}
                 trials.append({"trial": name, "variant": variant, "changes": changes, "seed": seed, **kept})
                 device = {"device": context["device"], "versions": context["versions"]}
-    files.write_json(RESULT, {"split": "val", "torch": torch.__version__, **device, "trials": trials})
+    files.write_json(RESULT, {"split": "val", **device, "trials": trials})
+    rows = []
+    for name, own in pd.DataFrame(trials).groupby("trial", sort=False):
+        seeds = " ".join(f"{ap:.3f}".lstrip("0") for ap in own["AP"])
+        means = {key: f"{own[key].mean():.3f}".lstrip("0") for key in ("AP", "AP50", "AP75")}
+        rows.append({"trial": name, "AP of each seed": seeds, **means})
+    return str(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, colalign=["left"] + ["right"] * 4))
 
 
 if __name__ == "__main__":

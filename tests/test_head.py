@@ -112,7 +112,7 @@ def test_statistics_of_the_batch_are_one_population_of_all_levels(statistics: st
     assert len(losses["loss_cls"]) == {"level": 2, "batch": 1}[statistics]
     every, _ = model.examples(*model(features), truth, metas)
     whole = MODELS.build(LOSSES["ghmc"])(every.logit_NC, every.label_N, every.label_weight_N)
-    assert torch.isclose(sum(losses["loss_cls"]), whole) == (statistics == "batch")
+    assert torch.isclose(torch.stack(losses["loss_cls"]).sum(), whole) == (statistics == "batch")
 
 
 def test_checkpoints_load_both_ways():

@@ -23,7 +23,7 @@ def regression_gradient_norm(difference: Tensor, *, mu: float) -> Tensor:
     return (difference / (difference * difference + mu * mu).sqrt()).abs()
 
 
-def region_edges(bins: int, *, end: float) -> Tensor:
+def region_edges(bins: int, *, end: float, device: torch.device | None = None) -> Tensor:
     """Where the unit regions begin and end: k / bins, but `end` for the last, so that a norm of 1 is inside. [E]
 
     Raises:
@@ -31,7 +31,7 @@ def region_edges(bins: int, *, end: float) -> Tensor:
     """
     if not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins must be a whole number, 1 or greater, got {bins!r}")
-    edge_E = torch.arange(bins + 1).float() / bins
+    edge_E = torch.arange(bins + 1, device=device).float() / bins
     edge_E[-1] = end
     return edge_E
 

@@ -370,9 +370,7 @@ def ghm_r_count(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], 
     return count_LK
 
 
-def ghm_r_loss(
-    pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], factor_LK: Tensor, mu: float
-) -> Tensor:
+def ghm_r_loss(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], factor_LK: Tensor, mu: float) -> Tensor:
     """ASL1 times the factor of its region, summed over each population, [L]."""
     total_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred.device)
     arguments = (pred, target, weight, factor_LK.contiguous(), total_L, mu, mu * mu)

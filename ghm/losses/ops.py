@@ -35,9 +35,7 @@ def _passes(tensor: Tensor) -> ModuleType:
 
 
 @custom_op("ghm::ghm_c_count", mutates_args=())
-def ghm_c_count(
-    logit: Tensor, label: Tensor, weight: Tensor, sizes: Sequence[int], bins: int
-) -> tuple[Tensor, Tensor]:
+def ghm_c_count(logit: Tensor, label: Tensor, weight: Tensor, sizes: Sequence[int], bins: int) -> tuple[Tensor, Tensor]:
     """Counts of the regions, int64, [L, K], and what the other passes need to find them again, [N, C] or empty."""
     return _passes(logit).ghm_c_count(logit, label, weight, list(sizes), bins)
 
@@ -125,9 +123,7 @@ focal_loss.register_autograd(_focal_backward, setup_context=_focal_setup)
 
 
 @custom_op("ghm::ghm_r_count", mutates_args=())
-def ghm_r_count(
-    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: int, mu: float
-) -> Tensor:
+def ghm_r_count(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: int, mu: float) -> Tensor:
     """Counts of the regions on CUDA, int64, [L, K]. Elsewhere `ghm.losses.GHMR` composes PyTorch's operators."""
     from ghm.losses import kernels
 
@@ -135,9 +131,7 @@ def ghm_r_count(
 
 
 @custom_op("ghm::ghm_r_loss", mutates_args=())
-def ghm_r_loss(
-    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float
-) -> Tensor:
+def ghm_r_loss(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
     """ASL1 times the factor of its region, [L, K], summed over each population. float32, [L]"""
     from ghm.losses import kernels
 

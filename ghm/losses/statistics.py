@@ -153,7 +153,6 @@ class HarmonisedLoss(nn.Module):
             self.acc_mass.copy_(mass_K)
         return torch.stack(density_LK)
 
-
     def harmonise(
         self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: str
     ) -> Tensor:

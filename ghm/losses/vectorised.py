@@ -41,7 +41,7 @@ def ghm_c_count(
     """Count the gradient norms of valid examples in each region: int64, [L, K]; and the slot of each logit, [N, C]."""
     slot_NC = torch.empty_like(logit_NC, dtype=slot_dtype(bins))
     none = _none(slot_NC)
-    edge_E = region_edges(bins, end=CLASSIFICATION_END).to(logit_NC.device)
+    edge_E = region_edges(bins, end=CLASSIFICATION_END, device=logit_NC.device)
     ignored_N = ~(weight_N > 0)
     mask_N1 = (ignored_N * none).to(slot_NC.dtype)[:, None]
     count_LW = torch.zeros(len(sizes), none + 1, dtype=torch.int64, device=logit_NC.device)
@@ -208,7 +208,7 @@ def _histogram(slot: Tensor, width: int) -> Tensor:
     slot = slot.view(-1)
     if not on_host(slot):
         return region_counts(slot, bins=width)
-    if _pairs(slot):
+    if _pairs(slot) and len(slot) >= 2 * width * 256:
         # Two slots at a time, as one number of 16 bits: half the work of the one loop here that has one thread.
         count_WW = torch.bincount(slot.view(torch.int16), minlength=width * 256).view(-1, 256)[:, :width]
         return count_WW.sum(0) + count_WW.sum(1)
@@ -249,7 +249,7 @@ def _softplus(logit: Tensor, *, out: Tensor) -> Tensor:
     """log(1 + exp(x)), by two operators that are faster together than PyTorch's one, where nothing overflows."""
     if on_host(logit) and logit.numel() and logit.amax() < 80:
         return torch.log1p(torch.exp(logit, out=out), out=out)
-    return torch._C._nn.softplus(logit, out=out)
+    return torch.ops.aten.softplus(logit, out=out)
 
 
 def _positives(label_N: Tensor, ignored_N: Tensor, sizes: list[int], classes: int) -> Positives:
@@ -281,7 +281,7 @@ def _positive_factors(
     logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, sizes: list[int], bins: int, factor_LW: Tensor
 ) -> tuple[Positives, Tensor]:
     """The positives, and the factor of each, [P]."""
-    edge_E = region_edges(bins, end=CLASSIFICATION_END).to(logit_NC.device)
+    edge_E = region_edges(bins, end=CLASSIFICATION_END, device=logit_NC.device)
     positives = _positives(label_N, ~(weight_N > 0), sizes, logit_NC.shape[1])
     return positives, factor_LW[positives[2], _positive_slots(logit_NC, positives, edge_E, factor_LW.shape[1] - 1)]
 

@@ -38,7 +38,7 @@ class Kind:
         return MODELS.build({"type": f"mmdet.{self.name}", **arguments})
 
 
-def run(module: Any, pred: Tensor, *rest: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+def run(module: Any, pred: Tensor, *rest: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
     """Value and gradient by the prediction."""
     pred = pred.clone().requires_grad_()
     loss = module(pred, *rest, **options)
@@ -154,9 +154,7 @@ def differences_inside_regions(seed: int, size: int, bins: int) -> tuple[Tensor,
 
 def regression_oracle(module: Any, *step: Tensor, **options: Any) -> reference.Outcome:
     pred, target, weight = (tensor.numpy() for tensor in step)
-    return reference.ghm_r(
-        pred, target, weight, mu=module.mu, regions=module.bins, momentum=module.momentum, **options
-    )
+    return reference.ghm_r(pred, target, weight, mu=module.mu, regions=module.bins, momentum=module.momentum, **options)
 
 
 CLASSIFICATION = Kind(

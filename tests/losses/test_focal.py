@@ -1,4 +1,4 @@
-"""Laws of Focal Loss and Smooth L1: they are mmdet's and torchvision's. Shapes: N examples, C classes, D coordinates."""
+"""Laws of Focal Loss and Smooth L1: they are mmdet's and torchvision's. Shapes: N examples, C classes."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def one_hot(label: Tensor, classes: int) -> Tensor:
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
 @pytest.mark.parametrize("size", [0, 1, 40])
 def test_focal_loss_is_that_of_mmdet(passes: str, gamma: float, size: int) -> None:
-    arguments = {"gamma": gamma, "alpha": 0.3, "loss_weight": 1.7}
+    arguments: dict[str, Any] = {"gamma": gamma, "alpha": 0.3, "loss_weight": 1.7}
     for seed in range(3):
         pred, label, weight = labelled(seed, size)
         for options in ({"avg_factor": 7.0}, {"avg_factor": torch.tensor(7.0)}, {"reduction_override": "sum"}, {}):
@@ -66,7 +66,7 @@ def test_focal_loss_of_a_confident_positive_keeps_its_digits(passes: str) -> Non
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_labels_one_hot_targets_and_weights_of_each_logit_agree(passes: str, reduction: str) -> None:
+def test_labels_one_hot_targets_and_weights_of_each_logit_agree(passes: str, reduction: Any) -> None:
     pred, label, weight = labelled(1)
     loss = FocalLoss(reduction=reduction, loss_weight=2.0)
     by_label = run(loss, pred, label, weight)
@@ -85,13 +85,15 @@ def test_focal_arithmetic_is_float32_and_the_gradient_has_the_dtype_of_the_logit
     torch.testing.assert_close((loss, gradient), (expected, wide.to(dtype)), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"avg_factor": 7.0}, {"reduction_override": "sum"}, {"reduction_override": "none"}])
+@pytest.mark.parametrize(
+    "options", [{"avg_factor": 7.0}, {"reduction_override": "sum"}, {"reduction_override": "none"}]
+)
 @pytest.mark.parametrize("weighted", [True, False])
 def test_smooth_l1_is_that_of_mmdet(options: dict, weighted: bool) -> None:
     torch.manual_seed(0)
     pred, target = torch.randn(50, 4), torch.randn(50, 4)
     weight = torch.rand(50, 4).round() if weighted else None
-    arguments = {"beta": 0.11, "loss_weight": 1.5}
+    arguments: dict[str, Any] = {"beta": 0.11, "loss_weight": 1.5}
     theirs = run(peer("SmoothL1Loss", **arguments), pred, target, weight, **options)
     torch.testing.assert_close(run(SmoothL1Loss(**arguments), pred, target, weight, **options), theirs)
 

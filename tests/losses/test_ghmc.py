@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from ghm.losses import GHMC, vectorised
+from ghm.losses import vectorised
 from ghm.registry import MODELS
 from tests import reference
-from tests.losses.kinds import CLASSIFICATION, assert_same_step, logit_near, run
+from tests.losses.kinds import CLASSIFICATION, assert_same_step, run
 
 ghmc, peer = CLASSIFICATION.ours, CLASSIFICATION.peer
 
@@ -131,6 +131,34 @@ def test_more_regions_than_slots_are_counted_too() -> None:
     bins = vectorised.MOST_BINS + 1
     assert_same_step(ghmc(bins=bins), ghmc(bins=bins, check=True), step)
     assert ghmc(bins=bins, reduction="none")(*step).sum() / 150 == pytest.approx(ghmc(bins=bins)(*step).item())
+
+
+def test_24_million_logits_in_one_bin_are_counted_one_by_one() -> None:
+    """More than 2^24, where float32 stops counting, in float16, which ends at 65,504."""
+    pred = torch.full((300_000, 80), -3.0, dtype=torch.float16, requires_grad=True)
+    module = ghmc(bins=30, momentum=0.5)
+    count, _ = vectorised.ghm_c_count(pred.detach(), torch.full((300_000,), 80), torch.ones(300_000), [300_000], 30)
+    assert count[0, 1] == 24_000_000
+    loss = module(pred, torch.full((300_000,), 80), torch.ones(300_000))
+    assert module.acc_sum[1] == 12_000_000
+    assert loss.item() == pytest.approx(2 * np.log1p(np.exp(-3)), rel=1e-5)
+
+
+def test_a_grad_scaler_steps_on_float16_logits() -> None:
+    torch.manual_seed(0)
+    layer, loss = torch.nn.Linear(8, 3), ghmc(bins=10, momentum=0.5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)  # type: ignore[attr-defined]
+    features, label = torch.randn(64, 8), torch.randint(0, 4, (64,))
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        values.append(loss(layer(features).half(), label, torch.ones(64)))
+        scaler.scale(values[-1]).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**16
+    assert values[-1] < values[2]
 
 
 RETINA = {

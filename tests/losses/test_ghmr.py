@@ -1,4 +1,4 @@
-"""Laws of GHM-R alone; those that it shares with GHM-C are in `test_harmonised.py`. Shapes: N examples, D coordinates."""
+"""Laws of GHM-R alone; those that it shares with GHM-C are in `test_harmonised.py`. Shapes: N examples."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Laws of the Triton kernels, in Triton's interpreter, and that they compile for CUDA. Shapes: N examples, C classes."""
+"""Laws of the Triton kernels, in its interpreter, and that they compile for CUDA. Shapes: N examples, C classes."""
 
 import subprocess
 import sys

@@ -1,0 +1,256 @@
+"""Time and memory of the losses, ours beside mmdet's, torchvision's and PyTorch's, in one process.
+
+    python -m benchmarks.losses                     # `make bench`: the device at hand
+    python -m benchmarks.losses --logits 1e5 1e6    # fewer sizes
+
+Each figure is forward + backward: of the classification losses on N = logits / 80 anchors of 80 classes, one in 500
+positive and one in 37 ignored, labels as integers; of the box losses on as many coordinates, all of them valid.
+`binary_cross_entropy_with_logits` and torchvision's Focal Loss get ready one-hot targets, which they need. In each
+round all implementations run once, so that a slow moment of the machine hits all of them. Peak memory is what is
+allocated on top of the inputs, the gradient included, in sizes of the input. The floor is the time to move what must
+be moved, by the copy bandwidth of the same device: GHM reads its input twice (weights depend on all of it) and writes
+the gradient, the others read once.
+
+Results go to `benchmarks/results/losses_<device>.json` and `.png`, and into the table of `benchmarks/README.md`.
+"""
+
+import argparse
+import gc
+import importlib.util
+import json
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from ghm import losses
+
+ROOT = Path(__file__).parents[1]
+CLASSES = 80
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SIZES = (1e5, 1e6, 1.2e7, 1e8)
+SECONDS = 20.0  # an implementation that needs longer for one step is timed once
+Call = Callable[[], Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logits", type=float, nargs="+", default=list(SIZES))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no size is begun")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    arguments = parser.parse_args()
+    started, rows = time.monotonic(), []
+    bandwidth = copy_bandwidth(arguments.device)
+    for dtype in DTYPES:
+        for logits in map(int, arguments.logits):
+            if time.monotonic() - started > arguments.budget:
+                print(f"out of time: {dtype}, {logits:,} logits not measured", file=sys.stderr)
+                continue
+            for make in (classification, regression):
+                rows += measure(make, logits, dtype, arguments.device, arguments.rounds, bandwidth)
+    result = {**context(arguments.device), "copy_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"losses_{torch.device(arguments.device).type}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(result))
+
+
+def context(device: str) -> dict[str, Any]:
+    """The device and the versions of what is timed."""
+    name = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"{processor()}, {torch.get_num_threads()} threads"
+    )
+    found = ("torch", "torchvision", "triton", "mmdet")
+    versions = {each: importlib.import_module(each).__version__ for each in found if importlib.util.find_spec(each)}
+    return {"device": name, "versions": {"python": platform.python_version(), **versions}}
+
+
+def processor() -> str:
+    """The processor's name, from Linux where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a copy reads and writes, the best of several."""
+    source = torch.randn(50_000_000, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(10))
+
+
+def classification(logits: int, dtype: str, device: str) -> tuple[Tensor, dict[str, Call]]:
+    """The prediction that gets the gradient, and every classification loss on it."""
+    torch.manual_seed(0)
+    anchors = logits // CLASSES
+    pred = (torch.randn(anchors, CLASSES, device=device) * 1.5 - 4).to(DTYPES[dtype]).requires_grad_()
+    label = torch.full((anchors,), CLASSES, device=device)
+    label[::500] = torch.randint(0, CLASSES, (len(label[::500]),), device=device)
+    weight = torch.ones(anchors, device=device)
+    weight[::37] = 0
+    one_hot = torch.zeros_like(pred)
+    rows = torch.arange(0, anchors, 500, device=device)
+    one_hot[rows, label[rows]] = 1
+    positives = float(len(rows))
+    ghm, focal = losses.GHMC(30, 0.75).to(device), losses.FocalLoss()
+    calls: dict[str, Call] = {
+        "GHM-C, ours": lambda: ghm(pred, label, weight),
+        "BCE, PyTorch": lambda: functional.binary_cross_entropy_with_logits(pred, one_hot),
+        "Focal Loss, ours": lambda: focal(pred, label, weight, avg_factor=positives),
+        "Focal Loss, torchvision": lambda: torchvision_focal(pred, one_hot) / positives,
+    }
+    if importlib.util.find_spec("mmdet"):
+        peer_ghm, peer_focal = (
+            peer("GHMC", bins=30, momentum=0.75).to(device),
+            peer("FocalLoss", use_sigmoid=True).to(device),
+        )
+        calls["GHM-C, mmdet"] = lambda: peer_ghm(pred, label, weight)
+        calls["Focal Loss, mmdet"] = lambda: peer_focal(pred, label, weight, avg_factor=positives)
+    return pred, calls
+
+
+def torchvision_focal(pred: Tensor, one_hot: Tensor) -> Tensor:
+    """torchvision's operator, which is many of PyTorch's."""
+    from torchvision.ops import sigmoid_focal_loss
+
+    return sigmoid_focal_loss(pred, one_hot, reduction="sum")
+
+
+def regression(coordinates: int, dtype: str, device: str) -> tuple[Tensor, dict[str, Call]]:
+    """The prediction that gets the gradient, and every box loss on it."""
+    torch.manual_seed(0)
+    pred = (torch.randn(coordinates // 4, 4, device=device) * 0.1).to(DTYPES[dtype]).requires_grad_()
+    target, weight = torch.randn_like(pred) * 0.1, torch.ones_like(pred)
+    anchors = float(len(pred))
+    ghm, smooth = losses.GHMR(0.02, 10, 0.7).to(device), losses.SmoothL1Loss(0.11)
+    calls: dict[str, Call] = {
+        "GHM-R, ours": lambda: ghm(pred, target, weight),
+        "Smooth L1, ours": lambda: smooth(pred, target, weight, avg_factor=anchors),
+        "Smooth L1, PyTorch": lambda: functional.smooth_l1_loss(pred, target, beta=0.11),
+    }
+    if importlib.util.find_spec("mmdet"):
+        peer_ghm, peer_smooth = peer("GHMR", bins=10, momentum=0.7).to(device), peer("SmoothL1Loss", beta=0.11)
+        calls["GHM-R, mmdet"] = lambda: peer_ghm(pred, target, weight)
+        calls["Smooth L1, mmdet"] = lambda: peer_smooth(pred, target, weight, avg_factor=anchors)
+    return pred, calls
+
+
+def peer(name: str, **arguments: object) -> torch.nn.Module:
+    """mmdet's module."""
+    from ghm.registry import MODELS
+
+    return MODELS.build({"type": f"mmdet.{name}", **arguments})
+
+
+def measure(
+    make: Callable[[int, str, str], tuple[Tensor, dict[str, Call]]],
+    logits: int,
+    dtype: str,
+    device: str,
+    rounds: int,
+    bandwidth: float,
+) -> list[dict[str, Any]]:
+    """Time every loss of `make` in turns, and measure its memory once."""
+    pred, calls = make(logits, dtype, device)
+
+    def step(call: Call) -> Callable[[], None]:
+        def run() -> None:
+            pred.grad = None
+            call().backward()
+
+        return run
+
+    steps = {name: step(call) for name, call in calls.items()}
+    first = {name: seconds(run, device) for name, run in steps.items()}  # also compiles and warms up
+    times: dict[str, list[float]] = {name: [value] if value > SECONDS else [] for name, value in first.items()}
+    for _ in range(rounds):
+        for name, run in steps.items():
+            if first[name] <= SECONDS and sum(times[name]) < 3 * SECONDS:
+                times[name].append(seconds(run, device))
+    rows = []
+    for name, run in steps.items():
+        p20, p50, p80 = np.percentile(times[name], [20, 50, 80]) * 1e3
+        passes = 3 if name.startswith("GHM") else 2
+        row = {"loss": name, "logits": pred.numel(), "dtype": dtype, "p20_ms": p20, "p50_ms": p50, "p80_ms": p80}
+        pred.grad = None
+        row |= {"floor_ms": passes * pred.nbytes / bandwidth * 1e3, "memory": peak_bytes(run, device) / pred.nbytes}
+        rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+        print(f"{dtype} {pred.numel():>11,} {name:25s} {p50:10.2f} ms {row['memory']:6.2f} x", file=sys.stderr)
+    pred.grad = None
+    gc.collect()
+    return rows
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """How long one call takes, the device's work included."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_bytes(run: Callable[[], None], device: str) -> int:
+    """The most that is allocated at once during a call, on top of what was there. No gradient may be left of before."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - held
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the profiler's word that it keeps the events of one cycle only
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            run()
+    held = most = 0
+    results: Any = getattr(profiler.profiler, "kineto_results")  # noqa: B009  (typed as if it had no memory events)
+    for event in sorted(results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def table(result: dict[str, Any]) -> str:
+    """A Markdown table, a row for each loss and size: times, ratio to plain BCE or Smooth L1, share of the floor."""
+    rows = result["rows"]
+    plain = {(row["dtype"], row["logits"], row["loss"].split(",")[0]): row for row in rows if "PyTorch" in row["loss"]}
+    shown = []
+    for row in rows:
+        kind = "Smooth L1" if row["loss"].startswith(("GHM-R", "Smooth")) else "BCE"
+        shown.append(
+            {
+                "dtype": row["dtype"],
+                "logits": f"{row['logits']:,}",
+                "loss": row["loss"],
+                "p20 / p50 / p80 ms": " / ".join(f"{row[key]:.3g}" for key in ("p20_ms", "p50_ms", "p80_ms")),
+                "times BCE or Smooth L1": f"{row['p50_ms'] / plain[row['dtype'], row['logits'], kind]['p50_ms']:.2f}",
+                "floor": f"{row['floor_ms'] / row['p50_ms']:.0%}",
+                "memory": f"{row['memory']:.2f}",
+            }
+        )
+    align = ["left"] * 3 + ["right"] * 4
+    return str(pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+if __name__ == "__main__":
+    main()
