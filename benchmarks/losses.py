@@ -11,7 +11,7 @@ allocated on top of the inputs, the gradient included, in sizes of the input. Th
 be moved, by the copy bandwidth of the same device: GHM reads its input twice (weights depend on all of it) and writes
 the gradient, the others read once.
 
-Results go to `benchmarks/results/losses_<device>.json` and `.png`, and into the table of `benchmarks/README.md`.
+Results go to `benchmarks/results/losses_<device>.json`, a table to `.md`, a figure to `.png`.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
@@ -62,8 +63,10 @@ def main() -> None:
                 rows += measure(make, logits, dtype, arguments.device, arguments.rounds, bandwidth)
     result = {**context(arguments.device), "copy_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"losses_{torch.device(arguments.device).type}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path = arguments.out / f"losses_{torch.device(arguments.device).type}"
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(result) + "\n", encoding="utf-8")
+    draw(result).savefig(path.with_suffix(".png"), dpi=120)
     print(table(result))
 
 
@@ -250,6 +253,24 @@ def table(result: dict[str, Any]) -> str:
         )
     align = ["left"] * 3 + ["right"] * 4
     return str(pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Time against size in float32, both on logarithmic scales: classification to the left, boxes to the right."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    colours = {"ours": "#0072B2", "PyTorch": "#000000", "torchvision": "#E69F00", "mmdet": "#D55E00"}
+    lines = {"GHM-C": "-", "GHM-R": "-", "BCE": ":", "Focal Loss": "--", "Smooth L1": "--"}
+    table = pd.DataFrame(result["rows"]).query("dtype == 'float32'")
+    for ax, kinds in zip(figure.subplots(1, 2), (("GHM-C", "BCE", "Focal"), ("GHM-R", "Smooth")), strict=True):
+        for name, own in table.groupby("loss", sort=False):
+            loss, maker = str(name).split(", ")
+            if loss.startswith(kinds):
+                ax.plot(own["logits"], own["p50_ms"], lines[loss], color=colours[maker], marker="o", ms=3, label=name)
+        ax.set(xscale="log", yscale="log", xlabel="logits or coordinates", ylabel="forward + backward, ms")
+        ax.grid(color="#E4E4E4")
+        ax.legend(fontsize=8, frameon=False)
+    figure.suptitle(result["device"], fontsize=9)
+    return figure
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ghm.losses.density import classification_gradient_norm, region_counts, regi
 CLASSIFICATION_END = 1 + 1e-6  # mmdet's last edge of GHM-C
 MOST_BINS = 2**15 - 2
 # Logits of a chunk: on a CPU its buffers share the cache, on a GPU launches must be few.
-CHUNK, DEVICE_CHUNK = 160_000, 1 << 24
+CHUNK, DEVICE_CHUNK = 220_000, 1 << 24
 Positives = tuple[Tensor, Tensor, Tensor, Tensor]  # row, column, population and whether it is one at all, each [P]
 
 
@@ -72,9 +72,8 @@ def ghm_c_loss(
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
     buffer_NC = _buffer(logit_NC)
     for level, rows in _chunks(logit_NC, sizes):
-        buffer = buffer_NC[: rows.stop - rows.start]
-        _softplus(logit_NC[rows].float(), out=buffer)
-        loss_L[level] += buffer.mul_(lookup(level, slot_NC[rows])).sum()
+        softplus_NC = _softplus(logit_NC[rows].float(), out=buffer_NC[: rows.stop - rows.start])
+        loss_L[level] += softplus_NC.mul_(lookup(level, slot_NC[rows])).sum()
     positives, factor_P = _positive_factors(logit_NC, label_N, weight_N, sizes, factor_LK.shape[1], factor_LW)
     row_P, column_P, level_P, positive_P = positives
     loss_P = torch.where(positive_P, softplus(-logit_NC[row_P, column_P].float()) * factor_P, 0.0)
@@ -86,6 +85,8 @@ def ghm_c_gradient(
 ) -> Tensor:
     """The derivative of `ghm_c_loss` by the logits, in their dtype, rounded once. [N, C]"""
     factor_LW = _by_slot(factor_LK, _none(slot_NC))
+    positives, factor_P = _positive_factors(logit_NC, label_N, weight_N, sizes, factor_LK.shape[1], factor_LW)
+    row_P, column_P, _, positive_P = positives
     lookup = _lookup(factor_LW, slot_NC)
     gradient_NC = torch.empty_like(logit_NC)
     for level, rows in _chunks(logit_NC, sizes):
@@ -93,8 +94,6 @@ def ghm_c_gradient(
             torch.sigmoid(logit_NC[rows], out=gradient_NC[rows]).mul_(lookup(level, slot_NC[rows]))
         else:
             gradient_NC[rows] = logit_NC[rows].float().sigmoid_().mul_(lookup(level, slot_NC[rows]))
-    positives, factor_P = _positive_factors(logit_NC, label_N, weight_N, sizes, factor_LK.shape[1], factor_LW)
-    row_P, column_P, _, positive_P = positives
     slope_P = -torch.sigmoid(-logit_NC[row_P, column_P].float()) * factor_P
     gradient_NC[row_P, column_P] = torch.where(positive_P, slope_P.to(logit_NC.dtype), gradient_NC[row_P, column_P])
     return gradient_NC
