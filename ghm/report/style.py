@@ -71,4 +71,5 @@ def legend(figure: Figure, variants: Iterable[str], extra: Iterable[Artist] = ()
     """Put one legend for the whole figure above its panels: the variants, then `extra` handles."""
     lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours(variants).items()]
     handles = [*lines, *extra]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5), columnspacing=1.6)
+    columns = len(handles) if len(handles) <= 5 else (len(handles) + 1) // 2
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.6)

@@ -1,0 +1,50 @@
+"""Laws of the lab page: its tables have the rows that the benchmarks printed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "benchmarks"
+README = (ROOT / "README.md").read_text()
+
+
+def rows(section: str) -> list[list[str]]:
+    """The cells of a table of the README, without its head."""
+    text = README.split(f"<!-- {section} -->")[1].split(f"<!-- end of {section} -->")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line][2:]
+
+
+def test_the_losses_are_those_that_were_timed() -> None:
+    timed = json.loads((ROOT / "results" / "losses_cpu.json").read_text())["rows"]
+    found = {row["loss"]: row for row in timed if row["dtype"] == "float32" and row["logits"] == 12_000_000}
+    shown = rows("losses")
+    assert {cells[0] for cells in shown} == set(found)
+    for name, times, *_, memory in shown:
+        expected = [f"{found[name][key]:.3g}" for key in ("p20_ms", "p50_ms", "p80_ms")]
+        assert times.split(" / ") == expected
+        assert memory == (f"{found[name]['memory']:.2f}" if found[name]["memory"] else "-")
+
+
+def test_the_options_are_those_that_were_trained() -> None:
+    trials = json.loads((ROOT / "results" / "options.json").read_text())["trials"]
+    shown = rows("options")
+    assert {cells[0].strip("`") for cells in shown} == {trial["trial"] for trial in trials}
+    for name, seeds, *_ in shown:
+        found = [f"{trial['AP']:.3f}".lstrip("0") for trial in trials if trial["trial"] == name.strip("`")]
+        assert seeds.split() == found
+
+
+def test_the_first_steps_are_those_of_the_momentum_benchmark() -> None:
+    trained = json.loads((ROOT / "results" / "momentum.json").read_text())["rows"]
+    shown = rows("momentum")
+    assert len(shown) == len(trained)
+    for cells, row in zip(shown, trained, strict=True):
+        assert [float(cell) for cell in (cells[0], cells[1], *cells[3:])] == pytest.approx(
+            [row["lr"], row["momentum"], *list(row.values())[3:]], nan_ok=True
+        )
+
+
+def test_every_file_that_the_page_names_is_there() -> None:
+    assert [name for name in re.findall(r"\]\(([\w./]+)\)", README) if not (ROOT / name).exists()] == []
