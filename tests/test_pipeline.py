@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 ROOT = Path(__file__).parents[1]
-VARIANTS = ("fl_sl1", "ghmc_sl1", "ghmc_ghmr")
+VARIANTS = ("fl_sl1", "ghmc_sl1", "ghmc_ghmr", "ghmc_smooth")
 
 
 class Clone:

@@ -13,6 +13,14 @@ from ghm.report.inputs import Results
 HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 BASELINE = "baseline"
+OFF = {
+    "statistics": "level",
+    "sync": False,
+    "bias_correction": False,
+    "normalizer": "valid_bins",
+    "smoothing": 0.0,
+    "check": False,
+}
 
 # COCO minival, ResNet-50 FPN, 12 epochs: README of github.com/libuyu/GHM_Detection.
 PUBLISHED = {"fl_sl1": 35.6, "ghmc_sl1": 35.8, "ghmc_ghmr": 37.0}
@@ -99,4 +107,6 @@ def _spread(seeds: list[float]) -> str:
 def _loss(params: Params, section: str) -> str:
     loss = params.losses[section]
     values = loss.arguments if isinstance(loss, OtherLoss) else dataclasses.asdict(loss)
-    return f"{section}: " + ", ".join(f"{key} {value}" for key, value in values.items())
+    # The options of GHM that are off make the reference's loss, which needs no words.
+    shown = {key: value for key, value in values.items() if key not in OFF or value != OFF[key]}
+    return f"{section}: " + ", ".join(f"{key} {value}" for key, value in shown.items())
