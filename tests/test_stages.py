@@ -75,7 +75,9 @@ def test_a_data_set_without_images_is_refused_and_no_manifest_is_left(workspace:
 
 def test_an_unknown_variant_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch):
     for stage in ("train", "evaluate"):
-        ends_with(stage, "the variant must be one of fl_sl1, ghmc_sl1, ghmc_ghmr, got 'fl'", monkeypatch, "fl")
+        ends_with(
+            stage, "the variant must be one of fl_sl1, ghmc_sl1, ghmc_ghmr, ghmc_smooth, got 'fl'", monkeypatch, "fl"
+        )
 
 
 def test_a_model_that_is_not_there_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch):
