@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check and benchmark that waits for a GPU, in under 9 minutes; a table last, JSON beside.
+# Every check and benchmark that waits for a GPU, meant for 9 minutes at the most; a table last, JSON beside.
 # Needs Python with torch, torchvision, Triton and pandas. Where wheels/*.whl are beside it (mmdet, mmcv-lite, mmengine,
 # pycocotools, shapely, terminaltables, addict, yapf, termcolor), mmdet's own modules are compared with too.
 # Without a GPU it runs the parts that can run.
