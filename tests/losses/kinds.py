@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -214,3 +215,23 @@ REGRESSION = Kind(
 )
 
 KINDS = (CLASSIFICATION, REGRESSION)
+
+
+def assert_is_oracle(kind: Kind, module: Any, step: Step, **options: Any) -> list | None:
+    """Compare with the oracle; returns its moving average."""
+    expected = kind.oracle(module, *step, **options)
+    loss, gradient = run(module, *step)
+    # sqrt(d^2 + mu^2) - mu cancels for small d: what is lost is relative to mu.
+    assert float(loss) == pytest.approx(expected.loss, rel=1e-5, abs=2e-8)
+    np.testing.assert_allclose(gradient.numpy(), expected.gradient, rtol=1e-4, atol=1e-9)
+    if expected.average is not None:
+        np.testing.assert_allclose(module.acc_sum.numpy(), expected.average, rtol=1e-6)
+    return expected.average
+
+
+def levels(kind: Kind, seed: int) -> tuple[Step, list[int]]:
+    """Several populations put together, an empty one among them."""
+    parts = [step for step in kind.steps(seed, 6) if len(step[0])]
+    parts.insert(2, tuple(tensor[:0] for tensor in parts[0]))  # type: ignore[arg-type]
+    pred, target, weight = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return (pred, target, weight), [len(part[0]) for part in parts]
