@@ -1,12 +1,14 @@
-"""The pretrained backbone: trained here on digit crops, or torchvision's, or a file; always checked key by key.
+"""The weights that training starts from: of a backbone, trained here on digit crops or fetched, or of a whole detector.
 
-Whatever its source, it ends as `weights/resnet<depth>-<first 8 hex digits of its SHA-256>.pth`, a plain state dict with
-torchvision's names, and a record `weights/resnet<depth>.json`.
+Whatever their source, they are checked key by key and end as `weights/<backbone>-<first 8 hex digits of its
+SHA-256>.pth`, a plain state dict with torchvision's names, or as `weights/detector-<8 digits>.pth`; the record
+`weights/<backbone>.json` says where they are from.
 """
 
 import json
 import logging
-import shutil
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,92 +19,159 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ghm import config, files
-from ghm.data import digits
+from ghm import checkpoints, config, data, files
+from ghm.data import digits, download
+from ghm.data.part import Remote
 from ghm.errors import InputError
 from ghm.params import Backbone, Params
 
 FOLDER = Path("weights")
 HELD_OUT = 0.1  # share of the crops that measures the pretraining
+_OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party"
+# Published ImageNet weights: source -> backbone -> address. The digits in a file's name begin its SHA-256.
+SOURCES: dict[str, dict[str, str]] = {
+    "torchvision": {
+        name: torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+        for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_64x4d")
+    },
+    "openmmlab": {  # what the reference code starts from
+        "resnext101_32x4d": f"{_OPENMMLAB}/resnext101_32x4d-a5af3160.pth",
+        "resnext101_64x4d": f"{_OPENMMLAB}/resnext101_64x4d-ee2c6f71.pth",
+    },
+}
+_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 _log = logging.getLogger(__name__)
 
 
 def prepare(params: Params) -> None:
-    """Put the backbone that `params.model.pretrained` names into `weights/`.
+    """Put the weights that `params.model.load_from` or else `params.model.pretrained` names into `weights/`.
 
     Raises:
-        InputError: it is not there, is no state dict, or lacks a tensor that the model needs.
+        InputError: they cannot be fetched, are not those of the checksum, are no state dict, or lack a tensor that
+            the backbone needs. What the detector needs is checked when its training starts.
     """
-    name = f"resnet{params.model.depth}"
+    model = params.model
+    record: dict[str, Any] = {"pretrained": None if model.load_from else model.pretrained, "file": None}
     with files.whole_folder(FOLDER) as folder:
-        path = folder / f"{name}.pth"
-        record = {"pretrained": params.model.pretrained, "file": None, **_fetch(params, path)}
-        if path.exists():
-            record["keys"] = _check(params, path)
-            record["sha256"] = files.digest(path)
-            record["file"] = f"{name}-{record['sha256'][:8]}.pth"
-            path.rename(folder / record["file"])
-        files.write_json(folder / f"{name}.json", record)
+        if model.load_from:
+            path, source = _obtained(model.load_from, "model.load_from", None)
+            record["detector"] = {**source, **_written(checkpoints.read_state(path), folder, "detector")}
+            _log.info("model.load_from: training starts from a whole detector, model.pretrained is not used")
+        elif model.pretrained is None:
+            _log.warning("model.pretrained is null: training starts from random weights, which GHM-C suffers from")
+        else:
+            state, source = _pretrained(params)
+            state, keys = _fitting(params, state)
+            record |= {**source, "keys": keys, **_written(state, folder, model.backbone)}
+        files.write_json(folder / f"{model.backbone}.json", record)
 
 
 def read_record(params: Params) -> dict[str, Any]:
     """The record that `prepare` wrote."""
-    return json.loads((FOLDER / f"resnet{params.model.depth}.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"{params.model.backbone}.json").read_text(encoding="utf-8"))
 
 
 def weights_path(params: Params) -> Path | None:
-    """The file with the pretrained weights, None for a start from random weights."""
+    """The file with the pretrained weights, None for a start from random weights or from a whole detector."""
     file = read_record(params)["file"]
     return FOLDER / file if file else None
 
 
-def _fetch(params: Params, path: Path) -> dict[str, Any]:
-    """Write the weights to `path` and return what is worth knowing of their source."""
-    source, model = params.model.pretrained, params.model
-    if source is None:
-        _log.warning("model.pretrained is null: training starts from random weights, which GHM-C suffers from")
-        return {}
-    if source == "digits":
+def detector_path(params: Params) -> Path | None:
+    """The file with the weights of a whole detector to start from, None where there is none."""
+    detector = read_record(params).get("detector")
+    return FOLDER / detector["file"] if detector else None
+
+
+def _written(state: dict[str, Tensor], folder: Path, name: str) -> dict[str, str]:
+    """Write a state dict as `<name>-<sha8>.pth`; return its name and checksum."""
+    path = folder / f"{name}.pth"
+    torch.save(state, path)
+    checksum = files.digest(path)
+    path.rename(folder / f"{name}-{checksum[:8]}.pth")
+    return {"file": f"{name}-{checksum[:8]}.pth", "sha256": checksum}
+
+
+def _pretrained(params: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that `model.pretrained` names, and what is worth knowing of their source."""
+    model = params.model
+    assert model.pretrained is not None
+    if model.pretrained == "digits":
         state, accuracy = _pretrain(params)
-        torch.save(state, path)
-        return {"crops": params.backbone.crops, "held_out_accuracy": round(accuracy, 4)}
-    if source == "torchvision":
+        return state, {"crops": params.backbone.crops, "held_out_accuracy": round(accuracy, 4)}
+    value = model.pretrained
+    if value in SOURCES:
+        value = _published(value, model.backbone)
         if model.base_channels != 64:
-            raise InputError(f"model.base_channels must be 64 with torchvision's weights, got {model.base_channels}")
-        url = torchvision.models.get_model_weights(f"resnet{model.depth}")["IMAGENET1K_V1"].url
-        hash_prefix = url.rsplit("-", 1)[1].removesuffix(".pth")
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_prefix)
-        except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{url} could not be fetched ({error}): fetch it elsewhere and set model.pretrained to the file"
-            ) from None
-        return {"url": url}
-    local = Path(source).expanduser()
-    if not local.is_file():
-        raise InputError(f"model.pretrained must be digits, torchvision, null or an existing file, got {source!r}")
-    shutil.copyfile(local, path)
-    return {}
+                f"model.base_channels must be 64 with model.pretrained: {model.pretrained}, got {model.base_channels}"
+            )
+    path, source = _obtained(value, "model.pretrained", model.pretrained_sha256)
+    return checkpoints.read_state(path), source
 
 
-def _check(params: Params, path: Path) -> dict[str, Any]:
-    """Compare the tensors in `path` with those of the backbone: all that it needs must be there."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model.pretrained: {params.model.pretrained} is no plain state dict: {reason}") from None
-    state = state.get("state_dict", state)
-    wanted = MODELS.build(config.backbone(params.model)).state_dict()
-    missing = sorted(wanted.keys() - state.keys() - {key for key in wanted if key.endswith("num_batches_tracked")})
-    shapes = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
-    if missing or shapes:
+def _published(source: str, backbone: str) -> str:
+    """The address of the weights of `backbone` from a source of `SOURCES`."""
+    if backbone not in SOURCES[source]:
+        others = "".join(f"; {name} has them" for name, known in SOURCES.items() if backbone in known)
         raise InputError(
-            f"model.pretrained: {params.model.pretrained} does not fit a ResNet-{params.model.depth} with "
-            f"model.base_channels {params.model.base_channels}: {len(missing)} tensors missing, {len(shapes)} of "
-            f"another shape, for example {(missing + sorted(shapes))[0]}"
+            f"model.pretrained: {source} has weights for {', '.join(SOURCES[source])}, not for {backbone}{others}"
         )
-    return {"loaded": len(wanted) - len(missing), "unused": sorted(state.keys() - wanted.keys())}
+    return SOURCES[source][backbone]
+
+
+def _obtained(value: str, key: str, checksum: str | None) -> tuple[Path, dict[str, str]]:
+    """Find or fetch a checkpoint.
+
+    Args:
+        value: a URL or a file.
+        key: the parameter that names it.
+        checksum: the first digits of its SHA-256, None to take those in its name.
+
+    Returns:
+        Where it lies, and for the record where it is from and its checksum.
+
+    Raises:
+        InputError: it is not there, cannot be fetched, or is not that of the checksum; or nothing says what the
+            checksum of a file to fetch must be.
+    """
+    is_url = bool(re.match(r"https?://.", value))
+    name = re.split("[?#]", value)[0].rpartition("/")[2] if is_url else Path(value).name
+    in_name = _CHECKSUM.search(name)
+    expected = checksum or (in_name[1] if in_name else None)
+    if is_url:
+        if expected is None:
+            known = f"set {key}_sha256" if key == "model.pretrained" else f"fetch it and set {key} to the file"
+            raise InputError(f"{key}: {value} has no checksum in its name (-<8 or more hex digits>.pth): {known}")
+        # Other files may have the same name, and a name may be none for a file.
+        kept = name if in_name and re.fullmatch(r"[\w.-]+", name) else f"weights-{expected}.pth"
+        remote = Remote(kept, (value,), f"sha256:{expected}")
+        remedy = f"fetch it elsewhere and set {key} to the file"
+        path = download.fetch(remote, data.store() / "weights", remedy=remedy)
+    else:
+        path = Path(value).expanduser()
+        if not path.is_file():
+            kinds = "digits, torchvision, openmmlab, null, " if key == "model.pretrained" else "null, "
+            raise InputError(f"{key} must be {kinds}a URL or an existing file, got {value!r}")
+    actual = files.digest(path)
+    if expected and not actual.startswith(expected):
+        where = f"{key}_sha256" if checksum else "its name"
+        raise InputError(f"{key}: {path} has the SHA-256 {actual}, and {where} says {expected}")
+    return path, {"source": value, "source_sha256": actual}
+
+
+def _fitting(params: Params, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of the backbone among those of a file, all that it needs, and a report for the record."""
+    model = params.model
+    with torch.device("meta"):
+        wanted = MODELS.build(config.backbone(model)).state_dict()
+    state, report = checkpoints.select(state, wanted)
+    report.require(
+        f"model.pretrained: {model.pretrained} does not fit model.backbone: {model.backbone} with "
+        f"model.base_channels: {model.base_channels}"
+    )
+    _log.info("%s: %s", model.backbone, report)
+    return state, asdict(report)
 
 
 class _Classifier(nn.Module):

@@ -15,6 +15,14 @@ from ghm.registry import MODELS
 # Losses on decoded boxes instead of on deltas.
 IOU_LOSSES = {name for name in vars(mmdet.models.losses) if name.endswith("IoULoss")}
 LOG_INTERVAL = 50  # steps
+BACKBONES: dict[str, dict[str, Any]] = {
+    "resnet18": {"type": "mmdet.ResNet", "depth": 18},
+    "resnet34": {"type": "mmdet.ResNet", "depth": 34},
+    "resnet50": {"type": "mmdet.ResNet", "depth": 50},
+    "resnet101": {"type": "mmdet.ResNet", "depth": 101},
+    "resnext101_32x4d": {"type": "mmdet.ResNeXt", "depth": 101, "groups": 32, "base_width": 4},
+    "resnext101_64x4d": {"type": "mmdet.ResNeXt", "depth": 101, "groups": 64, "base_width": 4},
+}
 
 
 def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path | None, seed: int) -> Config:
@@ -50,10 +58,9 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
 
 
 def backbone(model: Model) -> dict[str, Any]:
-    """The ResNet of `model`, without its weights."""
+    """The ResNet or ResNeXt of `model`, without its weights."""
     return {
-        "type": "mmdet.ResNet",
-        "depth": model.depth,
+        **BACKBONES[model.backbone],
         "base_channels": model.base_channels,
         "frozen_stages": model.frozen_stages,
         "norm_eval": model.norm_eval,
@@ -75,7 +82,7 @@ def preprocessor() -> dict[str, Any]:
 
 def _detector(params: Params, variant: str, classes: int, weights: Path | None) -> dict[str, Any]:
     model, evaluate = params.model, params.evaluate
-    expansion = 4 if model.depth >= 50 else 1
+    expansion = 4 if BACKBONES[model.backbone]["depth"] >= 50 else 1
     init = {"type": "Pretrained", "checkpoint": str(weights)} if weights else None
     return {
         "type": "RetinaNet",
@@ -189,7 +196,7 @@ def _training(params: Params, manifest: dict[str, Any], root: Path) -> dict[str,
             "optimizer": _optimizer(train),
             "clip_grad": {"max_norm": train.grad_clip, "norm_type": 2} if train.grad_clip else None,
         },
-        "param_scheduler": _schedule(train, steps),
+        "param_scheduler": _schedule(train, steps) if train.epochs else [],
         "default_hooks": {
             "timer": {"type": "IterTimerHook"},
             "logger": {"type": "LoggerHook", "interval": min(LOG_INTERVAL, steps)},
@@ -205,9 +212,10 @@ def _training(params: Params, manifest: dict[str, Any], root: Path) -> dict[str,
 
 
 def _optimizer(train: Train) -> dict[str, Any]:
+    lr = train.learning_rate
     if train.optimizer == "adamw":
-        return {"type": "AdamW", "lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
-    return {"type": "SGD", "lr": train.lr, "momentum": 0.9, "weight_decay": train.weight_decay}
+        return {"type": "AdamW", "lr": lr, "weight_decay": train.weight_decay, "fused": True}
+    return {"type": "SGD", "lr": lr, "momentum": 0.9, "weight_decay": train.weight_decay}
 
 
 def _schedule(train: Train, steps: int) -> list[dict[str, Any]]:

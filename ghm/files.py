@@ -1,7 +1,8 @@
-"""Files that are whole or absent, and their checksums."""
+"""Files that are whole or absent, their checksums, room for them, and turns at them."""
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -9,6 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import filelock
+from tqdm import tqdm
+
+from ghm.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,3 +59,27 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         while block := file.read(1 << 20):
             checksum.update(block)
     return checksum.hexdigest()
+
+
+def require_space(needed: int, folder: Path, name: str) -> None:
+    """Raise InputError unless `needed` bytes are free where `folder` is or will be."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        needed_text, free_text = (tqdm.format_sizeof(size, "B") for size in (needed, free))
+        raise InputError(f"{name} needs {needed_text} more in {folder}, where {free_text} are free: make room")
+
+
+@contextmanager
+def alone(lock: Path, name: str) -> Iterator[None]:
+    """Keep other processes out; wait for one that works on the file `name` already."""
+    held = filelock.FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        _log.warning("another process works on %s: waiting for it", name)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()

@@ -5,25 +5,17 @@ the key, the value and what is allowed. This module imports neither torch nor mm
 """
 
 import dataclasses
-import types
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, get_type_hints
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ghm.errors import InputError
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """A condition on a value, with the words that an error message uses for it."""
-
-    words: str
-    test: Callable[[Any], bool]
-
+from ghm.typed import Allowed, build, convert
 
 Positive = Annotated[float, Allowed("greater than 0", lambda v: v > 0)]
 NotNegative = Annotated[float, Allowed("0 or greater", lambda v: v >= 0)]
@@ -31,6 +23,11 @@ Share = Annotated[float, Allowed("in [0, 1]", lambda v: 0 <= v <= 1)]
 Momentum = Annotated[float, Allowed("in [0, 1)", lambda v: 0 <= v < 1)]
 Count = Annotated[int, Allowed("1 or greater", lambda v: v >= 1)]
 CountOrZero = Annotated[int, Allowed("0 or greater", lambda v: v >= 0)]
+Inside = Annotated[
+    str,
+    Allowed("a relative path without ..", lambda v: not PurePath(v).is_absolute() and ".." not in PurePath(v).parts),
+]
+Checksum = Annotated[str, Allowed("8 to 64 hex digits", lambda v: bool(re.fullmatch(r"[0-9a-f]{8,64}", v)))]
 Seed = Annotated[int, Allowed("in [0, 2**31)", lambda v: 0 <= v < 2**31)]
 
 
@@ -90,13 +87,37 @@ class OtherLoss:
 
 @dataclass(frozen=True)
 class Data:
-    name: Literal["digits", "coco"]
+    name: Literal["digits", "bccd", "voc", "coco", "custom"]
     root: str | None
+    source: str | None
+    test2017: bool
+    check_images: Literal["none", "sample", "all"]
     label_noise: Share
 
     def __post_init__(self) -> None:
-        if self.name == "coco" and self.label_noise > 0:
-            raise InputError(f"data.label_noise must be 0 with data.name: coco, got {self.label_noise}")
+        if self.name != "digits" and self.label_noise > 0:
+            raise InputError(f"data.label_noise must be 0 with data.name: {self.name}, got {self.label_noise}")
+        if self.root and self.source:
+            raise InputError(f"data.root and data.source cannot both be set, got {self.root!r} and {self.source!r}")
+        if self.test2017 and self.name != "coco":
+            raise InputError(f"data.test2017 must be false with data.name: {self.name}, got true")
+
+
+@dataclass(frozen=True)
+class CustomSplit:
+    """A COCO-format file and the folder of its images, relative to the root of the data set."""
+
+    annotations: Inside
+    images: Inside
+
+
+@dataclass(frozen=True)
+class Custom:
+    """The user's own data set."""
+
+    train: CustomSplit
+    val: CustomSplit
+    test: CustomSplit | None
 
 
 @dataclass(frozen=True)
@@ -120,9 +141,11 @@ GROUPS = 16  # of group normalisation in the head
 
 @dataclass(frozen=True)
 class Model:
-    depth: Literal[18, 34, 50, 101]
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d"]
     base_channels: Count
     pretrained: str | None
+    pretrained_sha256: Checksum | None
+    load_from: str | None
     frozen_stages: Annotated[int, Allowed("in [-1, 4]", lambda v: -1 <= v <= 4)]
     norm_eval: bool
     levels: Annotated[int, Allowed("in [3, 7]", lambda v: 3 <= v <= 7)]
@@ -137,7 +160,16 @@ class Model:
             raise InputError(
                 f"model.head_channels must be a multiple of {GROUPS} with model.head_norm: GN, got {self.head_channels}"
             )
-        if self.pretrained is None and self.frozen_stages >= 0:
+        if self.base_channels != 64 and self.backbone.startswith("resnext"):
+            raise InputError(
+                f"model.base_channels must be 64 with model.backbone: {self.backbone}, got {self.base_channels}"
+            )
+        if self.pretrained_sha256 and self.pretrained in (None, "digits"):
+            raise InputError(
+                f"model.pretrained_sha256 must be null with model.pretrained: {self.pretrained or 'null'}, "
+                f"got {self.pretrained_sha256!r}"
+            )
+        if self.pretrained is None and self.load_from is None and self.frozen_stages >= 0:
             raise InputError(
                 f"model.frozen_stages must be -1 when model.pretrained is null, got {self.frozen_stages}: "
                 "random weights would stay random"
@@ -155,10 +187,11 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Train:
-    epochs: Count
+    epochs: CountOrZero
     batch_size: Count
     optimizer: Literal["adamw", "sgd"]
     lr: Positive
+    base_batch_size: Count | None
     weight_decay: NotNegative
     schedule: Literal["cosine", "step"]
     lr_steps: tuple[Count, ...]
@@ -170,6 +203,14 @@ class Train:
     filter_empty: bool
     workers: CountOrZero
     resume_from: str | None
+
+    @property
+    def learning_rate(self) -> float:
+        """`lr`, in proportion to the images a step where `base_batch_size` says for how many it is meant.
+
+        Source: the linear scaling rule of Goyal et al., arXiv 1706.02677.
+        """
+        return self.lr * self.batch_size / self.base_batch_size if self.base_batch_size else self.lr
 
     def __post_init__(self) -> None:
         if len(self.image_scale) != 2 or self.image_scale[0] < self.image_scale[1]:
@@ -200,6 +241,7 @@ class Params:
     seeds: tuple[Seed, ...]
     data: Data
     digits: Digits
+    custom: Custom
     model: Model
     backbone: Backbone
     train: Train
@@ -219,8 +261,25 @@ class Params:
                     raise InputError(
                         f"variants.{name}.{role} must be a loss section ({', '.join(self.losses)}), got {section!r}"
                     )
-        if self.data.name == "coco" and self.evaluate.split == "test":
-            raise InputError("evaluate.split must be val with data.name: coco, got 'test': its labels are not public")
+        if self.train.epochs == 0 and self.model.load_from is None:
+            raise InputError("train.epochs must be 1 or greater when model.load_from is null, got 0")
+        if self.train.resume_from and self.model.load_from:
+            raise InputError(
+                f"train.resume_from must be null when model.load_from is set, got {self.train.resume_from!r}: "
+                "a training starts from one checkpoint"
+            )
+        splits = self.splits()
+        if self.evaluate.split not in splits:
+            known = " or ".join(splits)
+            raise InputError(
+                f"evaluate.split must be {known} with data.name: {self.data.name}, got {self.evaluate.split!r}"
+            )
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits with public labels that are not trained on."""
+        if self.data.name == "custom":
+            return ("val",) if self.custom.test is None else ("val", "test")
+        return {"coco": ("val",), "voc": ("test",)}.get(self.data.name, ("val", "test"))
 
     def variant(self, name: str) -> Variant:
         """Return the variant `name`.
@@ -269,7 +328,7 @@ def parse(raw: Mapping[str, Any]) -> Params:
         if key in fixed:
             sections[key] = value
         elif key in LOSS_SECTIONS:
-            losses[key] = _build(LOSS_SECTIONS[key], value, key)
+            losses[key] = build(LOSS_SECTIONS[key], value, key)
         elif isinstance(value, Mapping) and isinstance(value.get("type"), str):
             arguments = {name: argument for name, argument in value.items() if name != "type"}
             losses[key] = OtherLoss(value["type"], arguments)
@@ -279,60 +338,4 @@ def parse(raw: Mapping[str, Any]) -> Params:
     hints = get_type_hints(Params, include_extras=True)
     for key in sorted(fixed - sections.keys()):
         raise InputError(f"{key} is missing from the parameters")
-    return Params(losses=losses, **{key: _convert(hints[key], value, key) for key, value in sections.items()})
-
-
-def _build(cls: type, value: object, key: str) -> Any:
-    """Make the dataclass `cls` from a mapping; `key` is its place in the file."""
-    hints = get_type_hints(cls, include_extras=True)
-    if not isinstance(value, Mapping):
-        raise InputError(f"{key} must be a section with {', '.join(hints)}, got {value!r}")
-    for name in value:
-        if name not in hints:
-            raise InputError(f"{key}.{name} is not a known key, got {value[name]!r}; allowed: {', '.join(hints)}")
-    for name in hints:
-        if name not in value:
-            raise InputError(f"{key}.{name} is missing; {key} needs {', '.join(hints)}")
-    return cls(**{name: _convert(hints[name], item, f"{key}.{name}") for name, item in value.items()})
-
-
-def _convert(hint: Any, value: object, key: str) -> Any:
-    """Check `value` against a type hint and return it, with lists as tuples and whole numbers as floats."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        converted = _convert(arguments[0], value, key)
-        for allowed in hint.__metadata__:
-            if not allowed.test(converted):
-                raise InputError(f"{key} must be {allowed.words}, got {value!r}")
-        return converted
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        rest = [argument for argument in arguments if argument is not type(None)]
-        return _convert(rest[0], value, key)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise InputError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise InputError(f"{key} must be a list, got {value!r}")
-        return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise InputError(f"{key} must be a section, got {value!r}")
-        return {str(name): _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, key)  # type: ignore[arg-type]
-    return _scalar(hint, value, key)
-
-
-def _scalar(hint: type, value: object, key: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[hint]
-        raise InputError(f"{key} must be {words}, got {value!r}")
-    if isinstance(value, float) and value - value != 0:
-        raise InputError(f"{key} must be a finite number, got {value!r}")
-    return value
+    return Params(losses=losses, **{key: convert(hints[key], value, key) for key, value in sections.items()})

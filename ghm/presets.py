@@ -23,17 +23,14 @@ def apply(name: str) -> str:
     Raises:
         InputError: there is no such preset, or the result would not be valid; then nothing is written.
     """
-    path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(preset.stem for preset in FOLDER.glob("*.yaml")))
-        raise InputError(f"the preset must be one of {known}, got {name!r}")
+    preset = _read(name)
     params.load(PARAMS)
     yaml = YAML()  # the round-trip kind: comments and [flow] lists stay as they are
     yaml.width = 200
     yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
     before = PARAMS.read_text(encoding="utf-8")
     content = yaml.load(before)
-    _merge(content, yaml.load(path.read_text(encoding="utf-8")))
+    _merge(content, preset)
     params.parse(content)
     text = io.StringIO()
     yaml.dump(content, text)
@@ -41,6 +38,21 @@ def apply(name: str) -> str:
     files.write_text(PARAMS, after)
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "params.yaml before", "params.yaml", n=0)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _read(name: str) -> MutableMapping[str, Any]:
+    """A preset on top of the one that its key `_base_` names, if any."""
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(preset.stem for preset in FOLDER.glob("*.yaml")))
+        raise InputError(f"the preset must be one of {known}, got {name!r}")
+    own = YAML().load(path.read_text(encoding="utf-8"))
+    base = own.pop("_base_", None)
+    if base is None:
+        return own
+    content = _read(base)
+    _merge(content, own)
+    return content
 
 
 def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None:

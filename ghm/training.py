@@ -20,17 +20,18 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from ghm import backbones, config, data, files
+from ghm import backbones, checkpoints, config, data, files
 from ghm.errors import InputError
 from ghm.gradient_norms import FILE as GRADIENT_NORMS
-from ghm.params import Params
+from ghm.params import Params, Train
 
 STATE = Path(".state")
 PACKAGES = ("torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy", "pycocotools")
 # Files of this package that a trained weight depends on.
-_SOURCES = ("config.py", "head.py", "gradient_norms.py", "training.py", "losses")
+_SOURCES = ("checkpoints.py", "config.py", "head.py", "gradient_norms.py", "training.py", "losses")
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +49,9 @@ def train(params: Params, variant: str, out: Path) -> None:
     with files.whole_folder(out) as folder:
         for seed in params.seeds:
             cfg = build_config(params, variant, seed)
+            # Not in `build_config`: an evaluation loads what was trained.
+            start = backbones.detector_path(params)
+            cfg.load_from = str(start) if start else None
             state = STATE / f"{variant}-seed_{seed}-{_key(params, cfg)}"
             if (state / "model.pth").exists():
                 _log.info("%s, seed %d: already trained under these conditions", variant, seed)
@@ -115,7 +119,7 @@ def _resume_from(value: str) -> Path:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file may hold, it is not what was asked for
-        reason = str(error).strip().splitlines()[0]
+        reason = checkpoints.reason(error)
         raise InputError(f"train.resume_from: {value} is no checkpoint that can be loaded safely: {reason}") from None
     if not isinstance(content, dict) or not {"state_dict", "optimizer", "meta"} <= content.keys():
         raise InputError(f"train.resume_from: {value} holds no state of a training, which `.state/*/epoch_<n>.pth` do")
@@ -132,6 +136,30 @@ class _PlainCheckpoint(Hook):
         checkpoint["message_hub"]["log_scalars"] = {}
         for name in checkpoint.keys() - {"state_dict", "optimizer"}:
             checkpoint[name] = _plain(checkpoint[name])
+
+
+class _WholeDetector(Hook):
+    """Match the checkpoint of `model.load_from` with the names of the detector before the Runner loads it.
+
+    All that the detector needs must be there, but for what depends on the data set or the losses: the layer that names
+    classes, where their number is another, and the counts of GHM's moving averages. These start anew.
+    """
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        own = model.state_dict()
+        state, report = checkpoints.select(checkpoint.get("state_dict", checkpoint), own)
+        classes = [name for name in report.other_shape if name.startswith("bbox_head.retina_cls.")]
+        losses = ("bbox_head.loss_cls.", "bbox_head.loss_bbox.")
+        report.require(
+            "model.load_from does not fit the detector that `model` describes",
+            spare=lambda name: name in classes or name.startswith(losses),
+        )
+        _log.info("model.load_from: %s", report)
+        if classes:
+            names = " and ".join(classes)
+            _log.warning("model.load_from has another number of classes: %s begin at random values", names)
+        checkpoint["state_dict"] = {**own, **state}
 
 
 def _plain(value: Any) -> Any:
@@ -155,12 +183,15 @@ def _fit(params: Params, cfg: Config, state: Path) -> None:
         cfg.resume, cfg.load_from = True, latest
     elif params.train.resume_from:
         cfg.resume, cfg.load_from = True, str(_resume_from(params.train.resume_from))
+    _log_learning_rate(params.train)
     runner = Runner.from_cfg(cfg)
     for handler in MMLogger.get_current_instance().handlers:
         handler.setLevel(logging.INFO)  # only now: the Runner's first words are the whole config
     model: Any = runner.model
     model.to(memory_format=torch.channels_last)
     runner.register_hook(_PlainCheckpoint())
+    if cfg.load_from and not cfg.resume:
+        runner.register_hook(_WholeDetector())
     runner.train()
     content = {
         "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
@@ -169,6 +200,13 @@ def _fit(params: Params, cfg: Config, state: Path) -> None:
     temporary = state / ".model.pth"
     torch.save(content, temporary)
     temporary.rename(state / "model.pth")
+
+
+def _log_learning_rate(train: Train) -> None:
+    rule = "train.base_batch_size is null: as it is"
+    if train.base_batch_size:
+        rule = f"linear rule: {train.lr:g} for {train.base_batch_size}"
+    _log.info("learning rate %g for %d images a step (%s)", train.learning_rate, train.batch_size, rule)
 
 
 def _export(params: Params, variant: str, seed: int, cfg: Config, state: Path, out: Path) -> None:
@@ -187,6 +225,7 @@ def _export(params: Params, variant: str, seed: int, cfg: Config, state: Path, o
         "images": data.read_manifest(params)["splits"]["train"]["images"],
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "pretrained": params.model.pretrained,
+        "load_from": params.model.load_from,
         "seconds": round(float((log["time"] * log["step"].diff().fillna(log["step"])).sum()), 1),
     }
     files.write_json(out / "context.json", record)
@@ -198,7 +237,9 @@ def _read_log(state: Path) -> pd.DataFrame:
     A resumed training leaves one file a start; the later one counts where both have a step.
     """
     paths = sorted(state.glob("*/vis_data/scalars.json"))
-    log = pd.concat([pd.read_json(path, lines=True) for path in paths if path.stat().st_size])
-    log = log.drop_duplicates("step", keep="last").sort_values("step")
     columns = ["step", "epoch", "loss", "loss_cls", "loss_bbox", "lr", "grad_norm", "time"]
+    tables = [pd.read_json(path, lines=True) for path in paths if path.stat().st_size]
+    if not tables:
+        return pd.DataFrame({name: [] for name in columns}, dtype=float)  # of 0 epochs
+    log = pd.concat(tables).drop_duplicates("step", keep="last").sort_values("step")
     return log.reindex(columns=columns)

@@ -1,6 +1,10 @@
-"""Laws of pretrained backbones: every tensor that the model needs, nothing executed, the source recorded."""
+"""Laws of pretrained weights: every tensor that the model needs, under its checksum, the source recorded."""
 
-import os
+import functools
+import http.server
+import re
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,53 +12,140 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
-from ghm import backbones, params
+from ghm import backbones, config, files, params
+from ghm.data.download import Remote
 from ghm.errors import InputError
 
 
 @pytest.fixture
 def given(workspace: Path) -> params.Params:
-    """The tiny parameters, in a folder of their own, for torchvision's ResNet-18."""
-    loaded = params.load()
-    return replace(loaded, model=replace(loaded.model, base_channels=64))
+    """The tiny parameters, in a folder of their own."""
+    return params.load()
 
 
-def from_file(given: params.Params, content: Any) -> params.Params:
-    torch.save(content, "own.pth")
-    return replace(given, model=replace(given.model, pretrained="own.pth"))
+def changed(given: params.Params, **values: Any) -> params.Params:
+    return replace(given, model=replace(given.model, **values))
 
 
-def test_torchvisions_weights_load_whole_and_the_classifier_is_left_over(given: params.Params):
-    state = torchvision.models.resnet18(weights=None).state_dict()
-    given = from_file(given, state)
+def narrow(given: params.Params) -> dict[str, Tensor]:
+    """A state dict that fits the tiny parameters, and the rest of a classifier."""
+    return {**MODELS.build(config.backbone(given.model)).state_dict(), "fc.bias": torch.zeros(10)}
+
+
+def from_file(given: params.Params, content: Any, name: str = "own.pth") -> params.Params:
+    torch.save(content, name)
+    return changed(given, pretrained=name)
+
+
+def refused(given: params.Params, words: str) -> None:
+    before = sorted(path.name for path in Path("weights").iterdir())
+    with pytest.raises(InputError, match=words) as caught:
+        backbones.prepare(given)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in Path("weights").iterdir()) == before
+
+
+def randomised(name: str) -> Any:
+    """A network of torchvision in evaluation mode; its batch norms have random statistics, or they would do nothing."""
+    torch.manual_seed(0)
+    network: Any = getattr(torchvision.models, name)(weights=None)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return network.eval()
+
+
+@torch.no_grad()
+def stages(network: Any, image: Tensor) -> list[Tensor]:
+    value = network.maxpool(network.relu(network.bn1(network.conv1(image))))
+    found = []
+    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+        value = layer(value)
+        found.append(value)
+    return found
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvisions_weights_load_whole_and_give_torchvisions_features(given: params.Params, name: str):
+    network = randomised(name)
+    torch.save(network.state_dict(), "saved.pth")
+    checksum = files.digest(Path("saved.pth"))
+    source = Path("saved.pth").rename(f"{name}-{checksum[:8]}.pth")
+    given = changed(given, backbone=name, base_channels=64, pretrained=str(source))
     backbones.prepare(given)
-    record = backbones.read_record(given)
-    path = backbones.weights_path(given)
-    assert path is not None
-    assert path.name == f"resnet18-{record['sha256'][:8]}.pth"
-    assert record["keys"] == {"loaded": len(state) - 2, "unused": ["fc.bias", "fc.weight"]}
+    record, path = backbones.read_record(given), backbones.weights_path(given)
+    assert path is not None and path.name == f"{name}-{files.digest(path)[:8]}.pth"
+    assert record["keys"] == {
+        "prefix": "",
+        "loaded": len(network.state_dict()) - 2,
+        "missing": [],
+        "unexpected": ["fc.bias", "fc.weight"],
+        "other_shape": [],
+    }
+    assert (record["source"], record["source_sha256"]) == (str(source), checksum)
+    backbone = MODELS.build(config.backbone(given.model))
+    loaded = backbone.load_state_dict(torch.load(path, weights_only=True))
+    assert loaded.missing_keys == loaded.unexpected_keys == []
+    image = torch.randn(2, 3, 65, 96)
+    backbone.eval()
+    with torch.no_grad():
+        features = backbone(image)
+    for own, theirs in zip(features, stages(network, image), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", config.BACKBONES)
+def test_every_backbone_has_torchvisions_names_and_shapes_and_feeds_the_neck(name: str):
+    loaded = changed(params.load(Path(__file__).parents[1] / "params.yaml"), backbone=name, base_channels=64)
+    with torch.device("meta"):
+        backbone = MODELS.build(config.backbone(loaded.model))
+        own = backbone.state_dict()
+        channels = [feature.shape[1] for feature in backbone(torch.zeros(1, 3, 64, 64))]
+        if name == "resnext101_32x4d":
+            theirs = ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4).state_dict()
+        else:
+            theirs = getattr(torchvision.models, name)(weights=None).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in theirs.items() if not name.startswith("fc.")}
+    assert {name: tuple(value.shape) for name, value in own.items()} == shapes
+    assert config._detector(loaded, "fl_sl1", 10, None)["neck"]["in_channels"] == channels
 
 
 def test_what_was_pretrained_here_has_the_same_format(workspace: Path):
     record = backbones.read_record(params.load())
-    assert record["keys"]["unused"] == ["fc.bias", "fc.weight"]
+    assert record["keys"]["unexpected"] == ["fc.bias", "fc.weight"]
     assert 0 <= record["held_out_accuracy"] <= 1
     assert [path.name for path in sorted(Path("weights").iterdir())] == sorted([record["file"], "resnet18.json"])
 
 
 def test_no_pretraining_is_recorded_as_such(given: params.Params):
-    given = replace(given, model=replace(given.model, pretrained=None))
+    given = changed(given, pretrained=None)
     backbones.prepare(given)
-    assert backbones.weights_path(given) is None
+    assert backbones.weights_path(given) is backbones.detector_path(given) is None
     assert [path.name for path in Path("weights").iterdir()] == ["resnet18.json"]
 
 
-def missing(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def test_the_same_source_gives_the_same_bytes_whatever_surrounds_its_tensors(given: params.Params):
+    state = narrow(given)
+    files_made = []
+    for content in (state, {"state_dict": {f"module.backbone.{name}": value for name, value in state.items()}}):
+        backbones.prepare(from_file(given, content))
+        files_made.append(backbones.read_record(given)["file"])
+    assert files_made[0] == files_made[1]
+
+
+def missing(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name != "layer2.0.conv1.weight"}
 
 
-def reshaped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def reshaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**state, "conv1.weight": state["conv1.weight"][:1]}
 
 
@@ -66,29 +157,112 @@ def reshaped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_the_old_weights_stay(given: params.Params, change: Any, words: str):
-    before = sorted(path.name for path in Path("weights").iterdir())
-    with pytest.raises(InputError, match=words):
-        backbones.prepare(from_file(given, change(torchvision.models.resnet18(weights=None).state_dict())))
-    assert sorted(path.name for path in Path("weights").iterdir()) == before
+    refused(from_file(given, change(narrow(given))), words)
 
 
-class Hostile:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, ("executed",))
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"pretrained": "none.pth"},
+            r"digits, torchvision, openmmlab, null, a URL or an existing file, got 'none\.pth'",
+        ),
+        ({"load_from": "none.pth"}, r"model\.load_from must be null, a URL or an existing file, got 'none\.pth'"),
+        ({"pretrained": "ftp://host/own-01234567.pth"}, "a URL or an existing file, got 'ftp:"),
+        (
+            {"pretrained": "https://host/own.pth?x=-01234567.pth"},
+            "no checksum in its name .*: set model.pretrained_sha256",
+        ),
+        ({"load_from": "https://host/own.pth"}, "no checksum in its name .*: fetch it and set model.load_from"),
+        (
+            {"pretrained": "torchvision", "backbone": "resnext101_32x4d", "base_channels": 64},
+            "torchvision has weights for resnet18, .*, not for resnext101_32x4d; openmmlab has them",
+        ),
+        (
+            {"pretrained": "openmmlab"},
+            "openmmlab has weights for resnext101_32x4d, resnext101_64x4d, not for resnet18; torchvision has them",
+        ),
+        ({"pretrained": "torchvision"}, "model.base_channels must be 64 with .*torchvision, got 16"),
+    ],
+)
+def test_a_source_that_is_none_is_refused_in_one_sentence(given: params.Params, values: dict[str, Any], words: str):
+    refused(changed(given, **values), words)
 
 
-def test_a_pickle_is_never_executed(given: params.Params):
-    with pytest.raises(InputError, match="is no plain state dict"):
-        backbones.prepare(from_file(given, {"conv1.weight": Hostile()}))
-    assert not Path("executed").exists()
+@pytest.mark.parametrize(
+    ("name", "checksum", "words"),
+    [
+        ("own-01234567.pth", None, "its name says 01234567"),
+        ("own.pth", "89abcdef", "model.pretrained_sha256 says 89abcdef"),
+        ("own-01234567.pth", "89abcdef", "model.pretrained_sha256 says 89abcdef"),
+    ],
+)
+def test_another_checksum_than_said_is_refused_with_both(
+    given: params.Params, name: str, checksum: str | None, words: str
+):
+    given = from_file(given, narrow(given), name)
+    actual = files.digest(Path(name))
+    refused(changed(given, pretrained_sha256=checksum), f"has the SHA-256 {actual}, and {re.escape(words)}")
+    backbones.prepare(changed(given, pretrained_sha256=actual[:9]))
+    assert backbones.read_record(given)["source_sha256"] == actual
 
 
-def test_a_source_that_is_not_there_is_named(given: params.Params, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match=r"digits, torchvision, null or an existing file, got 'none\.pth'"):
-        backbones.prepare(replace(given, model=replace(given.model, pretrained="none.pth")))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="could not be fetched .*set model.pretrained to the file"):
-        backbones.prepare(replace(given, model=replace(given.model, pretrained="torchvision")))
-    narrow = replace(given.model, base_channels=16, pretrained="torchvision")
-    with pytest.raises(InputError, match="model.base_channels must be 64"):
-        backbones.prepare(replace(given, model=narrow))
+@pytest.mark.parametrize(
+    ("source", "backbone"), [(source, name) for source, known in backbones.SOURCES.items() for name in known]
+)
+def test_a_published_file_is_asked_for_by_its_address_and_checksum(
+    given: params.Params, source: str, backbone: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[Remote, Path, str]] = []
+
+    def fetch(remote: Remote, folder: Path, *, remedy: str) -> Path:
+        asked.append((remote, folder, remedy))
+        raise InputError("no network")
+
+    monkeypatch.setattr(backbones.download, "fetch", fetch)
+    refused(changed(given, pretrained=source, backbone=backbone, base_channels=64), "no network")
+    [(remote, folder, remedy)] = asked
+    host = {"torchvision": "https://download.pytorch.org/models/", "openmmlab": "https://download.openmmlab.com/"}
+    assert remote.urls[0].startswith(host[source])
+    assert remote.urls[0].endswith(f"/{remote.name}")
+    assert remote.checksum is not None
+    assert remote.name == f"{backbone}-{remote.checksum.removeprefix('sha256:')}.pth"
+    assert folder == backbones.data.store() / "weights"
+    assert remedy == "fetch it elsewhere and set model.pretrained to the file"
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A web server on this machine for the folder `served`."""
+    (tmp_path / "served").mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["own.pth", "own-{}.pth"])
+def test_a_fetched_file_stays_in_the_store_for_the_next_run(
+    given: params.Params, address: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GHM_DATA_ROOT", str(tmp_path / "store"))
+    torch.save(narrow(given), "served/saved.pth")
+    checksum = files.digest(Path("served/saved.pth"))
+    served = Path("served/saved.pth").rename(Path("served", name.format(checksum[:8])))
+    known = None if "{}" in name else checksum[:8]
+    given = changed(given, pretrained=f"{address}/{served.name}", pretrained_sha256=known)
+    backbones.prepare(given)
+    served.unlink()
+    backbones.prepare(given)
+    record = backbones.read_record(given)
+    assert (record["source"], record["source_sha256"]) == (f"{address}/{served.name}", checksum)
+    kept = [path for path in (tmp_path / "store" / "weights").iterdir() if not path.name.startswith(".")]
+    assert [files.digest(path) for path in kept] == [checksum]

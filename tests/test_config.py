@@ -72,6 +72,32 @@ def test_the_coco_preset_is_the_published_setting(coco: params.Params):
     assert train.dataset.pipeline[2].scale == (1333, 800)
 
 
+@pytest.mark.parametrize(("batch_size", "base", "expected"), [(16, 16, 0.01), (4, 16, 0.0025), (4, None, 0.01)])
+def test_the_learning_rate_follows_the_images_a_step_unless_that_is_off(
+    coco: params.Params, batch_size: int, base: int | None, expected: float
+):
+    given = replace(coco, train=replace(coco.train, batch_size=batch_size, base_batch_size=base))
+    assert build(given, "fl_sl1").optim_wrapper.optimizer.lr == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [
+        ("coco_r101_1x", dict(type="mmdet.ResNet", depth=101)),
+        ("coco_x101_64x4d_1x", dict(type="mmdet.ResNeXt", depth=101, groups=64, base_width=4)),
+    ],
+)
+def test_the_larger_coco_presets_change_nothing_but_the_backbone(
+    coco: params.Params, name: str, backbone: dict[str, Any]
+):
+    small = build(coco, "ghmc_ghmr").to_dict()
+    presets.apply(name)
+    large = build(params.load(), "ghmc_ghmr").to_dict()
+    assert backbone.items() <= large["model"]["backbone"].items()
+    del small["model"]["backbone"], large["model"]["backbone"]
+    assert large == small
+
+
 def test_every_variant_of_the_default_builds_a_detector():
     given = params.load(ROOT / "params.yaml")
     init_default_scope("mmdet")

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ghm.evaluation import SUMMARY, coco_metrics
+from ghm.evaluation import SUMMARY, coco_metrics, voc_ap50
 
 
 def truth(tmp_path: Path, *, boxes: bool = True) -> Path:
@@ -94,3 +94,48 @@ def test_metrics_are_pycocotools_and_consistent_with_each_other(tmp_path: Path):
     assert metrics["AP"] == pytest.approx((metrics["AP_a"] + metrics["AP_b"]) / 2)
     for iou, name in ((0.5, "AP50"), (0.75, "AP75")):
         assert curve[curve["iou"] == iou]["precision"].mean() == pytest.approx(metrics[name])
+
+
+def voc_by_hand(truth: dict[str, Any], found: list[dict[str, Any]]) -> float:
+    """The rule of the VOC 2007 development kit, box by box."""
+
+    def overlap(a: list[float], b: list[float]) -> float:
+        sides = [min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
+        shared = max(sides[0], 0) * max(sides[1], 0)
+        return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+    averages = []
+    for category in truth["categories"]:
+        boxes = [box for box in truth["annotations"] if box["category_id"] == category["id"]]
+        if all(box["iscrowd"] for box in boxes):
+            continue  # nothing to measure
+        taken, hits = set(), []
+        for detection in sorted(found, key=lambda each: -each["score"]):
+            if detection["category_id"] == category["id"]:
+                same = [box for box in boxes if box["image_id"] == detection["image_id"]]
+                best = max(same, key=lambda box: overlap(box["bbox"], detection["bbox"]), default=None)
+                if best is None or overlap(best["bbox"], detection["bbox"]) < 0.5:
+                    hits.append(0)
+                elif not best["iscrowd"]:
+                    hits.append(int(best["id"] not in taken))
+                    taken.add(best["id"])
+        right = np.cumsum(hits)
+        recall, precision = right / sum(not box["iscrowd"] for box in boxes), right / np.arange(1, len(hits) + 1)
+        points = [max(precision[recall >= level], default=0.0) for level in np.linspace(0, 1, 11)]
+        averages.append(np.mean(points))
+    return float(np.mean(averages))
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0, 6.0])
+def test_voc_ap_is_the_rule_of_voc_2007_and_difficult_objects_count_neither_way(tmp_path: Path, spread: float):
+    annotations = truth(tmp_path)
+    content = json.loads(annotations.read_text())
+    for box in content["annotations"][::5]:
+        box["iscrowd"] = 1
+    annotations.write_text(json.dumps(content))
+    found = shaken(annotations, spread) + shaken(annotations, spread / 2)[::2]
+    for number, detection in enumerate(found):
+        detection["score"] = 0.9 - number / 100
+    measured = voc_ap50(annotations, detections(tmp_path, found))
+    assert measured == pytest.approx(voc_by_hand(content, found), abs=1e-6)
+    assert voc_ap50(annotations, detections(tmp_path, [])) == 0

@@ -12,14 +12,17 @@ STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 REGISTERED = ["ghm/head.py", "ghm/gradient_norms.py", "ghm/registry.py", "ghm/losses/*.py"]
 # Imported, but without effect on the outs, or with an effect that is in another dependency of the stage.
 GLUE = {"stages/__init__.py", "ghm/__init__.py", "ghm/losses/__init__.py", "ghm/errors.py", "ghm/files.py"}
-MANIFEST = {"ghm/data/__init__.py", "ghm/data/coco.py", "ghm/data/digits.py", "ghm/data/digits_render.py"}
+MANIFEST = {str(path.relative_to(ROOT)) for path in ROOT.glob("ghm/data/*.py")}
+# Digit crops, and what fetches weights.
+CROPS = {f"ghm/data/{name}.py" for name in ("digits", "digits_render", "download", "part")}
 WEIGHTS = {"ghm/backbones.py"}
+TRAINING = {"ghm/checkpoints.py", "ghm/gradient_norms.py", "ghm/training.py", "ghm/registry.py"}
 LOSSES = {str(path.relative_to(ROOT)) for path in ROOT.glob("ghm/losses/*.py")}  # registered, and never called
 NO_EFFECT = {
     "data": GLUE | {"ghm/mmcv_ops.py"},
-    "backbone": GLUE | {"ghm/data/__init__.py", "ghm/data/coco.py", "ghm/mmcv_ops.py", "ghm/registry.py"} | LOSSES,
+    "backbone": GLUE | MANIFEST - CROPS | {"ghm/mmcv_ops.py", "ghm/registry.py"} | LOSSES,
     "train": GLUE | MANIFEST | WEIGHTS,
-    "evaluate": GLUE | MANIFEST | WEIGHTS | {"ghm/gradient_norms.py", "ghm/training.py", "ghm/registry.py"} | LOSSES,
+    "evaluate": GLUE | MANIFEST | WEIGHTS | TRAINING | LOSSES,
     "report": GLUE | MANIFEST | {"ghm/mmcv_ops.py", "ghm/registry.py"} | LOSSES,
 }
 

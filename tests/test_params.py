@@ -55,13 +55,20 @@ def test_the_committed_file_is_valid_and_frozen():
         ("train.image_scale", 128, "train.image_scale must be a list, got 128"),
         ("train.lr_steps", [8], "train.lr_steps must name epochs with train.schedule: step"),
         ("train.workers", -1, "train.workers must be 0 or greater, got -1"),
-        ("data.name", "imagenet", "data.name must be one of digits, coco, got 'imagenet'"),
+        ("data.name", "imagenet", "data.name must be one of digits, bccd, voc, coco, custom, got 'imagenet'"),
         ("data.label_noise", 1.5, "data.label_noise must be in [0, 1], got 1.5"),
-        ("model.depth", 19, "model.depth must be one of 18, 34, 50, 101, got 19"),
+        ("model.backbone", "resnet19", "model.backbone must be one of resnet18, resnet34, "),
         ("model.head_norm", "LN", "model.head_norm must be one of GN, BN, got 'LN'"),
         ("model.head_channels", 40, "model.head_channels must be a multiple of 16 with model.head_norm: GN, got 40"),
         ("model.anchors.ratios", [1.0, -1], "model.anchors.ratios[1] must be greater than 0, got -1"),
         ("model.norm_eval", 1, "model.norm_eval must be true or false, got 1"),
+        ("data.test2017", True, "data.test2017 must be false with data.name: digits, got true"),
+        ("data.check_images", 5, "data.check_images must be one of none, sample, all, got 5"),
+        ("custom.train.images", "../up", "custom.train.images must be a relative path without .., got '../up'"),
+        ("custom.val.annotations", "/a", "custom.val.annotations must be a relative path without .., got '/a'"),
+        ("custom.val", None, "custom.val must be a section with annotations, images, got None"),
+        ("train.base_batch_size", 0, "train.base_batch_size must be 1 or greater, got 0"),
+        ("train.epochs", 0, "train.epochs must be 1 or greater when model.load_from is null, got 0"),
         ("seeds", [], "seeds must hold at least one entry, got none"),
         ("seeds", [1, 1], "seeds must differ from each other, got [1, 1]"),
         ("variants", {}, "variants must hold at least one entry, got none"),
@@ -76,6 +83,29 @@ def test_a_wrong_value_is_refused_with_key_value_and_remedy(key: str, value: obj
         params.parse(change(key, value))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "coco", "label_noise": 0.3}, "data.label_noise must be 0 with data.name: coco, got 0.3"),
+        ({"root": "a", "source": "b"}, "data.root and data.source cannot both be set, got 'a' and 'b'"),
+        ({"name": "coco"}, "evaluate.split must be val with data.name: coco, got 'test'"),
+        ({"name": "custom"}, "evaluate.split must be val with data.name: custom, got 'test'"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(changes: dict[str, Any], words: str):
+    content = raw()
+    content["data"] |= changes
+    with pytest.raises(InputError) as caught:
+        params.parse(content)
+    assert str(caught.value) == words
+
+
+def test_a_third_pair_of_ones_own_can_be_reported_on():
+    content = change("custom.test", {"annotations": "test.json", "images": "test"})
+    content["data"]["name"] = "custom"
+    assert params.parse(content).splits() == ("val", "test")
 
 
 def test_a_missing_key_and_a_missing_section_are_named():

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,8 +12,10 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.scale import copy_repository
+
 VARIANTS = ("fl_sl1", "ghmc_sl1", "ghmc_ghmr", "ghmc_smooth")
 
 
@@ -30,18 +31,7 @@ class Clone:
             "GIT_CONFIG_GLOBAL": os.devnull,
             "OMP_NUM_THREADS": "1",
         }
-        listing = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for name in filter(None, listing.split("\0")):
-            if (ROOT / name).is_file():
-                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.root / name)
-        self.ok("git", "init", "--quiet")
+        copy_repository(self.root)
         self.ok("git", "config", "user.name", "tester")
         self.ok("git", "config", "user.email", "tester@localhost")
         self.commit("start")
@@ -155,4 +145,21 @@ def test_a_variant_and_a_loss_section_are_a_line_each(clone: Clone):
     assert "ce_giou" in (clone.root / "reports" / "ap_table.md").read_text()
     clone.ok("git", "checkout", ".")
     clone.ok("git", "clean", "-fdq")
+    clone.ok("dvc", "checkout")
+
+
+def test_a_pair_of_coco_files_of_ones_own_is_trained_on_and_measured(clone: Clone):
+    yaml, path = YAML(), clone.root / "params.yaml"
+    content = yaml.load(path)
+    files = {
+        split: {"annotations": f"annotations/instances_{split}.json", "images": split} for split in ("train", "val")
+    }
+    content["data"] |= {"name": "custom", "root": str((clone.root / "data" / "digits").resolve())}
+    content["custom"] = {**files, "test": None}
+    content["evaluate"]["split"] = "val"
+    yaml.dump(content, path)
+    clone.ok("dvc", "repro", "evaluate@fl_sl1")
+    assert {f"AP_{digit}" for digit in range(10)} < clone.metrics("fl_sl1").keys()
+    assert json.loads((clone.root / "data" / "custom.json").read_text())["splits"].keys() == {"train", "val"}
+    clone.ok("git", "checkout", ".")
     clone.ok("dvc", "checkout")

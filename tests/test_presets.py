@@ -43,6 +43,32 @@ def test_a_preset_applied_twice_changes_nothing_more(name: str):
     assert presets.apply(name) == ""
 
 
+def test_a_preset_means_the_same_whatever_presets_came_before(place: Path):
+    fresh = (place / "params.yaml").read_text()
+
+    def result(name: str) -> tuple[object, ...]:
+        presets.apply(name)
+        loaded = params.load()
+        return loaded.data, loaded.model, loaded.train, loaded.evaluate
+
+    alone = {}
+    for name in NAMES:
+        (place / "params.yaml").write_text(fresh)
+        alone[name] = result(name)
+    for name in (*NAMES, *reversed(NAMES)):
+        if name != "tiny":  # the smallest run of whatever is set
+            assert result(name) == alone[name], name
+
+
+def test_a_preset_on_top_of_another_holds_its_own_values_and_the_others():
+    presets.apply("coco_r50_1x")
+    base = params.load()
+    presets.apply("coco_x101_64x4d_1x")
+    built_on = params.load()
+    assert (built_on.model.backbone, built_on.model.pretrained) == ("resnext101_64x4d", "openmmlab")
+    assert (built_on.train, built_on.data, built_on.evaluate) == (base.train, base.data, base.evaluate)
+
+
 def test_an_empty_preset_leaves_the_file_as_it_was(place: Path):
     before = (place / "params.yaml").read_text()
     (place / "presets" / "same.yaml").write_text("seeds: [0]\n")
@@ -55,6 +81,6 @@ def test_a_wrong_preset_is_refused_and_nothing_is_written(place: Path):
     (place / "presets" / "wrong.yaml").write_text("ghmc: {bins: -1}\n")
     with pytest.raises(InputError, match=r"ghmc\.bins must be 1 or greater, got -1"):
         presets.apply("wrong")
-    with pytest.raises(InputError, match="the preset must be one of coco_r50_1x, .*got 'coco'"):
+    with pytest.raises(InputError, match="the preset must be one of bccd_r18, coco_r101_1x, .*got 'coco'"):
         presets.apply("coco")
     assert (place / "params.yaml").read_text() == before

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import stages
-from ghm.data import coco
+from ghm.data import sets
 from stages import backbone, data, evaluate, report, train
 
 ALL = {"data": data, "backbone": backbone, "train": train, "evaluate": evaluate, "report": report}
@@ -58,7 +58,7 @@ def set_data(folder: Path, old: str, new: str) -> None:
 
 def test_an_unknown_data_set_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch):
     set_data(workspace, "name: digits", "name: imagenet")
-    ends_with("data", "data.name must be one of digits, coco, got 'imagenet'", monkeypatch)
+    ends_with("data", "data.name must be one of digits, bccd, voc, coco, custom, got 'imagenet'", monkeypatch)
 
 
 def test_a_data_set_without_images_is_refused_and_no_manifest_is_left(workspace: Path, monkeypatch: pytest.MonkeyPatch):
@@ -66,9 +66,10 @@ def test_a_data_set_without_images_is_refused_and_no_manifest_is_left(workspace:
     set_data(workspace, "name: digits", "name: coco")
     set_data(workspace, "root: null", f"root: {root}")
     ends_with("data", f"{root} is missing: set data.root or GHM_DATA_ROOT to a copy of coco with", monkeypatch)
-    for split in coco.LAYOUTS["coco"].values():
+    for split in sets.COCO_SPLITS.values():
         (root / split.annotations).parent.mkdir(parents=True, exist_ok=True)
         (root / split.annotations).write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+        (root / split.folder).mkdir()
     ends_with("data", "holds no images", monkeypatch)
     assert not (workspace / "data" / "coco.json").exists()
 

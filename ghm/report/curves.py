@@ -36,6 +36,11 @@ def loss(results: Results, params: Params) -> Plot:
 
 
 def _loss_panel(ax: Axes, table: pd.DataFrame, names: list[str], column: str, params: Params) -> None:
+    ax.set(xlabel="step")
+    shown = table[table["variant"].isin(names)]
+    if shown.empty:
+        ax.text(0.5, 0.5, "0 epochs", transform=ax.transAxes, ha="center")
+        return
     for name in names:
         runs = table[table["variant"] == name].pivot(index="step", columns="seed", values=column)
         colour = colours(params.variants)[name]
@@ -43,10 +48,9 @@ def _loss_panel(ax: Axes, table: pd.DataFrame, names: list[str], column: str, pa
         window = max(1, len(runs) // 25)
         smooth = runs.rolling(window, center=True, min_periods=1).mean().mean(axis=1)
         ax.plot(runs.index, smooth, color=colour, zorder=3)
-    shown = table[table["variant"].isin(names)]
     # The first steps can be many times higher than all the rest; they may leave the panel at the top.
     top = 1.15 * np.quantile(shown[column], 0.99)
-    ax.set(xlabel="step", xlim=(0, np.max(shown["step"])), ylim=(0, top if top > 0 else 1))
+    ax.set(xlim=(0, np.max(shown["step"])), ylim=(0, top if top > 0 else 1))
 
 
 def precision_recall(results: Results, params: Params) -> Plot:

@@ -96,7 +96,8 @@ def _tables(root: Path, folder: str, name: str, params: Params) -> pd.DataFrame:
         table.insert(0, "variant", variant)
         table.insert(1, "seed", seed)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    # A training of 0 epochs has an empty log, whose columns have no type.
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
 def _shares(counts: pd.DataFrame) -> pd.DataFrame:

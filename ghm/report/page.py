@@ -110,7 +110,9 @@ def _setting(results: Results, params: Params) -> str:
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
     backbone = (
-        f"backbone pretrained ({first['pretrained']})"
+        f"all weights from a trained detector ({first['load_from']})"
+        if first.get("load_from")
+        else f"backbone pretrained ({first['pretrained']})"
         if first["pretrained"]
         else "**no pretrained backbone**, from which GHM-C suffers more than Focal Loss does"
     )
@@ -121,15 +123,26 @@ def _setting(results: Results, params: Params) -> str:
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",
             "",
             f"- **Data**: `{first['dataset']}`, {len(results.manifest['classes'])} classes, {first['images']:,} images "
-            f"to train, {measured['images']:,} to measure (`{split}`, {measured['boxes']:,} boxes).{wrong}",
-            f"- **Model**: RetinaNet, ResNet-{model.depth} with {model.base_channels} base channels, FPN of "
+            f"to train, {measured['images']:,} to measure (`{split}`, {measured['boxes']:,} boxes).{wrong}"
+            f"{_warnings(results, split)}",
+            f"- **Model**: RetinaNet, {model.backbone} with {model.base_channels} base channels, FPN of "
             f"{model.levels} levels, {first['parameters'] / 1e6:.1f} M parameters, {backbone}.",
             f"- **Training**: {first['epochs']} epochs, {train.batch_size} images a step, {train.optimizer}, learning "
-            f"rate {train.lr:g} ({train.schedule}), seed{'s' * (len(params.seeds) > 1)} {seeds}.",
+            f"rate {train.learning_rate:g} ({train.schedule}), seed{'s' * (len(params.seeds) > 1)} {seeds}.",
             f"- **Machine**: {tables.distinct(run['device'] for run in contexts)}; {tables.distinct(versions)}; "
             f"revision {tables.distinct(run['revision'] for run in contexts)}.",
         ]
     )
+
+
+def _warnings(results: Results, split: str) -> str:
+    """Say what the check of the data set found in the splits that were used."""
+    found = [
+        f"{count:,} {kind.replace('_', ' ')} in `{name}`"
+        for name in ("train", split)
+        for kind, count in results.manifest["splits"][name]["warnings"].items()
+    ]
+    return f" Found by its check: {', '.join(found)}." if found else ""
 
 
 def _reading(params: Params) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from ghm.params import OtherLoss, Params
 from ghm.report.inputs import Results
 
-HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # the last one on VOC only
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 BASELINE = "baseline"
 OFF = {
@@ -40,7 +40,8 @@ def main(results: Results, params: Params) -> pd.DataFrame:
     baseline = next(iter(params.variants))
     rows = []
     for name in params.variants:
-        row = {"variant": name} | {key: _percent(results, name, key) for key in HEADLINE}
+        keys = [key for key in HEADLINE if key in results.metrics[name]]
+        row = {"variant": name} | {key: _percent(results, name, key) for key in keys}
         difference = results.metrics[name]["AP"] - results.metrics[baseline]["AP"]
         pairs = zip(results.seed_metrics[name], results.seed_metrics[baseline], strict=True)
         spread = _spread([seed["AP"] - other["AP"] for seed, other in pairs])

@@ -72,9 +72,10 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
     annotations = f"annotations/instances_{split}.json"
     write_json(folder / annotations, truth)
     here = {"images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split}
+    found = {"warnings": {"crowd_boxes": 1200}}
     write_json(
         root / "data" / f"{params.data.name}.json",
-        {"name": params.data.name, "classes": names, "splits": {"train": here, split: here}},
+        {"name": params.data.name, "classes": names, "splits": {"train": here | found, split: here | {"warnings": {}}}},
     )
     return truth
 

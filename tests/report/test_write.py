@@ -116,6 +116,10 @@ def test_published_figures_stand_apart_and_only_beside_their_own_variants(large:
     assert "35.6" not in large.text
 
 
+def test_what_the_check_of_the_data_found_is_on_the_page(any_report: Written) -> None:
+    assert "Found by its check: 1,200 crowd boxes in `train`." in (any_report.root / "reports/ap_table.md").read_text()
+
+
 def test_every_class_has_a_row_with_its_ap(any_report: Written) -> None:
     rows = any_report.rows("AP of each class")
     manifest = json.loads((any_report.root / "data" / "digits.json").read_text())

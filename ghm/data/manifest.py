@@ -1,0 +1,122 @@
+"""What a data set is: checked, summed up in the log, and described in the manifest that DVC tracks."""
+
+import hashlib
+import logging
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghm.data import annotations, validation
+from ghm.data.annotations import Annotations, Box, Unlabelled
+from ghm.data.validation import Findings
+from ghm.errors import InputError
+from ghm.files import digest
+
+SIZES = {"small": 32**2, "medium": 96**2, "large": np.inf}  # COCO's, by area in pixels
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a split lies below its data set's root."""
+
+    annotations: str
+    folder: str
+    labelled: bool = True
+
+
+def describe(name: str, root: Path, splits: dict[str, Split], check_images: str) -> dict[str, Any]:
+    """Check the data set `name` at `root` and describe it: what DVC tracks in place of the images.
+
+    Args:
+        splits: `train` first.
+        check_images: none | sample | all.
+
+    Returns:
+        `name`, `classes` in the order of their labels, and for each split its images, boxes, boxes a class and a size,
+        images without boxes, warnings, files, bytes and checksums. Paths are relative to the root.
+
+    Raises:
+        InputError: a file is missing or malformed, the splits differ in their classes, or `validation` finds an error.
+    """
+    described, classes, seen = {}, {}, {}
+    for split_name, split in splits.items():
+        content = annotations.read(root / split.annotations, Annotations if split.labelled else Unlabelled)
+        classes[split_name] = [entry.name for entry in content.categories]  # mmdet numbers labels in this order
+        sizes = _file_sizes(root / split.folder, [image.file_name for image in content.images])
+        findings = validation.check(content, root / split.folder, sizes, check_images)
+        seen[split_name] = {f"{split.folder}/{file}": size for file, size in sizes.items()}
+        if split_name != "train":
+            validation.check_overlap(root, seen["train"], seen[split_name], findings)
+        findings.stop_at_errors(root / split.annotations)
+        described[split_name] = _describe(content, findings, split, root, sizes)
+        _log_summary(f"{name} {split_name}", described[split_name], findings)
+    for split_name, names in classes.items():
+        if names != classes["train"]:
+            raise InputError(f"the classes of {name}'s split {split_name} differ from those of train: {names}")
+    return {"name": name, "classes": classes["train"], "splits": described}
+
+
+def _describe(
+    content: Unlabelled, findings: Findings, split: Split, root: Path, sizes: dict[str, int]
+) -> dict[str, Any]:
+    listing = "".join(f"{image.file_name} {sizes.get(image.file_name, 0)}\n" for image in content.images)
+    boxes = content.annotations if isinstance(content, Annotations) else []
+    per_category = Counter(box.category_id for box in boxes)
+    path = root / split.annotations
+    return {
+        "annotations": split.annotations,
+        "annotations_bytes": path.stat().st_size,
+        "annotations_sha256": digest(path),
+        "folder": split.folder,
+        "files_bytes": sum(sizes.values()),
+        "files_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "images": len(content.images),
+        "images_without_boxes": len(content.images) - len({box.image_id for box in boxes}),
+        "boxes": len(boxes),
+        "boxes_per_class": {entry.name: per_category[entry.id] for entry in content.categories},
+        "boxes_per_size": _per_size(boxes),
+        "warnings": findings.counts("warning"),
+    }
+
+
+def _per_size(boxes: list[Box]) -> dict[str, int]:
+    counts = np.histogram([box.area for box in boxes], bins=[-np.inf, *SIZES.values()])[0]
+    return dict(zip(SIZES, map(int, counts), strict=True))
+
+
+def _file_sizes(folder: Path, names: list[str]) -> dict[str, int]:
+    """Name -> bytes of those files `names` below `folder` that are there: one listing a folder, COCO has 118,287 files.
+
+    Raises:
+        InputError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"the image folder {folder} is missing")
+    wanted: defaultdict[str, set[str]] = defaultdict(set)
+    for name in names:
+        if not validation.leaves_folder(name):
+            parent, _, file = name.rpartition("/")
+            wanted[f"{parent}/" if parent else ""].add(file)
+    sizes = {}
+    for parent, files in wanted.items():
+        if (folder / parent).is_dir():
+            with os.scandir(folder / parent) as entries:
+                for entry in entries:
+                    if entry.name in files and entry.is_file():  # a broken link is no file
+                        sizes[parent + entry.name] = entry.stat().st_size
+    return sizes
+
+
+def _log_summary(name: str, described: dict[str, Any], findings: Findings) -> None:
+    images, empty, boxes = (f"{described[key]:,}" for key in ("images", "images_without_boxes", "boxes"))
+    per_size = ", ".join(f"{count:,} {size}" for size, count in described["boxes_per_size"].items())
+    _log.info("%s: %s images (%s without boxes), %s boxes (%s)", name, images, empty, boxes, per_size)
+    if described["boxes"]:
+        _log.info("  %s", ", ".join(f"{label} {count:,}" for label, count in described["boxes_per_class"].items()))
+    for kind in findings.counts("warning"):
+        _log.warning("  warning: %s", findings.sentence(kind))

@@ -1,0 +1,117 @@
+"""Where each data set lies: made, found or fetched, and which files are its splits."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ghm import files
+from ghm.data import digits, sources, voc
+from ghm.data.manifest import Split
+from ghm.errors import InputError
+from ghm.params import CustomSplit, Params
+
+COCO_SPLITS = {name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A data set on this machine."""
+
+    root: Path  # `data/<name>` will be a link to it
+    splits: dict[str, Split]  # train first
+    links: dict[str, Path] = field(default_factory=dict)  # further links in `data/`
+
+
+def store() -> Path:
+    """The folder of all data sets and downloads: $GHM_DATA_ROOT, or the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("GHM_DATA_ROOT") or cache / "ghm").expanduser().absolute()
+
+
+def locate(params: Params) -> Located:
+    """Find the data set `params.data.name`, or make or fetch it.
+
+    Raises:
+        InputError: it is not there and cannot be had.
+    """
+    name = params.data.name
+    if name == "digits":
+        return _digits(params)
+    if name == "custom":
+        return _custom(params)
+    if name == "coco":
+        return _coco(params)
+    return _voc(params)
+
+
+def _found(params: Params, folder: str, archives: tuple[sources.Archive, ...]) -> Path:
+    data = params.data
+    if data.root:
+        return sources.given(data.name, data.root, archives)
+    return sources.find_or_fetch(data.name, store() / folder, archives, data.source)
+
+
+def _digits(params: Params) -> Located:
+    """The embedded data set, made when it is missing; its folder is keyed by all that shapes it."""
+    splits = {name: Split(f"annotations/instances_{name}.json", name) for name in digits.SPLITS}
+    if params.data.source:
+        raise InputError(f"data.source must be null with data.name: digits, got {params.data.source!r}")
+    if params.data.root:
+        return Located(_folder_with(params.data.root, splits), splits)
+    source = b"".join(path.read_bytes() for path in sorted(Path(digits.__file__).parent.glob("digits*.py")))
+    shape = json.dumps([asdict(params.digits), params.data.label_noise], sort_keys=True).encode()
+    root = store() / f"digits-{_key(source + shape)}"
+    if not root.exists():
+        digits.write(params.digits, params.data.label_noise, root)
+    return Located(root, splits)
+
+
+def _coco(params: Params) -> Located:
+    archives = sources.ARCHIVES["coco"]
+    splits = dict(COCO_SPLITS)
+    if params.data.test2017:
+        archives += sources.ARCHIVES["coco test2017"]
+        splits["test-dev"] = Split("annotations/image_info_test-dev2017.json", "test2017", labelled=False)
+    return Located(_found(params, "coco", archives), splits)
+
+
+def _voc(params: Params) -> Located:
+    """VOC's own files stay as they are: the COCO files made from them lie in a folder of ours, beside a link."""
+    name = params.data.name
+    home = {"voc": "VOCdevkit", "bccd": "bccd"}[name]
+    images = _found(params, home, sources.ARCHIVES[name])
+    format_ = voc.SETS[name]
+    key = _key(Path(voc.__file__).read_bytes() + voc.fingerprint(format_, images).encode())
+    root = store() / f"{name}-{key}"
+    if not root.exists():
+        with files.whole_folder(root) as folder:
+            voc.convert(format_, images, folder / "annotations")
+            (folder / home).symlink_to(images)
+    splits = {split: Split(f"annotations/instances_{split}.json", home) for split in format_.splits}
+    return Located(root, splits, {home: images} if name == "voc" else {})
+
+
+def _custom(params: Params) -> Located:
+    parts: dict[str, CustomSplit | None] = {name: getattr(params.custom, name) for name in ("train", "val", "test")}
+    splits = {name: Split(part.annotations, part.images) for name, part in parts.items() if part}
+    source = params.data.source
+    if source and not Path(source).expanduser().is_dir():
+        archive = sources.own_archive(source, tuple(split.annotations for split in splits.values()))
+        root = store() / f"custom-{_key(source.encode())}"
+        return Located(sources.find_or_fetch("custom", root, (archive,), source.partition("#")[0]), splits)
+    return Located(_folder_with(params.data.root or source or str(store() / "custom"), splits), splits)
+
+
+def _folder_with(folder: str, splits: dict[str, Split]) -> Path:
+    root = Path(folder).expanduser().absolute()
+    lacking = [path for split in splits.values() for path in (split.annotations, split.folder)]
+    lacking = [path for path in lacking if not (root / path).exists()]
+    if lacking:
+        raise InputError(f"{root} has no {', '.join(lacking)}: set data.root to the folder that has, or mend `custom`")
+    return root
+
+
+def _key(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]

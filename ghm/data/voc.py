@@ -1,0 +1,156 @@
+"""Data sets in the format of Pascal VOC, rewritten as COCO files: VOC 2007 + 2012, and BCCD.
+
+Boxes: VOC names the first and the last pixel, counted from 1, both inside. COCO's box [x, y, width, height] has its
+origin at the outer corner of the first pixel, so x = xmin - 1 and width = xmax - xmin + 1.
+
+Objects marked `difficult`: kept, with `iscrowd: 1`. Training leaves them out (mmdet neither learns from a crowd box nor
+spares the anchors on it), and the evaluation counts a detection of one neither as found nor as false. That is VOC's
+rule but for one thing: pycocotools measures the overlap with a crowd box in shares of the detection.
+
+Source: Everingham et al., "The PASCAL Visual Object Classes Challenge 2007", development kit.
+"""
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from tqdm import tqdm
+
+from ghm import files
+from ghm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a VOC folder: `folder/ImageSets/Main/<images>.txt` names them."""
+
+    folder: str
+    images: str
+
+
+@dataclass(frozen=True)
+class Voc:
+    """Which images make up the splits, and the classes in the order of their labels."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Part, ...]]
+
+
+SETS = {
+    "voc": Voc(
+        classes=(
+            *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+            *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
+            "tvmonitor",
+        ),
+        splits={
+            "train": (Part("VOC2007", "trainval"), Part("VOC2012", "trainval")),
+            "test": (Part("VOC2007", "test"),),
+        },
+    ),
+    "bccd": Voc(
+        classes=("RBC", "WBC", "Platelets"),
+        splits={name: (Part("BCCD", name),) for name in ("train", "val", "test")},
+    ),
+}
+
+
+def convert(voc: Voc, root: Path, out: Path) -> None:
+    """Write `out/instances_<split>.json` for the VOC folders below `root`.
+
+    Raises:
+        InputError: a file is missing or malformed, or names a class that the data set does not have.
+    """
+    for split, parts in voc.splits.items():
+        names = [(part.folder, name) for part in parts for name in _names(root, part)]
+        progress = tqdm(names, desc=f"reading {split}", unit="file", mininterval=2, leave=False)
+        files.write_json(out / f"instances_{split}.json", _content(voc.classes, root, progress))
+
+
+def fingerprint(voc: Voc, root: Path) -> str:
+    """Text that changes when a file that `convert` reads does: names, sizes and times of the annotations and lists.
+
+    Raises:
+        InputError: a folder is missing.
+    """
+    lines = [str(root)]
+    for folder in sorted({part.folder for parts in voc.splits.values() for part in parts}):
+        for place in (root / folder / "Annotations", root / folder / "ImageSets" / "Main"):
+            if not place.is_dir():
+                raise InputError(f"the folder {place} is missing")
+            with os.scandir(place) as entries:
+                stats = {entry.name: entry.stat() for entry in entries}
+            lines += [f"{place} {name} {stats[name].st_size} {stats[name].st_mtime_ns}" for name in sorted(stats)]
+    return "\n".join(lines)
+
+
+def _names(root: Path, part: Part) -> list[str]:
+    path = root / part.folder / "ImageSets" / "Main" / f"{part.images}.txt"
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except OSError:
+        raise InputError(f"the list of images {path} is missing") from None
+
+
+def _content(classes: tuple[str, ...], root: Path, names: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    labels = {name: number for number, name in enumerate(classes, start=1)}
+    images, boxes = [], []
+    for number, (folder, name) in enumerate(names, start=1):
+        path = root / folder / "Annotations" / f"{name}.xml"
+        tree = _parse(path)
+        image = PurePath(folder, "JPEGImages", _text(tree, "filename", path)).as_posix()
+        size = {key: int(_number(tree, f"size/{key}", path)) for key in ("width", "height")}
+        images.append({"id": number, "file_name": image, **size})
+        for label, box, difficult in _objects(tree, path, labels):
+            boxes.append(
+                {
+                    "id": len(boxes) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(difficult),
+                }
+            )
+    categories = [{"id": number, "name": name} for name, number in labels.items()]
+    return {"images": images, "annotations": boxes, "categories": categories}
+
+
+def _parse(path: Path) -> ET.Element:
+    try:
+        return ET.parse(path).getroot()
+    except OSError:
+        raise InputError(f"the annotation file {path} is missing") from None
+    except ET.ParseError as error:
+        raise InputError(f"the annotation file {path} is not XML: {error}") from None
+
+
+def _objects(
+    tree: ET.Element, path: Path, labels: dict[str, int]
+) -> Iterator[tuple[int, tuple[float, float, float, float], bool]]:
+    """Label from 1, box [x, y, width, height] and the mark `difficult` of each object."""
+    for entry in tree.iter("object"):
+        name = _text(entry, "name", path)
+        if name not in labels:
+            raise InputError(f"{path} has an object of class {name!r}, which is none of {', '.join(labels)}")
+        left, top, right, bottom = (_number(entry, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
+        box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
+        yield labels[name], box, (entry.findtext("difficult") or "0").strip() == "1"
+
+
+def _text(entry: ET.Element, key: str, path: Path) -> str:
+    text = (entry.findtext(key) or "").strip()
+    if not text:
+        raise InputError(f"{path} lacks `{key}` in its <{entry.tag}>")
+    return text
+
+
+def _number(entry: ET.Element, key: str, path: Path) -> float:
+    text = _text(entry, key, path)
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{path} must hold a number as `{key}`, got {text!r}") from None

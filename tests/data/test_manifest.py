@@ -1,0 +1,127 @@
+"""Laws of annotation files and manifests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghm.data import annotations, manifest
+from ghm.data.annotations import Annotations
+from ghm.data.manifest import Split
+from ghm.errors import InputError
+from tests.data.coco_files import SPLITS, content, write
+
+PLACES = {name: Split(f"annotations/{name}.json", name) for name in SPLITS}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split in SPLITS:
+        write(tmp_path / "copy", split, content(split))
+    return tmp_path / "copy"
+
+
+def describe(root: Path) -> dict[str, Any]:
+    return manifest.describe("own", root, PLACES, "all")
+
+
+def without(section: str, key: str) -> dict[str, Any]:
+    file = content()
+    del file[section][1][key]
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ("[]", "Expected `object`, got `array`"),
+        (json.dumps({**content(), "images": []}), "holds no images: there is nothing"),
+        (json.dumps({**content(), "categories": []}), "holds no categories"),
+        (json.dumps({**content(), "annotations": {}}), r"Expected `array`, got `object` - at `$.annotations`"),
+        (json.dumps({**content(), "images": [{"id": "a"}]}), "Expected `int`, got `str` - at `$.images[0].id`"),
+        (json.dumps(without("images", "width")), "missing required field `width` - at `$.images[1]`"),
+        (json.dumps(without("annotations", "area")), "missing required field `area` - at `$.annotations[1]`"),
+        (json.dumps(without("annotations", "bbox")), "missing required field `bbox` - at `$.annotations[1]`"),
+        (json.dumps({**content(), "info": float("nan"), "images": [1]}), "got `int` - at `$.images[0]`"),
+    ],
+)
+def test_a_bad_annotation_file_is_refused_in_one_sentence(tmp_path: Path, text: str, words: str):
+    path = tmp_path / "instances.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        annotations.read(path, Annotations)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_annotation_file_and_a_missing_image_folder_are_named(root: Path):
+    (root / "val").rename(root / "elsewhere")
+    with pytest.raises(InputError, match=r"the image folder .*val is missing"):
+        describe(root)
+    (root / "annotations" / "train.json").unlink()
+    with pytest.raises(InputError, match=r"train\.json is missing"):
+        describe(root)
+
+
+def test_classes_keep_the_order_of_the_file_as_mmdet_numbers_them(root: Path):
+    result = describe(root)
+    assert result["classes"] == ["seven", "three"]
+    train = result["splits"]["train"]
+    assert (train["images"], train["boxes"], train["images_without_boxes"]) == (2, 3, 0)
+    assert train["files_bytes"] == sum(path.stat().st_size for path in (root / "train").iterdir())
+    assert train["boxes_per_class"] == {"seven": 2, "three": 1}
+    assert train["boxes_per_size"] == {"small": 1, "medium": 2, "large": 0}
+    assert train["warnings"] == {}
+
+
+def test_the_manifest_tells_data_apart_and_holds_no_path_of_the_machine(root: Path):
+    before = describe(root)
+    assert str(root) not in json.dumps(before)
+    with (root / "train" / "train1.jpg").open("ab") as file:
+        file.write(b"\0")
+    after = describe(root)
+    assert after["splits"]["train"]["files_sha256"] != before["splits"]["train"]["files_sha256"]
+    assert after["splits"]["val"] == before["splits"]["val"]
+
+
+def test_images_may_lie_in_folders_below_the_image_folder(root: Path):
+    file = content()
+    (root / "train" / "a" / "b").mkdir(parents=True)
+    (root / "train" / "train1.jpg").rename(root / "train" / "a" / "b" / "1.jpg")
+    file["images"][0]["file_name"] = "a/b/1.jpg"
+    write(root, "train", file)
+    assert describe(root)["splits"]["train"]["images"] == 2
+
+
+def test_splits_must_agree_in_their_classes(root: Path):
+    other = content("val")
+    other["categories"][0]["name"] = "siete"
+    write(root, "val", other)
+    with pytest.raises(InputError, match="split val differ"):
+        describe(root)
+
+
+def test_a_split_without_labels_needs_none(root: Path):
+    file = content("val")
+    del file["annotations"]
+    write(root, "val", file)
+    with pytest.raises(InputError, match="missing required field `annotations`"):
+        describe(root)
+    places = {"train": PLACES["train"], "val": Split("annotations/val.json", "val", labelled=False)}
+    val = manifest.describe("own", root, places, "all")["splits"]["val"]
+    assert (val["images"], val["boxes"], val["images_without_boxes"]) == (2, 0, 2)
+
+
+def test_the_log_sums_up_each_split(root: Path, caplog: pytest.LogCaptureFixture):
+    file = content()
+    file["annotations"][0]["iscrowd"] = 1
+    write(root, "train", file)
+    with caplog.at_level("INFO"):
+        assert describe(root)["splits"]["train"]["warnings"] == {"crowd_boxes": 1}
+    assert "own train: 2 images (0 without boxes), 3 boxes (1 small, 2 medium, 0 large)" in caplog.text
+    assert "seven 2, three 1" in caplog.text
+    assert "warning: 1 boxes are marked as crowd" in caplog.text

@@ -1,0 +1,278 @@
+"""Laws of where data sets come from: found before fetched, linked and never copied, verified before unpacked."""
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghm import data, params
+from ghm.data import sources, unpack
+from ghm.data.download import Remote
+from ghm.data.sources import Archive
+from ghm.errors import InputError
+from tests.conftest import ROOT
+from tests.data.coco_files import content, write
+from tests.data.conftest import BCCD
+from tests.data.server import Reply, Server, serving
+
+NAMES = ("annotations", "train2017", "val2017")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository, and a store of its own."""
+    monkeypatch.setenv("GHM_DATA_ROOT", str(tmp_path / "store"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A data set with the layout of COCO."""
+    root = tmp_path / "copy"
+    for split in ("train", "val"):
+        write(root, split, content(split), folder=f"{split}2017")
+        (root / "annotations" / f"{split}.json").rename(root / "annotations" / f"instances_{split}2017.json")
+    return root
+
+
+def zipped(root: Path, names: tuple[str, ...], top: str = "") -> bytes:
+    """An archive of files and folders below `root`."""
+    path = root.parent / "archive.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            for member in sorted([root / name, *(root / name).rglob("*")]):
+                file.write(member, top + str(member.relative_to(root)))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def archives(copy: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Small archives in the place of COCO's, with their checksums in the table."""
+    contents = {f"{name}.zip": zipped(copy, (name,)) for name in NAMES}
+    table = []
+    for name in NAMES:
+        data_ = contents[f"{name}.zip"]
+        provides = ("annotations/instances_train2017.json",) if name == "annotations" else (name,)
+        remote = Remote(f"{name}.zip", ("http://127.0.0.1:9/",), f"md5:{hashlib.md5(data_).hexdigest()}", len(data_))
+        table.append(Archive(remote, provides))
+    monkeypatch.setitem(sources.ARCHIVES, "coco", tuple(table))
+    return contents
+
+
+@pytest.fixture
+def server(archives: dict[str, bytes]) -> Iterator[Server]:
+    with serving(b"", **{name: [Reply(content=data_)] for name, data_ in archives.items()}) as running:
+        yield running
+
+
+def given(name: str = "coco", split: str = "val", **changes: Any) -> params.Params:
+    loaded = params.load(ROOT / "params.yaml")
+    return replace(
+        loaded, data=replace(loaded.data, name=name, **changes), evaluate=replace(loaded.evaluate, split=split)
+    )
+
+
+def linked(name: str = "coco") -> Path:
+    return (Path("data") / name).resolve()
+
+
+def test_what_is_missing_is_fetched_verified_unpacked_and_linked(place: Path, server: Server, copy: Path):
+    setting = given(source=server.url("/"))
+    data.prepare(setting)
+    assert linked() == place / "store" / "coco"
+    for path in copy.rglob("*.*"):
+        assert (linked() / path.relative_to(copy)).read_bytes() == path.read_bytes()
+    assert data.read_manifest(setting)["splits"]["train"]["images"] == 2
+    assert not list((place / "store" / "downloads").glob("*.zip"))  # what is unpacked is not kept twice
+    data.prepare(setting)
+    data.ensure(setting)
+    assert [request.path for request in server.log] == [f"/{name}.zip" for name in NAMES]
+
+
+def test_only_the_part_that_is_missing_is_fetched(server: Server):
+    setting = given(source=server.url())
+    data.prepare(setting)
+    shutil.rmtree(linked() / "val2017")
+    data.prepare(setting)
+    assert [request.path for request in server.log][3:] == ["/val2017.zip"]
+
+
+def test_an_existing_copy_is_linked_and_neither_copied_nor_completed(place: Path, copy: Path, server: Server):
+    data.prepare(given(root=str(copy)))
+    assert linked() == copy
+    assert not (place / "store").exists()
+    shutil.rmtree(copy / "val2017")
+    with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; correct data.root"):
+        data.prepare(given(root=str(copy)))
+    assert not server.log
+
+
+def test_a_copy_below_the_data_root_is_used_without_a_network(place: Path, copy: Path):
+    shutil.copytree(copy, place / "store" / "coco")
+    data.prepare(given())
+    assert linked() == place / "store" / "coco"
+
+
+def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
+    place: Path, copy: Path, archives: dict[str, bytes]
+):
+    data.prepare(given(source=str(copy)))
+    assert linked() == copy
+    Path("data/coco").unlink()
+    folder = place / "archives"
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"holds neither a copy of coco nor annotations\.zip, train2017\.zip"):
+        data.prepare(given(source=str(folder)))
+    for name, data_ in archives.items():
+        (folder / name).write_bytes(data_)
+    data.prepare(given(source=str(folder)))
+    assert linked() == place / "store" / "coco"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(archives)
+
+
+def test_an_archive_with_a_wrong_checksum_is_not_unpacked(place: Path, archives: dict[str, bytes]):
+    for name, data_ in archives.items():
+        (place / name).write_bytes(data_[:-1] + b"x")
+    with pytest.raises(InputError, match=r"annotations\.zip is not the file that it should be: its md5 is"):
+        data.prepare(given(source=str(place)))
+    assert not (place / "store" / "coco").exists()
+    assert not Path("data").exists()
+
+
+def test_an_unpacking_that_was_interrupted_is_taken_up_again(
+    place: Path, archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    for name, data_ in archives.items():
+        (place / name).write_bytes(data_)
+    whole, count = unpack._blocks, 0
+
+    def broken(*arguments: Any) -> Iterator[bytes]:
+        nonlocal count
+        count += 1
+        if count == 4:  # the second file of train2017
+            raise KeyboardInterrupt
+        yield from whole(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(unpack, "_blocks", broken)
+        data.prepare(given(source=str(place)))
+    assert (place / "store" / "coco" / "train2017").is_dir()
+    data.prepare(given(source=str(place)))
+    assert data.read_manifest(given())["splits"]["train"]["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("none/such", "data.source must be a URL or an existing folder or archive, got 'none/such'"),
+        ("http://127.0.0.1:9/a.zip", "data.source must be the URL of the folder that holds annotations.zip and the"),
+        ("file.zip", "data.source must be the folder that holds annotations.zip, train2017.zip, val2017.zip, got the"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str, words: str):
+    Path("file.zip").write_bytes(b"")
+    with pytest.raises(InputError, match=words):
+        data.prepare(given(source=source))
+
+
+def test_what_lies_in_the_way_is_reported_before_anything_is_fetched(copy: Path, archives: dict[str, bytes]):
+    Path("data").mkdir()
+    Path("data/coco").symlink_to(copy)
+    with pytest.raises(InputError, match="data/coco is a link to .*copy, not .*set data.root to .*copy"):
+        data.prepare(given())
+    assert linked() == copy
+
+
+def test_test2017_is_a_split_without_labels(copy: Path):
+    unlabelled = content("val")
+    del unlabelled["annotations"]
+    write(copy, "image_info_test-dev2017", unlabelled, folder="test2017")
+    for image, path in zip(unlabelled["images"], sorted((copy / "test2017").iterdir()), strict=True):
+        path.rename(copy / "test2017" / image["file_name"])
+    setting = given(root=str(copy), test2017=True)
+    data.prepare(setting)
+    assert data.read_manifest(setting)["splits"]["test-dev"]["images"] == 2
+    assert "test-dev" not in setting.splits()
+
+
+def test_a_data_set_of_ones_own_needs_no_list_of_classes(copy: Path, place: Path):
+    custom = params.Custom(
+        train=params.CustomSplit("annotations/instances_train2017.json", "train2017"),
+        val=params.CustomSplit("annotations/instances_val2017.json", "val2017"),
+        test=None,
+    )
+    setting = replace(given("custom", root=str(copy)), custom=custom)
+    data.prepare(setting)
+    assert data.read_manifest(setting)["classes"] == ["seven", "three"]
+    packed = zipped(copy, NAMES)
+    with serving(packed) as running:
+        for checksum in ("", f"#sha256={hashlib.sha256(packed).hexdigest()}"):
+            Path("data/custom").unlink()
+            setting = replace(given("custom", source=running.url("/own.zip") + checksum), custom=custom)
+            data.prepare(setting)
+            assert data.read_manifest(setting)["classes"] == ["seven", "three"]
+            assert linked("custom").parent == place / "store"
+        for source in (running.url(""), running.url("/own.zip#sha256=12"), running.url("/own.zip#crc=12345678")):
+            with pytest.raises(InputError, match=r"data\.source .* cannot be used: .* must be"):
+                data.prepare(replace(given("custom", source=source), custom=custom))
+        with pytest.raises(InputError, match=r"own\.zip could not be fetched .*sha256"):
+            data.prepare(
+                replace(given("custom", source=running.url("/own.zip") + "#sha256=" + "0" * 64), custom=custom)
+            )
+    Path("data/custom").unlink()
+    (place / "own.tar").write_bytes(packed)
+    data.prepare(replace(given("custom", source=str(place / "own.tar")), custom=custom))
+    assert linked("custom").parent == place / "store"
+    with pytest.raises(InputError, match="has no annotations/instances_train2017.json, train2017, .*set data.root"):
+        data.prepare(replace(given("custom"), custom=custom))
+
+
+@pytest.mark.skipif(not BCCD.exists(), reason="a copy of BCCD is not there")
+def test_bccd_is_verified_file_by_file_whatever_way_it_is_packed(place: Path, tmp_path: Path):
+    root = tmp_path / "in" / "bccd"
+    shutil.copytree(BCCD, root)
+    top = "BCCD_Dataset-d272fb14cdff6e473fafeeeba32aba5f560e9e43/"
+    with serving(zipped(root, ("BCCD", "LICENSE"), top)) as running:
+        data.prepare(given("bccd", split="test", source=running.url("/BCCD.zip")))
+    manifest = data.read_manifest(given("bccd", split="test"))
+    assert {name: split["images"] for name, split in manifest["splits"].items()} == {
+        "train": 205,
+        "val": 87,
+        "test": 72,
+    }
+    shutil.rmtree(place / "store")
+    Path("data/bccd").unlink()
+    with (root / "BCCD" / "Annotations" / "BloodImage_00000.xml").open("a") as file:
+        file.write("\n")
+    with (
+        serving(zipped(root, ("BCCD", "LICENSE"), top)) as running,
+        pytest.raises(InputError, match="are not those that were published"),
+    ):
+        data.prepare(given("bccd", split="test", source=running.url("/BCCD.zip")))
+    assert not (place / "store" / "bccd").exists()
+
+
+def test_voc_appears_where_the_reference_has_it(place: Path, monkeypatch: pytest.MonkeyPatch):
+    from tests.data.test_voc import thing
+    from tests.data.test_voc import write as write_voc
+
+    root = place / "VOCdevkit"
+    for year, name, split in (("2007", "1", "trainval"), ("2007", "2", "test"), ("2012", "3", "trainval")):
+        write_voc(root, f"VOC{year}", name, thing("dog") + thing("cat", difficult="1"), split)
+        (root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
+    setting = replace(given("voc", split="test", root=str(root), check_images="none"))
+    data.prepare(setting)
+    assert Path("data/VOCdevkit").resolve() == root
+    train = data.read_manifest(setting)["splits"]["train"]
+    assert (train["images"], train["boxes"], train["warnings"]["crowd_boxes"]) == (2, 4, 2)
+    assert (Path("data/voc") / train["folder"] / "VOC2012" / "JPEGImages" / "3.jpg").exists()
+    Path("data/VOCdevkit").unlink()
+    data.ensure(setting)
+    assert Path("data/VOCdevkit").resolve() == root

@@ -1,0 +1,382 @@
+"""Laws of other people's checkpoints: tensors are taken, nothing is executed, no name is lost unsaid."""
+
+import io
+import logging
+import os
+import pickle
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ghm import backbones, checkpoints, evaluation, params, report, training
+from ghm.errors import InputError
+
+STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "bn.num_batches_tracked": torch.tensor(7)}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        checkpoints.read_state(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert "trust" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        {"state_dict": STATE, "epoch": 3},
+        {"model": STATE, "optimizer": {}},
+        {"model": {"state_dict": STATE}},
+        {name: nn.Parameter(value, requires_grad=False) for name, value in STATE.items()},
+    ],
+)
+def test_a_state_dict_is_found_in_every_usual_wrapping(tmp_path: Path, content: Any, zipped: bool):
+    torch.save(content, tmp_path / "own.pth", _use_new_zipfile_serialization=zipped)
+    read = checkpoints.read_state(tmp_path / "own.pth")
+    assert same(read, STATE)
+    assert {type(value) for value in read.values()} == {Tensor}
+
+
+def openmmlab(state: dict[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint as mmengine writes it: logs, settings and NumPy's numbers beside the tensors."""
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    return {
+        "meta": {"cfg": ConfigDict(model=ConfigDict(type="RetinaNet")), "seed": np.int64(3), "epoch": np.float64(1.5)},
+        "state_dict": state,
+        "message_hub": {"log_scalars": {"train/loss": history}, "runtime_info": {"where": np.arange(3)}},
+        "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": np.float32(0.01)}]},
+    }
+
+
+def test_a_checkpoint_of_mmengine_is_read_without_its_classes(tmp_path: Path):
+    torch.save(openmmlab(STATE), tmp_path / "zoo.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "zoo.pth", weights_only=True)
+    before = set(torch.serialization.get_safe_globals())
+    assert same(checkpoints.read_state(tmp_path / "zoo.pth"), STATE)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+    def __call__(self) -> None:
+        """A pickle may call what a call gave."""
+
+
+CALLS = {
+    "mkdir": Call(os.mkdir, "executed"),
+    "system": Call(os.system, "mkdir executed"),
+    "eval": Call(eval, "__import__('os').mkdir('executed')"),
+    "exec": Call(exec, "import os; os.mkdir('executed')"),
+    "path": Call(Path.mkdir, Path("executed")),
+    "import": Call(getattr, Call(__import__, "os"), "mkdir"),
+    "attribute": Call(
+        Call(getattr, Call(getattr, Call(__import__, "builtins"), "__dict__"), "eval"), "open('executed', 'w')"
+    ),
+    "partial": Call(map, Call(getattr, Path, "touch"), [Path("executed")]),
+    "load": Call(torch.load, "other.pth", None, None),
+}
+PLACES = {
+    "alone": lambda call: call,
+    "as the state dict": lambda call: {"state_dict": call},
+    "as a tensor": lambda call: {**STATE, "conv.bias": call},
+    "beside": lambda call: {"state_dict": STATE, "meta": {"hook": call}},
+    "in the optimiser": lambda call: {"state_dict": STATE, "optimizer": [call]},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("call", CALLS)
+def test_no_pickle_is_ever_executed(
+    call: str, place: str, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(PLACES[place](CALLS[call]), "hostile.pth", _use_new_zipfile_serialization=zipped)
+    if place in ("beside", "in the optimiser"):
+        # What lies beside the tensors may be refused or be left where it is.
+        try:
+            assert same(checkpoints.read_state(Path("hostile.pth")), STATE)
+        except InputError:
+            refused(Path("hostile.pth"))
+    else:
+        refused(Path("hostile.pth"))
+    assert [path.name for path in tmp_path.iterdir()] == ["hostile.pth"]
+
+
+def test_these_pickles_do_execute_where_they_are_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(PLACES["beside"](CALLS["mkdir"]), "hostile.pth")
+    torch.load("hostile.pth", weights_only=False)
+    assert Path("executed").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "must hold a dict of tensors, got nothing"),
+        ([torch.zeros(1)], "must hold a dict of tensors, got an object of type list"),
+        (nn.Linear(2, 2), "must hold a dict of tensors, got an object of type torch.nn.modules.linear.Linear"),
+        ({"epoch": 3, "weight": torch.zeros(1)}, "must hold a dict of tensors, got int under 'epoch'"),
+        ({3: torch.zeros(1)}, "must hold a dict of tensors, got Tensor under '3'"),
+        ({"weight": np.zeros(3)}, "numpy._core.multiarray._reconstruct under 'weight'"),
+        ({"weight": torch.zeros(1).expand(10**12)}, "got Tensor under 'weight'"),
+        ({"weight": torch.zeros(3, device="meta")}, "got Tensor under 'weight'"),
+        ({"weight": torch.eye(3).to_sparse()}, "got Tensor under 'weight'"),
+    ],
+)
+def test_what_is_no_dict_of_dense_tensors_is_refused(tmp_path: Path, content: Any, words: str):
+    torch.save(content, tmp_path / "own.pth")
+    assert words in refused(tmp_path / "own.pth")
+
+
+def whole() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(openmmlab(STATE), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", pickle.dumps(STATE), whole()[:500], whole()[:-40]])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "own.pth").write_bytes(content)
+    refused(tmp_path / "own.pth")
+    refused(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder_q.", "model.0.body."])
+def test_the_names_are_found_behind_any_beginning(prefix: str):
+    state = {**{prefix + name: value for name, value in STATE.items()}, f"{prefix}fc.weight": torch.zeros(1)}
+    found, said = checkpoints.select(state, STATE)
+    assert same(found, STATE)
+    assert asdict(said) == {
+        "prefix": prefix,
+        "loaded": 2,
+        "missing": [],
+        "unexpected": [f"{prefix}fc.weight"],
+        "other_shape": [],
+    }
+    assert str(said) == f"2 tensors loaded, 0 missing, 0 of another shape, 1 unexpected ({prefix}fc.weight)"
+
+
+def test_the_beginning_with_most_names_wins_and_among_equals_the_first():
+    state = {f"{prefix}.{name}": value for prefix in ("encoder_q", "encoder_k") for name, value in STATE.items()}
+    state["conv.weight"] = torch.zeros(2, 3)
+    found, said = checkpoints.select(state, STATE)
+    assert same(found, STATE)
+    assert said.prefix == "encoder_q."
+    assert said.unexpected == ["conv.weight", *sorted(f"encoder_k.{name}" for name in STATE)]
+
+
+def test_only_counters_of_batches_and_what_is_spare_may_be_missing():
+    found, said = checkpoints.select({"conv.weight": torch.zeros(2, 2)}, {**STATE, "loss.acc_sum": torch.zeros(3)})
+    assert (found, said.loaded) == ({}, 0)
+    assert said.missing == ["bn.num_batches_tracked", "loss.acc_sum"]
+    words = "no fit: 1 tensors missing, 1 of another shape, for example loss.acc_sum"
+    with pytest.raises(InputError, match=words):
+        said.require("no fit")
+    said.require("no fit", spare=lambda name: name in ("loss.acc_sum", "conv.weight"))
+    _, said = checkpoints.select({"other": torch.zeros(1)}, STATE)
+    with pytest.raises(InputError, match="1 tensors missing, 0 of another shape, for example conv.weight"):
+        said.require("no fit")
+
+
+# A whole detector to start from.
+
+
+def retinanet(given: params.Params, classes: int) -> Any:
+    """mmdet's own RetinaNet, its `retinanet_r50_fpn` made narrow and shallow, with weights that say something."""
+    init_default_scope("mmdet")
+    model, evaluate = given.model, given.evaluate
+    normal = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32)
+    strides = [8 * 2**level for level in range(model.levels)]
+    channels = [model.base_channels * 2**stage for stage in range(4)]
+    assigner = dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
+    torch.manual_seed(0)
+    detector: Any = MODELS.build(
+        ConfigDict(
+            type="RetinaNet",
+            data_preprocessor=dict(type="DetDataPreprocessor", **normal),
+            backbone=dict(
+                type="ResNet",
+                depth=18,
+                base_channels=model.base_channels,
+                num_stages=4,
+                out_indices=(0, 1, 2, 3),
+                norm_cfg=dict(type="BN", requires_grad=True),
+                style="pytorch",
+            ),
+            neck=dict(
+                type="FPN",
+                in_channels=channels,
+                out_channels=model.fpn_channels,
+                start_level=1,
+                add_extra_convs="on_input",
+                num_outs=model.levels,
+            ),
+            bbox_head=dict(
+                type="RetinaHead",
+                num_classes=classes,
+                in_channels=model.fpn_channels,
+                stacked_convs=model.stacked_convs,
+                feat_channels=model.head_channels,
+                anchor_generator=dict(
+                    type="AnchorGenerator",
+                    octave_base_scale=model.anchors.base_scale,
+                    scales_per_octave=model.anchors.scales_per_octave,
+                    ratios=list(model.anchors.ratios),
+                    strides=strides,
+                ),
+                bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
+                loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+                loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+            ),
+            train_cfg=dict(assigner=assigner, sampler=dict(type="PseudoSampler"), allowed_border=-1, pos_weight=-1),
+            test_cfg=dict(
+                nms_pre=1000,
+                min_bbox_size=0,
+                score_thr=evaluate.score_threshold,
+                nms=dict(type="nms", iou_threshold=evaluate.nms_iou),
+                max_per_img=evaluate.max_per_image,
+            ),
+        )
+    )
+    with torch.no_grad():
+        for name, value in detector.state_dict().items():
+            if value.ndim == 4:
+                nn.init.kaiming_normal_(value)
+            elif name.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith(("running_mean", "bias")):
+                value.normal_(std=0.1)
+    return detector.eval()
+
+
+@pytest.fixture
+def given(workspace: Path) -> params.Params:
+    """The tiny parameters with the reference's head, one variant, and a detector to start from instead of training."""
+    loaded = params.load()
+    return replace(
+        loaded,
+        variants={"ghmc_ghmr": loaded.variants["ghmc_ghmr"]},
+        model=replace(loaded.model, head_norm=None, load_from="zoo-own.pth"),
+        train=replace(loaded.train, epochs=0),
+    )
+
+
+def start_from(given: params.Params, state: dict[str, Tensor]) -> Path:
+    """Run the stages up to training; return the folder of the run."""
+    torch.save(openmmlab(state), "zoo-own.pth")
+    backbones.prepare(given)
+    training.train(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    return Path("runs/ghmc_ghmr/seed_0")
+
+
+@torch.no_grad()
+def predictions(detector: Any, image: Tensor) -> dict[str, Tensor]:
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1.0, 1.0)))
+    found = detector.test_step({"inputs": [image], "data_samples": [sample]})[0].pred_instances
+    return {"boxes": found.bboxes, "scores": found.scores, "labels": found.labels}
+
+
+def test_a_detector_of_mmdet_predicts_here_what_it_predicts_there(given: params.Params):
+    theirs = retinanet(given, classes=10)
+    run = start_from(given, theirs.state_dict())
+    own: Any = MODELS.build(training.build_config(given, "ghmc_ghmr", 0).model)
+    own.load_state_dict(torch.load(run / "model.pth", weights_only=True)["state_dict"])
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    expected = predictions(theirs, image)
+    assert len(expected["scores"]) > 20 and expected["scores"].std() > 0.01
+    for name, value in predictions(own.eval(), image).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
+    record = backbones.read_record(given)
+    assert record["detector"]["source"] == "zoo-own.pth"
+    assert sorted(path.name for path in Path("weights").iterdir()) == [record["detector"]["file"], "resnet18.json"]
+
+
+def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_and_reported(given: params.Params):
+    run = start_from(given, retinanet(given, classes=10).state_dict())
+    names = ["config.py", "context.json", "gradient_norms.csv", "log.csv", "model.pth"]
+    assert sorted(path.name for path in run.iterdir()) == names
+    assert list(pd.read_csv(run / "log.csv").columns)[:3] == ["step", "epoch", "loss"]
+    assert len(pd.read_csv(run / "log.csv")) == 0
+    assert pd.read_csv(run / "gradient_norms.csv")["epoch"].unique().tolist() == [0]
+    before = (run / "model.pth").read_bytes()
+    training.train(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    assert (run / "model.pth").read_bytes() == before
+    metrics = evaluation.evaluate(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"), Path("detections/ghmc_ghmr"))
+    evaluation.files.write_json(Path("metrics/ghmc_ghmr.json"), metrics)
+    report.write(given, Path())
+    assert "all weights from a trained detector (zoo-own.pth)" in Path("reports/ap_table.md").read_text()
+
+
+def test_another_number_of_classes_keeps_all_but_the_layer_that_names_them(
+    given: params.Params, caplog: pytest.LogCaptureFixture
+):
+    state = retinanet(given, classes=7).state_dict()
+    with caplog.at_level(logging.INFO, "ghm"):
+        run = start_from(given, {f"module.{name}": value for name, value in state.items()})
+    own = torch.load(run / "model.pth", weights_only=True)["state_dict"]
+    classes = {"bbox_head.retina_cls.weight", "bbox_head.retina_cls.bias"}
+    assert {name for name in state if not torch.equal(own[name], state[name])} == classes
+    assert "another number of classes: bbox_head.retina_cls.bias and bbox_head.retina_cls.weight" in caplog.text
+    training.train(replace(given, train=replace(given.train, epochs=1)), "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    assert np.isfinite(pd.read_csv(run / "log.csv")["loss"]).all()
+    tuned = torch.load(run / "model.pth", weights_only=True)["state_dict"]
+    assert not any(torch.equal(tuned[name], own[name]) for name in classes)
+
+
+def test_a_detector_that_does_not_fit_is_refused(given: params.Params):
+    state = retinanet(given, classes=10).state_dict()
+    del state["neck.fpn_convs.0.conv.weight"]
+    with pytest.raises(InputError, match="1 tensors missing, 0 of another shape, for example neck.fpn_convs.0"):
+        start_from(given, state)
+    assert not Path("runs/ghmc_ghmr").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("train", {"epochs": 0}, "train.epochs must be 1 or greater when model.load_from is null, got 0"),
+        ("model", {"pretrained": None, "frozen_stages": 1}, "model.frozen_stages must be -1 when model.pretrained is"),
+        ("model", {"pretrained_sha256": "0123456789"}, "model.pretrained_sha256 must be null with model.pretrained"),
+        ("model", {"backbone": "resnext101_32x4d"}, "model.base_channels must be 64 with model.backbone: resnext101"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(section: str, values: dict[str, Any], words: str):
+    loaded = params.load(Path(__file__).parents[1] / "params.yaml")
+    with pytest.raises(InputError, match=words):
+        replace(loaded, **{section: replace(getattr(loaded, section), **values)})
+
+
+def test_a_detector_to_start_from_takes_the_place_of_a_pretrained_backbone():
+    loaded = params.load(Path(__file__).parents[1] / "params.yaml")
+    start = replace(loaded.model, pretrained=None, frozen_stages=1, load_from="zoo.pth")
+    replace(loaded, model=start, train=replace(loaded.train, epochs=0))
+    with pytest.raises(InputError, match="train.resume_from must be null when model.load_from is set"):
+        replace(loaded, model=start, train=replace(loaded.train, resume_from="own.pth"))
