@@ -15,8 +15,8 @@ repro: $(STAMP)  ## run the pipeline, then print the table
 	@sed -n '/^## Result/,/^## Published/{/^|/p}' reports/ap_table.md
 	@echo 'Details: reports/ap_table.md'
 
-test: $(STAMP)  ## run the tests
-	python -m pytest
+test: $(STAMP)  ## run the tests, two files at a time
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP)  ## time the losses beside mmdet's, torchvision's and PyTorch's
 	python -m benchmarks.losses

@@ -43,7 +43,7 @@ def main() -> None:
         for number, split in enumerate(IMAGES):
             make(root, split, 1_000_000 * number, rng)
         copy_repository(clone)
-        set_data(clone, root)
+        set_params(clone, "coco_r50_1x", {"root": str(root)})
         record = {
             "device": f"{processor()}, {os.cpu_count()} cores",
             "python": platform.python_version(),
@@ -103,12 +103,12 @@ def copy_repository(place: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
 
 
-def set_data(clone: Path, data: Path) -> None:
-    """Set a copy of the repository to the COCO data set at `data`."""
-    subprocess.run([sys.executable, "-m", "ghm.presets", "coco_r50_1x"], cwd=clone, check=True, capture_output=True)
+def set_params(clone: Path, preset: str, data: dict[str, Any]) -> None:
+    """Apply a preset in a copy of the repository, and set values of its section `data`."""
+    subprocess.run([sys.executable, "-m", "ghm.presets", preset], cwd=clone, check=True, capture_output=True)
     yaml = YAML()
     content = yaml.load(clone / "params.yaml")
-    content["data"]["root"] = str(data)
+    content["data"].update(data)
     yaml.dump(content, clone / "params.yaml")
 
 
@@ -123,7 +123,7 @@ def measured(clone: Path) -> dict[str, Any]:
 
     stage = seconds("dvc", "repro", "data")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kilobytes on Linux
-    return {"stage_seconds": stage, "stage_peak_gb": round(peak, 2), "status_seconds": seconds("dvc", "status", "data")}
+    return {"stage_seconds": stage, "stage_peak_gb": round(peak, 2), "status_seconds": seconds("dvc", "status")}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ with warnings.catch_warnings():
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest file, so that it does not run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
     """Work in `folder`, as a stage works in the repository's root."""

@@ -162,7 +162,16 @@ def whole() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", pickle.dumps(STATE), whole()[:500], whole()[:-40]])
+NO_CHECKPOINTS = {
+    "empty": b"",
+    "a page": b"<html>404</html>",
+    "a bare pickle": pickle.dumps(STATE),
+    "a head": whole()[:500],
+    "cut": whole()[:-40],
+}
+
+
+@pytest.mark.parametrize("content", NO_CHECKPOINTS.values(), ids=list(NO_CHECKPOINTS))
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "own.pth").write_bytes(content)
     refused(tmp_path / "own.pth")

@@ -121,8 +121,8 @@ def test_a_parameter_of_ghm_retrains_its_variants_and_no_other(clone: Clone):
 
 
 def test_experiments_in_a_temporary_workspace_and_in_a_queue_find_the_images(clone: Clone):
-    clone.ok("dvc", "exp", "run", "--temp", "--name", "temp", "-S", "evaluate.nms_iou=0.6")
-    clone.ok("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "evaluate.nms_iou=0.7")
+    clone.ok("dvc", "exp", "run", "--temp", "--name", "temp", "-S", "ghmc_smooth.smoothing=50")
+    clone.ok("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "ghmc_smooth.smoothing=20")
     clone.ok("dvc", "queue", "start")
     deadline = time.monotonic() + 240
     while "Success" not in (status := clone.ok("dvc", "queue", "status")):
@@ -130,7 +130,7 @@ def test_experiments_in_a_temporary_workspace_and_in_a_queue_find_the_images(clo
         assert time.monotonic() < deadline, status
         time.sleep(2)
     shown = csv.DictReader(io.StringIO(clone.ok("dvc", "exp", "show", "--csv")))
-    assert {"0.5", "0.6", "0.7"} <= {row["evaluate.nms_iou"] for row in shown}
+    assert {"100.0", "50", "20"} <= {row["ghmc_smooth.smoothing"] for row in shown}
     assert not clone.ok("git", "status", "--porcelain")
 
 
