@@ -46,5 +46,27 @@ def test_the_first_steps_are_those_of_the_momentum_benchmark() -> None:
         )
 
 
+def test_the_table_of_bccd_is_that_of_its_run() -> None:
+    measured = json.loads((ROOT / "results" / "bccd.json").read_text())["rows"]
+    shown = rows("bccd")
+    assert [cells[0].strip("`") for cells in shown] == [row["variant"] for row in measured]
+    for cells, row in zip(shown, measured, strict=True):
+        *metrics, minutes = list(row.values())[1:]
+        assert cells[1:] == [*(f"{100 * value:.1f}" for value in metrics), f"{minutes:.1f}"]
+
+
+def test_the_times_at_the_size_of_coco_are_those_that_were_measured() -> None:
+    measured = json.loads((ROOT / "results" / "scale.json").read_text())
+    expected = {
+        "images": f"{measured['images']:,}",
+        "boxes": f"{measured['boxes']:,}",
+        "annotations": f"{measured['annotations_mb']} MB",
+        "`dvc repro data`": f"{measured['stage_seconds']} s",
+        "its memory at the most": f"{measured['stage_peak_gb']} GB",
+        "`dvc status`": f"{measured['status_seconds']} s",
+    }
+    assert dict(rows("scale")) == expected
+
+
 def test_every_file_that_the_page_names_is_there() -> None:
     assert [name for name in re.findall(r"\]\(([\w./]+)\)", README) if not (ROOT / name).exists()] == []
