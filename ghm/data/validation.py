@@ -21,7 +21,7 @@ from ghm.errors import InputError
 from ghm.files import digest
 
 SAMPLE = 200  # images of a split that `check_images: sample` decodes
-_ORIENTATION = 0x0112  # tag in EXIF; from 5 on, width and height change places
+_ORIENTATION = 0x0112  # tag in EXIF; from 5 to 8, width and height change places
 
 # Kind of finding -> its words after the count.
 ERRORS = {
@@ -164,6 +164,7 @@ def _decode(content: Unlabelled, folder: Path, check_images: str, findings: Find
     images = content.images
     if check_images == "none":
         return
+    Picture.MAX_IMAGE_PIXELS = None  # what training can read is not too large to be checked
     if check_images == "sample" and len(images) > SAMPLE:
         images = [images[place] for place in np.linspace(0, len(images) - 1, SAMPLE).round().astype(int)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -194,7 +195,7 @@ def _size(path: Path) -> tuple[int, int] | str:
     try:
         with Picture.open(path) as picture:
             picture.load()
-            turned = picture.getexif().get(_ORIENTATION, 1) >= 5
+            turned = picture.getexif().get(_ORIENTATION) in (5, 6, 7, 8)  # it may be anything
             width, height = picture.size
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         return str(error).replace(str(path), path.name) or type(error).__name__

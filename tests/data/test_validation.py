@@ -138,6 +138,18 @@ def test_an_image_turned_by_exif_has_the_size_that_training_sees(tmp_path: Path)
     assert counted(tmp_path, file) == {}
 
 
+def test_an_orientation_that_is_none_does_not_make_an_image_unreadable(tmp_path: Path):
+    write(tmp_path, "val", content("val"))
+    (tmp_path / "train").mkdir()
+    letter = bytes.fromhex("4d4d002a00000008000101120002000000024100000000000000")
+    Image.new("RGB", (40, 30)).save(tmp_path / "train" / "odd.jpg", exif=b"Exif\0\0" + letter)
+    with Image.open(tmp_path / "train" / "odd.jpg") as picture:
+        assert picture.getexif()[0x0112] == "A"
+    file = content()
+    file["images"][1]["file_name"] = "odd.jpg"
+    assert counted(tmp_path, file) == {}
+
+
 def test_a_sample_is_spread_over_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ghm.data.validation.SAMPLE", 2)
     file = content()
