@@ -10,9 +10,9 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 from ghm.data import download, unpack
-from ghm.data.part import Remote
+from ghm.data.part import Part, Remote
 from ghm.errors import InputError
-from ghm.files import alone
+from ghm.files import alone, require_space
 
 _log = logging.getLogger(__name__)
 
@@ -155,10 +155,20 @@ def find_or_fetch(name: str, root: Path, archives: tuple[Archive, ...], source: 
         lacking = _lacking(archives, root)
         size = sum(archive.remote.bytes or 0 for archive in lacking)
         _log.info("%s: %d archives to get, %.1f GB, into %s", name, len(lacking), size / 1e9, root)
+        downloads = root.parent / "downloads"
+        if local is None:
+            _require_space(name, lacking, downloads)
         for archive in lacking:
-            file = _archive_file(archive, archives, source, local, root.parent / "downloads")
+            file = _archive_file(archive, archives, source, local, downloads)
             _unpack(archive, root, file, fetched=local is None)
     return root
+
+
+def _require_space(name: str, archives: list[Archive], downloads: Path) -> None:
+    """Room for all that is unpacked, of images about as much as the archives have, and for one archive at a time."""
+    sizes = [archive.remote.bytes or 0 for archive in archives]
+    there = [Part(archive.remote, downloads).size for archive in archives]
+    require_space(sum(sizes) + max(size - part for size, part in zip(sizes, there, strict=True)), downloads, name)
 
 
 def _is_url(text: str) -> bool:

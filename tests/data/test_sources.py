@@ -96,6 +96,24 @@ def test_what_is_missing_is_fetched_verified_unpacked_and_linked(place: Path, se
     assert [request.path for request in server.log] == [f"/{name}.zip" for name in NAMES]
 
 
+def test_room_for_the_archives_and_what_is_in_them_is_needed_before_anything_is_fetched(
+    server: Server, archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    sizes = [len(data_) for data_ in archives.values()]
+    needed = sum(sizes) + max(sizes)
+
+    class Usage:
+        free = needed - 1
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="coco needs .* are free: make room"):
+        patch.setattr("shutil.disk_usage", lambda place: Usage)
+        data.prepare(given(source=server.url()))
+    assert not server.log
+    Usage.free = needed
+    monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
+    data.prepare(given(source=server.url()))
+
+
 def test_only_the_part_that_is_missing_is_fetched(server: Server):
     setting = given(source=server.url())
     data.prepare(setting)
