@@ -85,10 +85,12 @@ def _voc(params: Params) -> Located:
     format_ = voc.SETS[name]
     key = _key(Path(voc.__file__).read_bytes() + voc.fingerprint(format_, images).encode())
     root = store() / f"{name}-{key}"
-    if not root.exists():
-        with files.whole_folder(root) as folder:
-            voc.convert(format_, images, folder / "annotations")
-            (folder / home).symlink_to(images)
+    store().mkdir(parents=True, exist_ok=True)
+    with files.alone(store() / f".{root.name}.lock", f"the annotations of {name}"):
+        if not root.exists():
+            with files.whole_folder(root) as folder:
+                voc.convert(format_, images, folder / "annotations")
+                (folder / home).symlink_to(images)
     splits = {split: Split(f"annotations/instances_{split}.json", home) for split in format_.splits}
     return Located(root, splits, {home: images} if name == "voc" else {})
 
