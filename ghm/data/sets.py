@@ -85,14 +85,19 @@ def _voc(params: Params) -> Located:
     format_ = voc.SETS[name]
     key = _key(Path(voc.__file__).read_bytes() + voc.fingerprint(format_, images).encode())
     root = store() / f"{name}-{key}"
-    store().mkdir(parents=True, exist_ok=True)
-    with files.alone(store() / f".{root.name}.lock", f"the annotations of {name}"):
-        if not root.exists():
+    if not root.exists():
+        _convert(format_, images, root, home)
+    splits = {split: Split(f"annotations/instances_{split}.json", home) for split in format_.splits}
+    return Located(root, splits, {home: images} if name == "voc" else {})
+
+
+def _convert(format_: voc.Voc, images: Path, root: Path, home: str) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with files.alone(root.with_name(f".{root.name}.lock"), f"the annotations of {images}"):
+        if not root.exists():  # whoever waited here finds them made
             with files.whole_folder(root) as folder:
                 voc.convert(format_, images, folder / "annotations")
                 (folder / home).symlink_to(images)
-    splits = {split: Split(f"annotations/instances_{split}.json", home) for split in format_.splits}
-    return Located(root, splits, {home: images} if name == "voc" else {})
 
 
 def _custom(params: Params) -> Located:
