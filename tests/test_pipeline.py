@@ -124,7 +124,7 @@ def test_experiments_in_a_temporary_workspace_and_in_a_queue_find_the_images(clo
     clone.ok("dvc", "exp", "run", "--temp", "--name", "temp", "-S", "ghmc_smooth.smoothing=50")
     clone.ok("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "ghmc_smooth.smoothing=20")
     clone.ok("dvc", "queue", "start")
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while "Success" not in (status := clone.ok("dvc", "queue", "status")):
         assert "Failed" not in status, clone.run("dvc", "queue", "logs", "queued").stdout
         assert time.monotonic() < deadline, status
