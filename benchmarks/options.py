@@ -56,13 +56,17 @@ def main() -> None:
 def run(name: str, seed: int) -> None:
     """Train and evaluate one trial, unless its metrics are there."""
     variant, changes = OPTIONS[name]
-    folder = TRIALS / f"{name}-seed_{seed}"
+    trial(TRIALS / f"{name}-seed_{seed}", variant, seed, {**changes, "evaluate.split": "val"})
+
+
+def trial(folder: Path, variant: str, seed: int, changes: dict[str, object]) -> None:
+    """Train and evaluate `variant` in `folder`, with one thread, unless its metrics are there."""
     if (folder / "metrics").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     yaml = YAML()
     content = yaml.load(ROOT / "params.yaml")
-    for key, value in {**changes, "evaluate.split": "val"}.items():
+    for key, value in changes.items():
         section, item = key.split(".")
         content[section][item] = value
     content["seeds"] = [seed]

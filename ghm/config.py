@@ -14,7 +14,6 @@ from ghm.registry import MODELS
 
 # Losses on decoded boxes instead of on deltas.
 IOU_LOSSES = {name for name in vars(mmdet.models.losses) if name.endswith("IoULoss")}
-LOG_INTERVAL = 50  # steps
 BACKBONES: dict[str, dict[str, Any]] = {
     "resnet18": {"type": "mmdet.ResNet", "depth": 18},
     "resnet34": {"type": "mmdet.ResNet", "depth": 34},
@@ -44,13 +43,15 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
             "default_scope": "mmdet",
             "custom_imports": {"imports": ["ghm"]},
             "model": _detector(params, variant, len(manifest["classes"]), weights),
-            **_training(params, manifest, root),
+            **_training(params, manifest, root, seed),
             **_testing(params, manifest, root),
+            "validation": _validation(params, manifest, root),
             "randomness": {"seed": seed},
             "env_cfg": {"cudnn_benchmark": False, "dist_cfg": {"backend": "nccl"}},
             "log_level": "WARNING",
-            "log_processor": {"type": "LogProcessor", "by_epoch": True, "window_size": LOG_INTERVAL},
-            "visualizer": {"type": "Visualizer", "vis_backends": [{"type": "LocalVisBackend"}]},
+            "visualizer": {"type": "Visualizer", "vis_backends": None},
+            # What `ghm.training` sets on the device, and the weights depend on.
+            "speed": {name: getattr(params.train, name) for name in ("precision", "channels_last", "compile", "tf32")},
             "resume": False,
             "load_from": None,
         }
@@ -165,14 +166,23 @@ def _loss(section: str, loss: Loss, role: str) -> dict[str, Any]:
     return config
 
 
-def _training(params: Params, manifest: dict[str, Any], root: Path) -> dict[str, Any]:
-    train, split = params.train, manifest["splits"]["train"]
+def steps(train: Train, manifest: dict[str, Any]) -> int:
+    """How many steps an epoch has.
+
+    Raises:
+        InputError: no image is left to train on.
+    """
+    split = manifest["splits"]["train"]
     images = split["images"] - (split["images_without_boxes"] if train.filter_empty else 0)
     if images < 1:
-        raise InputError(f"the training split of {params.data.name} has no image with a box, so nothing can be learned")
-    steps = ceil(images / train.batch_size)
+        raise InputError(f"the training split of {manifest['name']} has no image with a box, so nothing can be learned")
+    return ceil(images / train.batch_size)
+
+
+def _training(params: Params, manifest: dict[str, Any], root: Path, seed: int) -> dict[str, Any]:
+    train = params.train
     pipeline = [
-        {"type": "LoadImageFromFile"},
+        {"type": "ghm.LoadImage"},
         {"type": "LoadAnnotations", "with_bbox": True},
         {"type": "Resize", "scale": tuple(train.image_scale), "keep_ratio": True},
         {"type": "RandomFlip", "prob": train.flip},
@@ -184,30 +194,31 @@ def _training(params: Params, manifest: dict[str, Any], root: Path) -> dict[str,
             "num_workers": train.workers,
             "persistent_workers": train.workers > 0,
             "sampler": {"type": "DefaultSampler", "shuffle": True},
-            "batch_sampler": {"type": "AspectRatioBatchSampler"},
+            "batch_sampler": {"type": "ghm.PlacedBatches"},
+            "collate_fn": {"type": "ghm.collate"},
+            "worker_init_fn": {"type": "ghm.deaf_worker"},
             "dataset": {
-                **_dataset(manifest, "train", root, pipeline),
-                "filter_cfg": {"filter_empty_gt": train.filter_empty, "min_size": 1},
+                "type": "ghm.Samples",
+                "seed": seed,
+                "dataset": {
+                    **_dataset(manifest, "train", root, pipeline),
+                    "filter_cfg": {"filter_empty_gt": train.filter_empty, "min_size": 1},
+                },
             },
         },
         "train_cfg": {"type": "EpochBasedTrainLoop", "max_epochs": train.epochs},
         "optim_wrapper": {
-            "type": "OptimWrapper",
+            "type": "ghm.ScaledOptimWrapper",
             "optimizer": _optimizer(train),
-            "clip_grad": {"max_norm": train.grad_clip, "norm_type": 2} if train.grad_clip else None,
+            "scaled": train.precision == "fp16",
         },
-        "param_scheduler": _schedule(train, steps) if train.epochs else [],
+        "param_scheduler": _schedule(train, steps(train, manifest)) if train.epochs else [],
+        # The loop of `ghm.training` saves, logs and watches.
         "default_hooks": {
-            "timer": {"type": "IterTimerHook"},
-            "logger": {"type": "LoggerHook", "interval": min(LOG_INTERVAL, steps)},
+            **dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")),
             "param_scheduler": {"type": "ParamSchedulerHook"},
-            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1},
-            "sampler_seed": {"type": "DistSamplerSeedHook"},
         },
-        "custom_hooks": [
-            {"type": "CheckInvalidLossHook", "interval": LOG_INTERVAL},
-            {"type": "ghm.GradientNormHook"},
-        ],
+        "custom_hooks": [{"type": "EMAHook", "momentum": train.ema_momentum}] if train.ema_momentum else [],
     }
 
 
@@ -218,7 +229,7 @@ def _optimizer(train: Train) -> dict[str, Any]:
     return {"type": "SGD", "lr": lr, "momentum": 0.9, "weight_decay": train.weight_decay}
 
 
-def _schedule(train: Train, steps: int) -> list[dict[str, Any]]:
+def _schedule(train: Train, each: int) -> list[dict[str, Any]]:
     warmup = {
         "type": "LinearLR",
         "start_factor": train.warmup_ratio,
@@ -227,7 +238,7 @@ def _schedule(train: Train, steps: int) -> list[dict[str, Any]]:
         "end": train.warmup_iters,
     }
     if train.schedule == "cosine":
-        main = {"type": "CosineAnnealingLR", "by_epoch": False, "T_max": train.epochs * steps, "eta_min": 0.0}
+        main = {"type": "CosineAnnealingLR", "by_epoch": False, "T_max": train.epochs * each, "eta_min": 0.0}
     else:
         main = {"type": "MultiStepLR", "by_epoch": True, "milestones": list(train.lr_steps), "gamma": 0.1}
     return [warmup, main] if train.warmup_iters else [main]
@@ -236,18 +247,14 @@ def _schedule(train: Train, steps: int) -> list[dict[str, Any]]:
 def _testing(params: Params, manifest: dict[str, Any], root: Path) -> dict[str, Any]:
     """The test half. Whoever runs it sets `test_evaluator.outfile_prefix`: metrics come from the stored detections."""
     name = params.evaluate.split
-    pipeline = [
-        {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": tuple(params.train.image_scale), "keep_ratio": True},
-        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
-    ]
     return {
         "test_dataloader": {
             "batch_size": params.train.batch_size,
             "num_workers": params.train.workers,
             "drop_last": False,
             "sampler": {"type": "DefaultSampler", "shuffle": False},
-            "dataset": {**_dataset(manifest, name, root, pipeline), "test_mode": True},
+            "collate_fn": {"type": "ghm.collate"},
+            "dataset": _test_samples(params, manifest, name, root),
         },
         "test_cfg": {"type": "TestLoop"},
         "test_evaluator": {
@@ -258,6 +265,25 @@ def _testing(params: Params, manifest: dict[str, Any], root: Path) -> dict[str, 
             "outfile_prefix": "detections",
         },
     }
+
+
+def _validation(params: Params, manifest: dict[str, Any], root: Path) -> dict[str, Any]:
+    """What a training measures AP on while it runs: the first split that is not trained on."""
+    name = params.splits()[0]
+    return {
+        "images": params.train.val_images,
+        "annotations": str(root / manifest["splits"][name]["annotations"]),
+        "dataset": _test_samples(params, manifest, name, root),
+    }
+
+
+def _test_samples(params: Params, manifest: dict[str, Any], split: str, root: Path) -> dict[str, Any]:
+    pipeline = [
+        {"type": "ghm.LoadImage"},
+        {"type": "Resize", "scale": tuple(params.train.image_scale), "keep_ratio": True},
+        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
+    ]
+    return {"type": "ghm.Samples", "dataset": {**_dataset(manifest, split, root, pipeline), "test_mode": True}}
 
 
 def _dataset(manifest: dict[str, Any], split: str, root: Path, pipeline: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from mmdet.evaluation.functional import eval_map
-from mmengine.runner import Runner
+from mmengine.runner import Runner, TestLoop
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -20,6 +20,7 @@ from ghm import data, files
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.training import build_config
+from ghm.training.samples import BadImages
 
 # Name -> place in COCOeval.stats.
 SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}
@@ -36,7 +37,9 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, f
         runs: the folder that `training.train` wrote.
 
     Returns:
-        The metrics of `coco_metrics`, on VOC with `VOC_AP50`, mean over seeds, rounded to 4 digits.
+        The metrics of `coco_metrics`, on VOC with `VOC_AP50`, and `unreadable_images`: how many of the training and of
+        this split were left out. An image left out here counts as one without detections. Mean over seeds, rounded to
+        4 digits.
 
     Raises:
         InputError: a model or the data set is not there.
@@ -50,10 +53,13 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, f
         for seed in params.seeds:
             place = folder / f"seed_{seed}"
             place.mkdir()
-            detect(params, variant, seed, runs / f"seed_{seed}" / "model.pth", place / "detections.json")
+            run = runs / f"seed_{seed}"
+            left_out = detect(params, variant, seed, run / "model.pth", place / "detections.json")
             metrics, curve = coco_metrics(annotations, place / "detections.json")
             if params.data.name == "voc":
                 metrics["VOC_AP50"] = voc_ap50(annotations, place / "detections.json")
+            trained = json.loads((run / "context.json").read_text(encoding="utf-8"))
+            metrics["unreadable_images"] = float(left_out + trained["unreadable_images"])
             files.write_json(place / "metrics.json", rounded(metrics))
             curve.to_csv(place / "precision_recall.csv", index=False, float_format="%.4f")
             results.append(metrics)
@@ -65,11 +71,14 @@ def rounded(metrics: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in metrics.items()}
 
 
-def detect(params: Params, variant: str, seed: int, model: Path, out: Path) -> None:
+def detect(params: Params, variant: str, seed: int, model: Path, out: Path) -> int:
     """Run a trained model over the reported split and write its detections in COCO's result format.
 
+    Returns:
+        How many images could not be read, `data.max_bad_images` at most. They have no detections.
+
     Raises:
-        InputError: the model file is missing.
+        InputError: the model file is missing, or more images cannot be read.
     """
     if not model.is_file():
         raise InputError(f"{model} is missing: run `dvc repro train@{variant}`")
@@ -81,10 +90,28 @@ def detect(params: Params, variant: str, seed: int, model: Path, out: Path) -> N
     runner = Runner.from_cfg(cfg)
     detector: Any = runner.model
     detector.load_state_dict(torch.load(model, map_location="cpu", weights_only=True)["state_dict"])
-    detector.to(memory_format=torch.channels_last)
+    if params.train.channels_last:
+        detector.to(memory_format=torch.channels_last)
+    loop = _TestLoop(runner, runner.cfg.test_dataloader, runner.cfg.test_evaluator)
+    loop.bad_images = BadImages(params.data.max_bad_images)
+    runner._test_loop = loop  # a config cannot hold what it counts with
     runner.test()
     (work / "result.bbox.json").rename(out)
     shutil.rmtree(work)
+    return len(loop.bad_images.found)
+
+
+class _TestLoop(TestLoop):
+    """mmengine's, that leaves out images which cannot be read."""
+
+    bad_images: BadImages
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        for line in self.bad_images.add(data_batch.pop("unreadable")):
+            _log.warning(line)
+        self.bad_images.require()
+        if data_batch["inputs"]:
+            super().run_iter(idx, data_batch)
 
 
 def coco_metrics(annotations: Path, detections: Path) -> tuple[dict[str, float], pd.DataFrame]:

@@ -1,14 +1,11 @@
 """How the gradient norms of a detector are distributed while it learns: what GHM harmonises, measured for any loss."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor
 
 from ghm.head import Examples, GHMRetinaHead
@@ -19,90 +16,101 @@ from ghm.losses.density import (
     region_index,
     regression_gradient_norm,
 )
-from ghm.registry import HOOKS
 
-FILE = "gradient_norms.csv"
+KIND = "gradient_norms"  # the table of a training
 BINS = 120  # a multiple of the 5, 10, 20, 30 and 40 unit regions that the paper compares
 IMAGES = 64  # of the training set, evenly spaced
 MU = 0.02  # the paper's, for boxes of a variant without GHM-R
 
 
-@HOOKS.register_module()
-class GradientNormHook(Hook):
-    """Write `gradient_norms.csv` into the work directory: before training (epoch 0) and after each epoch, the number of
-    examples in each of 120 uniform bins of the gradient norm, on the same training images every time.
+def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[str, Any]]:
+    """Count the examples in each of 120 uniform bins of the gradient norm, on the same training images every time.
 
     `cls`: g = |p - p*| of every valid anchor and class. `box`: g = |d / sqrt(d^2 + mu^2)| of the four deltas of every
-    positive anchor, with the mu of the variant's own GHM-R or the paper's. The network is in evaluation mode and its
-    statistics do not move; the random state of NumPy is left as it was.
+    positive anchor, with the mu of the variant's own GHM-R or the paper's. The network is in evaluation mode meanwhile,
+    and its statistics do not move.
+
+    Args:
+        model: the detector.
+        dataset: of `ghm.training.samples.Samples`; images that cannot be read are left out.
+        epoch: how many the network has been trained.
+
+    Returns:
+        Rows of `epoch`, `kind`, `low`, `high`, `count`.
     """
-
-    def before_train(self, runner: Any) -> None:
-        if runner.epoch == 0:
-            self._record(runner, 0)
-
-    def after_train_epoch(self, runner: Any) -> None:
-        self._record(runner, runner.epoch + 1)
-
-    def _record(self, runner: Any, epoch: int) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        loader = runner.train_dataloader
-        random = np.random.get_state()
-        model.eval()
-        count = _count(model, loader.dataset, loader.batch_sampler.batch_size)
-        model.train()
-        np.random.set_state(random)
-        if runner.rank == 0:
-            _write(Path(runner.work_dir) / FILE, epoch, count)
-
-
-def _write(path: Path, epoch: int, count: dict[str, Tensor]) -> None:
-    edges = np.arange(BINS + 1) / BINS
-    tables = [
-        pd.DataFrame({"epoch": epoch, "kind": kind, "low": edges[:-1], "high": edges[1:], "count": count_K.numpy()})
-        for kind, count_K in count.items()
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int))
+    total = {"cls": torch.zeros(BINS, dtype=torch.int64), "box": torch.zeros(BINS, dtype=torch.int64)}
+    model.eval()
+    for start in range(0, len(chosen), batch_size):
+        samples = [dataset[int(index)] for index in chosen[start : start + batch_size]]
+        read = [sample for sample in samples if isinstance(sample, dict)]
+        if read:
+            for kind, count_K in histograms(model, pseudo_collate(read)).items():
+                total[kind] += count_K
+    model.train()
+    edges = [round(edge / BINS, 6) for edge in range(BINS + 1)]
+    return [
+        {"epoch": epoch, "kind": kind, "low": low, "high": high, "count": count}
+        for kind, count_K in total.items()
+        for low, high, count in zip(edges, edges[1:], count_K.tolist(), strict=False)
     ]
-    if epoch and path.exists():
-        # A resumed training measures its first epoch again.
-        tables.insert(0, pd.read_csv(path).query("epoch < @epoch"))
-    pd.concat(tables).to_csv(path, index=False, float_format="%.6f")
+
+
+def histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The number of examples in each bin of the gradient norm; arguments as in `norms`.
+
+    A norm that is NaN is in no bin.
+
+    Returns:
+        `cls` and `box`, see `GradientNormHook`; int64 on the CPU.
+    """
+    return {kind: histogram(norm, valid) for kind, (norm, valid) in norms(model, batch).items()}
+
+
+def histogram(norm: Tensor, valid: Tensor) -> Tensor:
+    """The number of valid examples in each bin of the gradient norm; int64 on the CPU."""
+    edges = region_edges(BINS, end=1 + 1e-6).to(norm.device)
+    return region_counts(region_index(norm, valid, edge_E=edges), bins=BINS).cpu()
 
 
 @torch.no_grad()
-def _count(model: Any, dataset: Any, batch_size: int) -> dict[str, Tensor]:
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int))
-    total = {"cls": torch.zeros(BINS, dtype=torch.int64), "box": torch.zeros(BINS, dtype=torch.int64)}
-    for start in range(0, len(chosen), batch_size):
-        batch = pseudo_collate([dataset[int(index)] for index in chosen[start : start + batch_size]])
-        batch = model.data_preprocessor(batch, training=True)
-        samples = batch["data_samples"]
-        scores, boxes = model.bbox_head(model.extract_feat(batch["inputs"]))
-        examples, _ = model.bbox_head.examples(
-            scores, boxes, [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
-        )
-        total["cls"] += _classification_counts(model.bbox_head, examples).cpu()
-        total["box"] += _regression_counts(model.bbox_head, examples).cpu()
-    return total
+def norms(model: Any, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The gradient norm of every example of a batch, and whether the example is valid.
+
+    The network is used as it is, in training or in evaluation mode.
+
+    Args:
+        model: a detector with a `GHMRetinaHead`.
+        batch: `inputs` and `data_samples`, as a data loader gives them.
+
+    Returns:
+        `cls` and `box`, see `GradientNormHook`.
+    """
+    prepared = model.data_preprocessor(dict(batch), training=True)
+    samples = prepared["data_samples"]
+    scores, boxes = model.bbox_head(model.extract_feat(prepared["inputs"]))
+    examples, _ = model.bbox_head.examples(
+        scores, boxes, [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
+    )
+    return {
+        "cls": _classification_norms(model.bbox_head, examples),
+        "box": _regression_norms(model.bbox_head, examples),
+    }
 
 
-def _classification_counts(head: GHMRetinaHead, examples: Examples) -> Tensor:
+def _classification_norms(head: GHMRetinaHead, examples: Examples) -> tuple[Tensor, Tensor]:
     logit_NC = examples.logit_NC.float()
     if not head.use_sigmoid_cls:
         # Softmax: the last output is the background's, and p* compares with the classes.
         logit_NC = logit_NC.softmax(-1)[:, :-1].logit()
     target_NC = (examples.label_N[:, None] == torch.arange(logit_NC.shape[1], device=logit_NC.device)).float()
     valid_NC = (examples.label_weight_N > 0)[:, None].expand_as(target_NC)
-    return _histogram(classification_gradient_norm(logit_NC, target_NC), valid_NC)
+    return classification_gradient_norm(logit_NC, target_NC), valid_NC
 
 
-def _regression_counts(head: GHMRetinaHead, examples: Examples) -> Tensor:
+def _regression_norms(head: GHMRetinaHead, examples: Examples) -> tuple[Tensor, Tensor]:
     valid_N4 = examples.box_weight_N4 > 0
     if head.reg_decoded_bbox:
         valid_N4 = torch.zeros_like(valid_N4)  # an IoU loss has no deltas to measure
     difference_N4 = (examples.box_N4 - examples.box_target_N4).float()
-    return _histogram(regression_gradient_norm(difference_N4, mu=getattr(head.loss_bbox, "mu", MU)), valid_N4)
-
-
-def _histogram(norm: Tensor, valid: Tensor) -> Tensor:
-    edges = region_edges(BINS, end=1 + 1e-6).to(norm.device)
-    return region_counts(region_index(norm, valid, edge_E=edges), bins=BINS)
+    return regression_gradient_norm(difference_N4, mu=getattr(head.loss_bbox, "mu", MU)), valid_N4

@@ -91,7 +91,8 @@ class GHMRetinaHead(RetinaHead):
         batch_img_metas: list[dict],
         batch_gt_instances_ignore: OptInstanceList = None,
     ) -> dict[str, list[Tensor]]:
-        """Return `loss_cls` and `loss_bbox`, scalars that add up to the loss; arguments as in `examples`."""
+        """Return `loss_cls` and `loss_bbox`, scalars that add up to the loss, and to be logged with them the number of
+        `positives`, anchors that stand for an object. Arguments as in `examples`."""
         every, positives = self.examples(
             cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         )
@@ -100,6 +101,7 @@ class GHMRetinaHead(RetinaHead):
         return {
             "loss_cls": _by_level(self.loss_cls, classes, every.sizes, positives),
             "loss_bbox": _by_level(self.loss_bbox, boxes, every.sizes, positives),
+            "positives": [((every.label_N >= 0) & (every.label_N < self.num_classes)).sum().float()],
         }
 
 

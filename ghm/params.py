@@ -93,6 +93,7 @@ class Data:
     test2017: bool
     check_images: Literal["none", "sample", "all"]
     label_noise: Share
+    max_bad_images: CountOrZero
 
     def __post_init__(self) -> None:
         if self.name != "digits" and self.label_noise > 0:
@@ -202,7 +203,16 @@ class Train:
     flip: Share
     filter_empty: bool
     workers: CountOrZero
+    val_images: CountOrZero
+    checkpoint_minutes: Positive
     resume_from: str | None
+    launcher: Literal["none", "pytorch", "slurm"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+    tf32: bool
+    ema_momentum: Annotated[float, Allowed("in (0, 1)", lambda v: 0 < v < 1)] | None
+    trackers: tuple[Literal["tensorboard", "dvclive"], ...]
 
     @property
     def learning_rate(self) -> float:

@@ -1,13 +1,19 @@
 """The registries that make `type='ghm.GHMC'` work in any mmdet config. The losses themselves do not need mmengine."""
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine import registry
 from mmengine.registry import Registry
 
 from ghm import losses
 
-MODELS = Registry("model", parent=MMENGINE_MODELS, scope="ghm", locations=["ghm.head"])
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="ghm", locations=["ghm.gradient_norms"])
+_SAMPLES = ["ghm.training.samples"]
+MODELS = Registry("model", parent=registry.MODELS, scope="ghm", locations=["ghm.head"])
+DATASETS = Registry("dataset", parent=registry.DATASETS, scope="ghm", locations=_SAMPLES)
+DATA_SAMPLERS = Registry("data sampler", parent=registry.DATA_SAMPLERS, scope="ghm", locations=_SAMPLES)
+TRANSFORMS = Registry("transform", parent=registry.TRANSFORMS, scope="ghm", locations=_SAMPLES)
+OPTIM_WRAPPERS = Registry(
+    "optim_wrapper", parent=registry.OPTIM_WRAPPERS, scope="ghm", locations=["ghm.training.optimizer"]
+)
+FUNCTIONS = Registry("function", parent=registry.FUNCTIONS, scope="ghm", locations=_SAMPLES)
 
 for name in losses.__all__:
     MODELS.register_module(module=getattr(losses, name))

@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 from ghm import evaluation, files, params
+from ghm.training import processes
 from stages import run
 
 
 def main() -> None:
     variant = sys.argv[1]
-    metrics = evaluation.evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
+    with processes.join("none", []):
+        metrics = evaluation.evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
     files.write_json(Path("metrics") / f"{variant}.json", metrics)
 
 

@@ -330,7 +330,7 @@ def test_a_detector_of_mmdet_predicts_here_what_it_predicts_there(given: params.
 
 def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_and_reported(given: params.Params):
     run = start_from(given, retinanet(given, classes=10).state_dict())
-    names = ["config.py", "context.json", "gradient_norms.csv", "log.csv", "model.pth"]
+    names = ["config.py", "context.json", "gradient_norms.csv", "log.csv", "model.pth", "validation.csv"]
     assert sorted(path.name for path in run.iterdir()) == names
     assert list(pd.read_csv(run / "log.csv").columns)[:3] == ["step", "epoch", "loss"]
     assert len(pd.read_csv(run / "log.csv")) == 0

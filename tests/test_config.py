@@ -15,6 +15,7 @@ from ghm.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = {
+    "name": "coco",
     "classes": [f"class {number}" for number in range(80)],
     "splits": {
         name: {
@@ -62,14 +63,14 @@ def test_the_coco_preset_is_the_published_setting(coco: params.Params):
     assert (head.anchor_generator.octave_base_scale, head.anchor_generator.scales_per_octave) == (4, 3)
     assert built.model.neck.in_channels == [256, 512, 1024, 2048]
     assert (built.model.backbone.frozen_stages, built.model.backbone.norm_eval) == (1, True)
-    assert (train.batch_size, train.dataset.filter_cfg.filter_empty_gt) == (16, True)
+    assert (train.batch_size, train.dataset.dataset.filter_cfg.filter_empty_gt) == (16, True)
     optimizer = built.optim_wrapper
     assert dict(optimizer.optimizer) == dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0001)
-    assert optimizer.clip_grad.max_norm == 35
+    assert coco.train.grad_clip == 35
     warmup, steps = built.param_scheduler
     assert (warmup.end, warmup.start_factor) == (500, 0.3333)
     assert (steps.milestones, steps.gamma, built.train_cfg.max_epochs) == ([8, 11], 0.1, 12)
-    assert train.dataset.pipeline[2].scale == (1333, 800)
+    assert train.dataset.dataset.pipeline[2].scale == (1333, 800)
 
 
 @pytest.mark.parametrize(("batch_size", "base", "expected"), [(16, 16, 0.01), (4, 16, 0.0025), (4, None, 0.01)])

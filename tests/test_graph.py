@@ -9,14 +9,21 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 # Found by their registered names, not imported.
-REGISTERED = ["ghm/head.py", "ghm/gradient_norms.py", "ghm/registry.py", "ghm/losses/*.py"]
+REGISTERED = [
+    "ghm/head.py",
+    "ghm/registry.py",
+    "ghm/losses/*.py",
+    "ghm/training/samples.py",
+    "ghm/training/optimizer.py",
+]
 # Imported, but without effect on the outs, or with an effect that is in another dependency of the stage.
 GLUE = {"stages/__init__.py", "ghm/__init__.py", "ghm/losses/__init__.py", "ghm/errors.py", "ghm/files.py"}
 MANIFEST = {str(path.relative_to(ROOT)) for path in ROOT.glob("ghm/data/*.py")}
 # Digit crops, and what fetches weights.
 CROPS = {f"ghm/data/{name}.py" for name in ("digits", "digits_render", "download", "part")}
 WEIGHTS = {"ghm/backbones.py"}
-TRAINING = {"ghm/checkpoints.py", "ghm/gradient_norms.py", "ghm/training.py", "ghm/registry.py"}
+TRAINING = {str(path.relative_to(ROOT)) for path in ROOT.glob("ghm/training/*.py")} - {"ghm/training/samples.py"}
+TRAINING |= {"ghm/checkpoints.py", "ghm/gradient_norms.py", "ghm/registry.py"}
 LOSSES = {str(path.relative_to(ROOT)) for path in ROOT.glob("ghm/losses/*.py")}  # registered, and never called
 NO_EFFECT = {
     "data": GLUE | {"ghm/mmcv_ops.py"},

@@ -1,0 +1,38 @@
+"""mmengine's optimiser wrapper with a loss scaler on any device. Its own wants CUDA."""
+
+from typing import Any
+
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.utils import clip_grad_norm_
+
+from ghm.registry import OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class ScaledOptimWrapper(OptimWrapper):
+    """Backward, and later the step: between the two, gradients can be looked at.
+
+    Args:
+        optimizer: of PyTorch.
+        scaled: scale the loss, so that small gradients survive float16; a step whose gradient overflows is left out.
+    """
+
+    def __init__(self, optimizer: Any, scaled: bool = False) -> None:
+        super().__init__(optimizer)
+        device = self.optimizer.param_groups[0]["params"][0].device.type
+        self.scaler = GradScaler(device, enabled=scaled)
+
+    def gradients(self, loss: Tensor, most: float) -> Tensor:
+        """Fill the gradients, cut to the norm `most`; return the norm that they had, on the device."""
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        weights = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
+        return clip_grad_norm_(weights, most)
+
+    def step(self, **kwargs: Any) -> None:
+        """Move the weights."""
+        self.scaler.step(self.optimizer, **kwargs)
+        self.scaler.update()
+        self.zero_grad()

@@ -1,0 +1,438 @@
+"""The processes that share a training: how they are started, what they tell each other, and which GPUs they take.
+
+Settings of the machine are environment variables:
+
+    GHM_PROCESSES  how many processes `train.launcher: pytorch` starts here; unset: one a visible GPU, without GPUs one
+    GHM_TORCHRUN   the arguments of torchrun, for training on several machines; unset: --standalone
+    GHM_SRUN       arguments of srun, where `train.launcher: slurm` has to start it
+
+torch is imported where it is used: what takes GPUs and starts the others does not wait for it.
+"""
+
+import ctypes
+import fcntl
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ghm.errors import InputError
+
+FOLDER = Path(tempfile.gettempdir()) / "ghm-gpus"
+POLL = 1.0  # seconds between two looks at GPUs that are taken
+PATIENCE = timedelta(hours=12)  # with the first process, which may fetch data or validate; a death is seen at once
+PRECEDENCE = 3.0  # seconds for the process that failed to end first, so that the launcher blames no other
+_LAUNCHER = "GHM_LAUNCHER"  # id of the process that has started us and claims our GPUs
+_SPECIAL_STEPS = 0xFFFFFFF0  # where Slurm's numbers begin for what is no step of tasks, as the shell of salloc
+_PR_SET_PDEATHSIG = 1
+_GONE = re.compile(
+    r"connection (closed|reset) by peer|connection was likely closed|broken pipe|ncclRemoteError|recvValue failed",
+    re.IGNORECASE,
+)
+_held: dict[Path, int] = {}  # lock -> descriptor, open until this process ends
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a training, seen from one of them."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    group: Any = None  # on gloo, for what the host has to say; None with one process
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def add(self, values: list[float]) -> list[float]:
+        """The sum over all processes of each number."""
+        if self.group is None:
+            return values
+        import torch
+
+        total = torch.tensor(values, dtype=torch.float64, device="cpu")
+        torch.distributed.all_reduce(total, group=self.group)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in the order of their ranks, on the first process; nothing elsewhere."""
+        if self.group is None:
+            return [value]
+        from torch import distributed
+
+        found: list[Any] | None = [None] * self.world_size if self.first else None
+        distributed.gather_object(value, found, dst=0, group=self.group)
+        return found or []
+
+    def share(self, value: Any) -> Any:
+        """The first process's value."""
+        if self.group is None:
+            return value
+        from torch import distributed
+
+        box = [value]
+        distributed.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.group is not None:
+            from torch import distributed
+
+            distributed.barrier(group=self.group)
+
+
+@contextmanager
+def join(launcher: str, command: list[str]) -> Iterator[Processes]:
+    """Become one of the processes of a training; where they have yet to be started, become what starts them.
+
+    Args:
+        launcher: `train.launcher`. none: one process, on one free GPU. pytorch: as torchrun says, which takes the place
+            of this process where it has not started it. slurm: the tasks of srun, likewise.
+        command: what each process runs, from the interpreter on: this program.
+
+    Raises:
+        InputError: the launcher is not what started this process, cannot start others, or lacks a GPU.
+        SystemExit: another process of the training ended before its time; the log says so.
+    """
+    if launcher == "none":
+        _require_alone()
+        _take(1, visible())
+        yield Processes()
+        return
+    if launcher == "slurm":
+        _require_slurm()
+        if not _is_task():
+            _become(["srun", "--kill-on-bad-exit=1", *_words("GHM_SRUN"), *command])
+        _translate_slurm()
+    elif "RANK" not in os.environ:
+        _become([sys.executable, "-m", "torch.distributed.run", *_torchrun_arguments(), *command[1:]])
+    else:
+        _end_with_parent()
+    yield from _member(bound=launcher == "slurm")
+
+
+def _member(*, bound: bool) -> Iterator[Processes]:
+    """One of the processes that the environment describes in torchrun's words.
+
+    Args:
+        bound: the one GPU that is visible was chosen for this process alone.
+    """
+    rank, world_size, local_rank = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = _device(local_rank, bound=bound)
+    if world_size == 1:
+        yield Processes(rank, world_size, local_rank)
+        return
+    from torch import distributed
+
+    failed, loss = True, None
+    try:
+        distributed.init_process_group("gloo" if device is None else "nccl", device_id=device)
+        processes = Processes(rank, world_size, local_rank, distributed.new_group(backend="gloo", timeout=PATIENCE))
+        yield processes
+        processes.wait()  # a process that goes early takes the addresses of the others along
+        failed = False
+    except RuntimeError as error:
+        loss = _loss_of_a_process(error)
+        if loss is None:
+            raise
+    finally:
+        if distributed.is_initialized():
+            _leave(failed)
+    if loss is not None:
+        _log.error("another process of this training ended, its own error says why (%s)", loss)
+        time.sleep(PRECEDENCE)
+        sys.exit(1)
+
+
+def _device(local_rank: int, *, bound: bool) -> Any:
+    """The GPU of this process, claimed and current; None where there is none."""
+    gpus = visible()
+    if not gpus:
+        return None
+    number = 0 if bound and len(gpus) == 1 else local_rank
+    if number >= len(gpus):
+        raise InputError(
+            f"{len(gpus)} GPUs are visible, too few for process {number + 1} of this machine: start fewer processes"
+        )
+    if not _launcher_is_parent():
+        claim([gpus[number]], 1, wait=False)
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def _loss_of_a_process(error: RuntimeError) -> str | None:
+    """What an error says of a connection that another process no longer holds; None for all other errors."""
+    told: BaseException | None = error
+    while told is not None:
+        if not (isinstance(told, RuntimeError) and _GONE.search(str(told))):
+            return None  # an error of this process led to it
+        told = told.__cause__ or told.__context__
+    lines = [line for line in str(error).splitlines() if _GONE.search(line)]
+    return re.sub(r"^\[[^]]*\] *", "", lines[0].strip())
+
+
+def _leave(failed: bool) -> None:
+    """Close the connections, by which others see that this process is gone. What is wrong with them matters no more."""
+    from torch import distributed
+
+    def end() -> None:
+        with suppress(Exception):
+            distributed.destroy_process_group()
+
+    if not failed:
+        return end()
+    # NCCL waits for what it has begun, in vain if another process is gone.
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    ending.join(timeout=5)
+
+
+def _is_task() -> bool:
+    """Whether srun started this process as a task."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < _SPECIAL_STEPS and "SLURM_PROCID" in os.environ
+
+
+def _require_alone() -> None:
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("train.launcher must be pytorch under torchrun, got 'none'")
+    if _is_task() and os.environ.get("SLURM_NTASKS", "1") != "1":
+        raise InputError("train.launcher must be slurm in a job step of several tasks, got 'none'")
+
+
+def _require_slurm() -> None:
+    if "SLURM_JOB_ID" not in os.environ:
+        raise InputError("train.launcher is slurm outside Slurm (no SLURM_JOB_ID): use sbatch, salloc or srun")
+
+
+def _translate_slurm() -> None:
+    """Say in torchrun's words what srun says."""
+    environment = os.environ
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    if "MASTER_ADDR" not in environment:
+        environment["MASTER_ADDR"] = _first_host()
+    port = 20000 + _number("SLURM_JOB_ID") % 20000 + _number("SLURM_STEP_ID")
+    environment.setdefault("MASTER_PORT", str(port))
+
+
+def _first_host() -> str:
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    try:
+        words = ["scontrol", "show", "hostnames", nodes]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        raise InputError(f"scontrol does not name the hosts of {nodes!r}: set MASTER_ADDR to the first one") from None
+
+
+def _number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise InputError(f"{name} must be a whole number where RANK or SLURM_PROCID is set, got {value!r}")
+    return int(value)
+
+
+def _torchrun_arguments() -> list[str]:
+    """Arguments up to the program's, after claiming the GPUs for what they start."""
+    given, gpus = _words("GHM_TORCHRUN") or ["--standalone"], visible()
+    named = [
+        word.partition("=")[2] or following
+        for word, following in zip(given, [*given[1:], ""], strict=True)
+        if re.match(r"--nproc[-_]per[-_]node\b", word)
+    ]
+    asked = named[-1] if named else os.environ.get("GHM_PROCESSES", str(len(gpus) or 1))
+    if named and asked in ("gpu", "auto"):
+        count = len(gpus)
+    elif asked.isdecimal() and int(asked) >= 1:
+        count = int(asked)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    else:
+        name = "--nproc-per-node in GHM_TORCHRUN" if named else "GHM_PROCESSES"
+        raise InputError(f"{name} must be a whole number, 1 or more, got {asked!r}")
+    _take(count, gpus)
+    os.environ[_LAUNCHER] = str(os.getpid())
+    return given if named else [*given, f"--nproc-per-node={count}"]
+
+
+def _words(name: str) -> list[str]:
+    try:
+        return shlex.split(os.environ.get(name, ""))
+    except ValueError as error:
+        raise InputError(f"{name} must be arguments as a shell reads them, got {os.environ[name]!r}: {error}") from None
+
+
+def _become(command: list[str]) -> NoReturn:
+    """Go on as another program under the same id, so that what ends one ends the other. Claims stay."""
+    if shutil.which(command[0]) is None:
+        raise InputError(f"train.launcher needs {command[0]}, which is not on the PATH")
+    for lock in _held.values():
+        os.set_inheritable(lock, True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(command[0], command, os.environ)
+
+
+def _launcher_is_parent() -> bool:
+    return os.environ.get(_LAUNCHER) == str(os.getppid())
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when torchrun dies, for one that is killed cannot."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LAUNCHER in os.environ and not _launcher_is_parent():
+        sys.exit(128 + signal.SIGTERM)  # it died before
+
+
+def visible() -> list[str]:
+    """The GPUs that CUDA shows to this process, as UUIDs where nvidia-smi knows them. Does not start CUDA."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None and not allowed.strip():
+        return []
+    import torch
+
+    uuids = _uuids() if torch.version.cuda else {}
+    if not uuids:
+        count = torch.cuda.device_count()
+        names = [word.strip() for word in allowed.split(",")] if allowed else [str(number) for number in range(count)]
+        return names[:count]
+    if allowed is None:
+        return list(uuids.values())
+    found: list[str] = []
+    for word in (word.strip() for word in allowed.split(",")):
+        begun = [uuid for uuid in uuids.values() if word and uuid.startswith(word)]
+        name = uuids.get(word) or (begun[0] if len(begun) == 1 else word if word.startswith("MIG-") else None)
+        if name is None:
+            break  # as CUDA does: what follows a name that it does not know is invisible
+        found.append(name)
+    return found
+
+
+def _uuids() -> dict[str, str]:
+    """UUIDs of the machine's GPUs by their indices; empty where nvidia-smi is missing or finds no driver."""
+    words = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    rows = (line.partition(",") for line in shown.splitlines())
+    return {index.strip(): uuid.strip() for index, comma, uuid in rows if comma}
+
+
+def _take(count: int, gpus: list[str]) -> None:
+    """Claim so many of the GPUs, and have CUDA show no others from now on. Without GPUs nothing is to be done."""
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim(gpus, count))
+
+
+def claim(devices: list[str], count: int, folder: Path = FOLDER, wait: bool = True) -> list[str]:
+    """Take `count` of the devices for this process alone, until it ends, however it ends.
+
+    All or none: who waits holds nothing, so that no two processes wait for each other. What the process holds already
+    is taken first.
+
+    Args:
+        devices: their names, the same to every process.
+        folder: of the locks, one for all users of the machine.
+        wait: until so many are free.
+
+    Raises:
+        InputError: there are not so many, too few are free and `wait` is false, or the locks are out of reach.
+    """
+    if count > len(devices):
+        raise InputError(f"{count} processes need a GPU each, and {len(devices)} are visible: start fewer processes")
+    told = False
+    while True:
+        try:
+            free = _take_turn(devices, count, folder)
+        except OSError as error:
+            raise InputError(
+                f"the locks of the GPUs in {folder} cannot be used ({error.strerror}): make the folder and its files "
+                "readable and writable for all, or set TMPDIR to another one"
+            ) from error
+        if len(free) == count:
+            return free
+        taken = f"all {len(devices)}" if not free else f"{len(devices) - len(free)} of {len(devices)}"
+        if not wait:
+            raise InputError(f"{taken} GPUs ({', '.join(devices)}) are taken by other trainings: use others or wait")
+        if not told:
+            _log.warning("%s GPUs are taken by other trainings: waiting", taken)
+            told = True
+        time.sleep(POLL)
+
+
+def _take_turn(devices: list[str], count: int, folder: Path) -> list[str]:
+    """The first `count` free devices, claimed; or fewer, which are free but not claimed. One process at a time."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _open_to_all(folder, 0o1777)
+    turn = _open(folder / ".turn")
+    new: dict[Path, int] = {}
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        free: list[str] = []
+        for device in sorted(devices, key=lambda device: _lock(folder, device) not in _held):
+            path = _lock(folder, device)
+            if len(free) < count and (path in _held or _try(path, new)):
+                free.append(device)
+        if len(free) == count:
+            _held.update(new)
+            new = {}
+        return [device for device in devices if device in free]
+    finally:
+        for file in (*new.values(), turn):
+            os.close(file)
+
+
+def _lock(folder: Path, device: str) -> Path:
+    return folder / device.replace("/", "_")
+
+
+def _try(path: Path, new: dict[Path, int]) -> bool:
+    """Add the lock to `new` unless another process holds it."""
+    file = _open(path)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    new[path] = file
+    return True
+
+
+def _open(path: Path) -> int:
+    """Open a file of all users. Linux lets nobody create what another has created in such a folder, but open it."""
+    while True:
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        with suppress(FileExistsError):
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o666)
+            _open_to_all(path, 0o666)
+            return file
+
+
+def _open_to_all(path: Path, mode: int) -> None:
+    with suppress(PermissionError):
+        path.chmod(mode)

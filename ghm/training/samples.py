@@ -1,0 +1,176 @@
+"""What the data loader takes: the same batches from any place on, images that cannot be read said and not replaced.
+
+The random changes of an image depend on the seed, the epoch and the image alone. So neither the number of worker
+processes nor a stop and a new start changes what a training sees, and no state of a worker needs to be kept.
+"""
+
+import io
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+from mmcv.transforms import BaseTransform
+from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmengine.dataset import pseudo_collate
+from PIL import Image
+
+from ghm.errors import InputError
+from ghm.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS
+from ghm.training import randomness
+
+# How a file of a format ends, within so many bytes, when nothing is cut off.
+ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
+TAIL = 64
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands in a list of samples for an image that cannot be read."""
+
+    image: int | str  # its id in the annotations
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"image {self.image} ({self.path}): {self.reason}"
+
+
+class UnreadableError(Exception):
+    """An image cannot be read; the message says why."""
+
+
+@TRANSFORMS.register_module()
+class LoadImage(BaseTransform):
+    """Read `img_path` as mmcv does, in B, G, R: uint8 [height, width, 3] under `img`.
+
+    A file that ends too early is refused: OpenCV would fill the rest with grey.
+
+    Raises:
+        UnreadableError: the file is missing, no image or not whole.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        try:
+            content = Path(results["img_path"]).read_bytes()
+            _require_whole(content)
+            image = mmcv.imfrombytes(content, flag="color", backend="cv2")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
+            raise UnreadableError(getattr(error, "strerror", None) or str(error).strip() or "unknown format") from None
+        if image is None:
+            raise UnreadableError("it is no image that OpenCV can decode")
+        results["img"] = image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+def _require_whole(content: bytes) -> None:
+    """Raise OSError for an image that is cut off. What ends in an unusual way is decoded by Pillow, which notices."""
+    ending = next((ending for start, ending in ENDINGS.items() if content.startswith(start)), b"")
+    if ending not in content[-TAIL:]:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+
+
+@DATASETS.register_module()
+class Samples:
+    """A data set of mmengine whose pipeline is seeded for each image, and begins with `ghm.LoadImage`.
+
+    Args:
+        dataset: a data set of mmengine, or its config.
+        seed: of the training.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.seed = seed
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return self.dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """What the annotations say of an image."""
+        return self.dataset.get_data_info(index)
+
+    def __getitem__(self, place: int | tuple[int, int]) -> dict[str, Any] | Unreadable:
+        """The sample of an image, by its number, or by epoch and number."""
+        epoch, index = place if isinstance(place, tuple) else (0, place)
+        info = self.get_data_info(index)
+        try:
+            with randomness.undisturbed():
+                randomness.seed(self.seed, epoch, index)
+                return self.dataset.pipeline(info)
+        except UnreadableError as error:
+            return Unreadable(info["img_id"], str(info["img_path"]), str(error))
+
+
+@DATA_SAMPLERS.register_module()
+class PlacedBatches(AspectRatioBatchSampler):
+    """mmdet's batches of images that are all wide or all high, from any place of an epoch on.
+
+    Gives (epoch, number) of each image. Batches before the place are grouped again but not read.
+    """
+
+    epoch = 0
+    done = 0
+
+    def start(self, epoch: int, done: int) -> None:
+        """Begin the next iteration in `epoch`, after `done` batches."""
+        self.epoch, self.done = epoch, done
+        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+        self._aspect_ratio_buckets = [[], []]  # an iteration that was broken off leaves images
+        batches: Any = super().__iter__()
+        for batch in islice(batches, self.done, None):
+            yield [(self.epoch, index) for index in batch]
+
+
+@FUNCTIONS.register_module()
+def collate(samples: Sequence[Any]) -> dict[str, Any]:
+    """mmengine's lists of inputs and data samples, without what cannot be read: that is in the list `unreadable`."""
+    read = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    batch = dict(pseudo_collate(read)) if read else {"inputs": [], "data_samples": []}
+    return {**batch, "unreadable": [sample for sample in samples if isinstance(sample, Unreadable)]}
+
+
+@FUNCTIONS.register_module()
+def deaf_worker(_number: int) -> None:
+    """A worker process leaves signals to the training, which takes its last step and ends its workers itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class BadImages:
+    """The images that could not be read, each counted once.
+
+    Args:
+        most: how many a run may leave out, `data.max_bad_images`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.found: dict[str, str] = {}  # id -> what is wrong
+
+    def add(self, unreadable: Sequence[Unreadable]) -> list[str]:
+        """Count images and return a line for each that is new."""
+        new = {str(each.image): str(each) for each in unreadable if str(each.image) not in self.found}
+        self.found |= new
+        return [f"left out: {text}" for text in new.values()]
+
+    def require(self) -> None:
+        """Raise InputError when there are more than a run may leave out."""
+        if len(self.found) > self.most:
+            shown = "; ".join(list(self.found.values())[:3]) + "; ..." * (len(self.found) > 3)
+            raise InputError(
+                f"{len(self.found)} images cannot be read and data.max_bad_images is {self.most}: {shown}. "
+                "Mend them, or raise data.max_bad_images to leave them out"
+            )

@@ -1,0 +1,134 @@
+"""Laws of random numbers: a state that is kept goes on where it was, and a block leaves the others alone."""
+
+import io
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghm.training import randomness
+
+WHOLE = st.integers(0, 2**40)
+
+
+def draw() -> list[float]:
+    """One number of each kind. A normal number comes with a second one, which its generator keeps for later."""
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.random(),
+        np.random.standard_normal(),
+        torch.rand((), dtype=torch.float64).item(),
+        torch.randn((), dtype=torch.float64).item(),
+    ]
+
+
+def through_a_file(content: Any) -> Any:
+    """As a checkpoint is written and read."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@given(WHOLE, st.integers(0, 5))
+def test_a_state_goes_on_with_the_same_numbers_when_it_was_written_and_read(number: int, before: int):
+    randomness.seed(number)
+    for _ in range(before):
+        draw()
+    state = through_a_file(randomness.capture())
+    expected = [draw() for _ in range(3)]
+    randomness.seed(number + 1)
+    draw()
+    randomness.restore(state)
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_the_second_number_of_a_pair_of_normal_ones_is_kept():
+    randomness.seed(0)
+    draw()
+    state = through_a_file(randomness.capture())
+    assert state["python"][2] is not None and state["numpy"]["has_gauss"] == 1
+    randomness.seed(1)
+    randomness.restore(state)
+    assert random.gauss(0, 1) == state["python"][2]
+    assert np.random.standard_normal() == state["numpy"]["gauss"]
+
+
+def test_a_state_that_is_restored_twice_gives_the_same_numbers_twice():
+    randomness.seed(0)
+    state = randomness.capture()
+    first = draw()
+    randomness.restore(state)
+    assert draw() == first
+    randomness.restore(state)
+    assert draw() == first
+
+
+@given(WHOLE, st.integers(0, 5))
+def test_a_block_leaves_no_trace_in_the_numbers_after_it(number: int, before: int):
+    randomness.seed(number)
+    for _ in range(before):
+        draw()
+    state = randomness.capture()
+    expected = draw()
+    randomness.restore(state)
+    with randomness.undisturbed():
+        randomness.seed(number + 1)
+        draw()
+    assert draw() == expected
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_raises_leaves_no_trace_either(error: type[BaseException]):
+    randomness.seed(0)
+    expected = draw()
+    randomness.seed(0)
+    with pytest.raises(error), randomness.undisturbed():
+        draw()
+        raise error
+    assert draw() == expected
+
+
+def test_blocks_in_blocks_leave_each_other_alone():
+    randomness.seed(0)
+    expected = [draw(), draw()]
+    randomness.seed(0)
+    first = draw()
+    with randomness.undisturbed():
+        randomness.seed(1)
+        own = draw()
+        randomness.seed(1)
+        with randomness.undisturbed():
+            draw()
+        assert draw() == own
+    assert [first, draw()] == expected
+
+
+@given(st.lists(st.tuples(WHOLE, WHOLE, WHOLE), min_size=2, max_size=4, unique=True))
+def test_other_places_have_other_numbers_and_the_same_place_the_same(places: list[tuple[int, int, int]]):
+    numbers = []
+    for place in places:
+        randomness.seed(*place)
+        numbers.append(draw())
+        draw()
+        randomness.seed(*place)
+        assert draw() == numbers[-1]
+    for column in zip(*numbers, strict=True):
+        assert len(set(column)) == len(places)
+
+
+def test_neighbours_do_not_share_numbers():
+    """Seed 1 in epoch 0 is not seed 0 in epoch 1, and image 1 not image 0 of the next epoch."""
+    numbers = set()
+    for seed in range(3):
+        for epoch in range(3):
+            for index in range(30):
+                randomness.seed(seed, epoch, index)
+                numbers.add((random.random(), np.random.random(), torch.rand((), dtype=torch.float64).item()))
+    for column in zip(*numbers, strict=True):
+        assert len(set(column)) == 3 * 3 * 30

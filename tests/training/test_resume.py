@@ -1,0 +1,185 @@
+"""Laws of a stopped training: it goes on, to the bits of one that was left alone, or says why it does not."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from benchmarks.faults import BEGUN, ROOT, TABLES, VARIANT, Trainer, differences, unequal
+from ghm.training import state
+
+Change = Callable[..., None]
+
+
+@pytest.fixture
+def change(workspace: Path) -> Change:
+    """Set values of the section `train` in the workspace."""
+
+    def apply(**values: Any) -> None:
+        yaml = YAML()
+        content = yaml.load(workspace / "params.yaml")
+        content["train"].update(values)
+        yaml.dump(content, workspace / "params.yaml")
+
+    return apply
+
+
+def log(folder: Path) -> str:
+    return (folder / "log.txt").read_text()
+
+
+def model(folder: Path) -> bytes:
+    return (folder / "runs" / VARIANT / "seed_0" / "model.pth").read_bytes()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return state.by_age(next(folder.glob(f".state/{VARIANT}-seed_0-*/")))
+
+
+def test_a_training_that_is_killed_at_random_moments_ends_with_the_bits_of_one_left_alone():
+    command = [sys.executable, "-m", "benchmarks.faults", "--preset", "tiny", "--kills", "6"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["different"] == []
+    assert found["kills"] == 6
+    assert found["while_writing"] >= 1
+    assert found["went_on_from_a_checkpoint"] >= 1
+
+
+def test_the_comparison_of_two_trainings_sees_one_bit():
+    one = {"a": [torch.zeros(3), {"b": (1, 2.0)}], "c": "text"}
+    assert list(unequal(one, one, name="it")) == []
+    assert list(unequal({"a": torch.tensor([0.0])}, {"a": torch.tensor([-0.0])}, name="it")) == ["it.a"]
+    assert list(unequal({"a": [1, (2,)]}, {"a": [1, (3,)]}, name="it")) == ["it.a.1.0"]
+    assert list(unequal({"a": 1}, {"a": 1, "b": None}, name="it")) == ["it"]
+
+
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 2)])
+def test_a_signal_ends_the_step_saves_and_exits_with_the_usual_code(
+    workspace: Path, change: Change, trainer: Trainer, number: signal.Signals, code: int, workers: int
+):
+    change(epochs=8, workers=workers, ema_momentum=0.01, flip=0.5)
+    assert trainer.run(workspace, number, 1.0) == code
+    assert f"stopped by {number.name} after step" in log(workspace)
+    assert "Traceback" not in log(workspace)
+    assert not (workspace / "runs" / VARIANT).exists()
+    (newest,) = checkpoints(workspace)[-1:]
+    assert state.read(newest)["meta"]["step"] > 0
+    change(workers=0)
+    trainer.finish(workspace)
+    assert f"going on from .state/{newest.parent.name}/{newest.name}" in log(workspace)
+
+
+def test_worker_processes_do_not_change_a_bit(workspace: Path, change: Change, trainer: Trainer, tmp_path: Path):
+    change(flip=0.5)
+    other = tmp_path / "other"
+    shutil.copytree(workspace, other, symlinks=True, ignore=shutil.ignore_patterns("other"))
+    trainer.finish(other)
+    change(workers=2)
+    trainer.finish(workspace)
+    assert list(differences(workspace, other)) == []
+
+
+def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_is_used(
+    workspace: Path, trainer: Trainer, tmp_path: Path
+):
+    trainer.finish(workspace)
+    whole = model(workspace)
+    before, newest = checkpoints(workspace)
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    shutil.rmtree(newest.parent / "result")
+    trainer.finish(workspace)
+    assert f"{newest.name} is damaged" in log(workspace)
+    assert f"going on from .state/{before.parent.name}/{before.name}" in log(workspace)
+    assert newest.with_suffix(".torn").exists()
+    assert model(workspace) == whole
+
+
+def test_a_finished_training_is_not_repeated(workspace: Path, trainer: Trainer):
+    trainer.finish(workspace)
+    whole = {path.name: path.read_bytes() for path in (workspace / "runs" / VARIANT / "seed_0").iterdir()}
+    assert {"model.pth", "config.py", "context.json", *TABLES} == whole.keys()
+    shutil.rmtree(workspace / "runs")
+    trainer.finish(workspace)
+    assert "already trained under these conditions" in log(workspace)
+    assert log(workspace).count(BEGUN) == 1
+    for path in (workspace / "runs" / VARIANT / "seed_0").iterdir():
+        assert path.read_bytes() == whole[path.name], path
+
+
+def test_what_shapes_a_training_starts_it_afresh_and_says_why(workspace: Path, change: Change, trainer: Trainer):
+    trainer.finish(workspace)
+    change(lr=0.001)
+    trainer.finish(workspace)
+    assert "training starts afresh, for since the last one of this name" in log(workspace)
+    assert "optim_wrapper.optimizer.lr was 0.001 and is 0.0005" in log(workspace)
+    assert log(workspace).count("afresh") == 1
+    change(workers=1, checkpoint_minutes=3, launcher="none")
+    trainer.finish(workspace)
+    assert log(workspace).count("already trained") == 1
+
+
+def test_a_training_goes_on_from_the_checkpoint_that_is_named(workspace: Path, change: Change, trainer: Trainer):
+    trainer.finish(workspace)
+    whole = model(workspace)
+    before, _ = checkpoints(workspace)
+    assert state.read(before)["meta"] == {"epoch": 1, "place": 0, "step": 6}
+    kept = str(shutil.copy(before, workspace / before.name))
+    change(resume_from=kept)
+    trainer.finish(workspace)
+    assert f"going on from {kept}, after step 6" in log(workspace)
+    assert model(workspace) == whole
+    change(resume_from="none.pth")
+    assert trainer.run(workspace) == 1
+    assert "error: train.resume_from must be null or an existing checkpoint, got 'none.pth'" in log(workspace)
+    torch.save({"state_dict": {}}, workspace / "weights.pth")
+    change(resume_from="weights.pth")
+    assert trainer.run(workspace) == 1
+    assert "error: train.resume_from: weights.pth holds no state of a training" in log(workspace)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(workspace: Path, change: Change, trainer: Trainer):
+    trainer.finish(workspace)
+    newest = checkpoints(workspace)[-1]
+    text = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(text.replace("fpn_channels: 64", "fpn_channels: 32"))
+    change(resume_from=str(newest))
+    assert trainer.run(workspace) == 1
+    assert f"error: the model in {newest} does not fit this training" in log(workspace)
+
+
+def test_loading_a_checkpoint_executes_nothing(workspace: Path, change: Change, trainer: Trainer):
+    class Hostile:
+        def __reduce__(self):
+            return (Path("executed").mkdir, ())
+
+    torch.save({"message_hub": Hostile()}, workspace / "hostile.pth")
+    change(resume_from="hostile.pth")
+    assert trainer.run(workspace) == 1
+    assert "error: train.resume_from: hostile.pth is no checkpoint that can be loaded safely" in log(workspace)
+    assert not (workspace / "executed").exists()
+
+
+def test_two_starts_of_one_training_take_turns(workspace: Path, change: Change, trainer: Trainer):
+    change(epochs=4)
+    with Trainer() as other:
+        process = other.nursery
+        assert process
+        assert process.stdin
+        process.stdin.write(json.dumps([str(workspace), "stages.train", VARIANT]) + "\n")
+        process.stdin.flush()
+        while not (workspace / "log.txt").exists() or BEGUN not in log(workspace):
+            assert process.poll() is None
+        trainer.finish(workspace)
+    assert "another process works on the training" in log(workspace)
+    assert "already trained under these conditions" in log(workspace)
+    assert log(workspace).count(BEGUN) == 1
