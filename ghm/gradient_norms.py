@@ -62,7 +62,7 @@ def histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     A norm that is NaN is in no bin.
 
     Returns:
-        `cls` and `box`, see `GradientNormHook`; int64 on the CPU.
+        `cls` and `box`, see `measure`; int64 on the CPU.
     """
     return {kind: histogram(norm, valid) for kind, (norm, valid) in norms(model, batch).items()}
 
@@ -84,7 +84,7 @@ def norms(model: Any, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tenso
         batch: `inputs` and `data_samples`, as a data loader gives them.
 
     Returns:
-        `cls` and `box`, see `GradientNormHook`.
+        `cls` and `box`, see `measure`.
     """
     prepared = model.data_preprocessor(dict(batch), training=True)
     samples = prepared["data_samples"]

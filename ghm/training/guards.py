@@ -114,7 +114,7 @@ class Watch:
             return None
         self._loss_warned = step
         return (
-            f"the loss explodes: {losses[-1]:.3g} at step {step}, and in {RUN} steps more than {EXPLOSION:g} times "
+            f"the loss explodes: {losses[-1]:.3g} at step {step}, and for {RUN} steps above {EXPLOSION:g} times "
             f"{mean:.3g}, the mean of the {WINDOW} steps before; lower train.lr, raise train.warmup_iters or set "
             "train.grad_clip"
         )
@@ -205,7 +205,9 @@ def _remedies(detector: Any, images: list[dict[str, Any]], step: int, train: Tra
     spoilt = [str(image["img_id"]) for image in images if image.get("broken_boxes") or not image.get("finite", True)]
     if spoilt:
         remedies.append(f"mend images {_few(spoilt)}, which have pixels that are not finite or boxes without an area")
-    remedies += [_moving_average_remedy(name, loss) for name, loss in _losses(detector) if _is_early(loss, step)]
+    early = [_moving_average_remedy(name, loss) for name, loss in _losses(detector) if _is_early(loss, step)]
+    if early:
+        remedies.append(f"{', '.join(early)}: GHM's first weights are up to 1 / (1 - momentum) too large")
     remedies.append(f"a lower train.lr than {train.lr:g}, or more train.warmup_iters than {train.warmup_iters}")
     if train.grad_clip is None:
         remedies.append("train.grad_clip: 35.0 instead of null")
@@ -223,8 +225,7 @@ def _is_early(loss: Any, step: int) -> bool:
 def _moving_average_remedy(name: str, loss: Any) -> str:
     section = {"loss_cls": "ghmc", "loss_bbox": "ghmr"}[name]
     correction = f"{section}.bias_correction: true or " if isinstance(loss, HarmonisedLoss) else ""
-    reason = "first weights are up to 1 / (1 - momentum) too large"
-    return f"{correction}a lower {section}.momentum than {loss.momentum:g} ({reason})"
+    return f"{correction}a lower {section}.momentum than {loss.momentum:g}"
 
 
 def _losses(detector: Any) -> list[tuple[str, Any]]:

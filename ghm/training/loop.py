@@ -91,8 +91,11 @@ class TrainLoop(EpochBasedTrainLoop):
         elif self.progress:
             self._measure_norms(0)
         with _signals() as self.told:
-            while self._epoch < self._max_epochs:
-                self.run_epoch()
+            try:
+                while self._epoch < self._max_epochs:
+                    self.run_epoch()
+            finally:
+                self._end_workers()
         self.runner.call_hook("after_train")
         return self.runner.model
 
@@ -138,6 +141,12 @@ class TrainLoop(EpochBasedTrainLoop):
         if save or any(told):
             self._save()
         self._stop_if_told(told)
+
+    def _end_workers(self) -> None:
+        """Let the loader's processes go. At its exit Python would send SIGTERM, to which they are deaf, and wait."""
+        batches: Any = self.dataloader._iterator
+        if batches is not None:
+            batches._shutdown_workers()
 
     def _has_images(self, batch: dict[str, Any]) -> bool:
         """Whether any image of the batch could be read. A step without one is left out, if no other process waits."""

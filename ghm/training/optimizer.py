@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ghm.registry import OPTIM_WRAPPERS
 
@@ -29,7 +30,10 @@ class ScaledOptimWrapper(OptimWrapper):
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         weights = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
-        return clip_grad_norm_(weights, most)
+        norm = get_total_norm([each.grad for each in weights])
+        # A norm that is not finite would make all gradients so, and hide where it began.
+        clip_grads_with_norm_(weights, most, torch.where(norm.isfinite(), norm, 0.0))
+        return norm
 
     def step(self, **kwargs: Any) -> None:
         """Move the weights."""

@@ -11,9 +11,9 @@ from mmengine.config import Config
 from ghm import files
 
 FILE = "shape.json"
-PACKAGES = ("torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy", "pycocotools")
+PACKAGES = ("torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy", "opencv-python", "pycocotools")
 # Files of the package `ghm` that a trained weight depends on.
-SOURCES = ("checkpoints.py", "config.py", "head.py", "gradient_norms.py", "training", "losses")
+SOURCES = ("checkpoints.py", "config.py", "head.py", "gradient_norms.py", "mmcv_ops.py", "training", "losses")
 SHOWN = 3  # differences in a message
 
 
@@ -49,8 +49,8 @@ def key(parts: dict[str, Any]) -> str:
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     """What of `before` is otherwise in `after`, the first few in words."""
     old, new = _flat(before), _flat(after)
-    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    words = [_words(name, old.get(name), new.get(name)) for name in changed[:SHOWN]]
+    changed = [name for name in {**old, **new} if old.get(name, ...) != new.get(name, ...)]
+    words = [_words(name, old.get(name, "absent"), new.get(name, "absent")) for name in changed[:SHOWN]]
     return ", ".join(words) + f" and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
 
 
@@ -75,7 +75,9 @@ def _short(value: Any) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Names with dots -> values that are no dicts. File names in `code` keep their dots."""
+    """Names with dots -> values that are no containers; items of a list by their number."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
     if not isinstance(value, dict) or not value:
         return {name: value}
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Laws of the guard rails: no alarm for what is well, and for what is not a text that says what, where and how to mend."""
+"""Laws of the guard rails: no alarm for what is well; for what is not, what, where and how to mend it."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ghm.registry import DATASETS, MODELS
 from ghm.training import guards
 from ghm.training.guards import Watch, learning_rate_warning
 
+HEAD = ("cls_convs", "reg_convs", "retina_cls", "retina_reg")
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 DEFAULT = params.load(ROOT / "params.yaml").train
@@ -71,12 +73,8 @@ def test_the_warning_begins_at_the_margin_on_both_sides(optimizer: Any):
         return learning_rate_warning(train) is not None
 
     most, least = max(per_image) * guards.MARGIN, min(per_image) / guards.MARGIN
-    assert [warns(most * 1.01), warns(most * 0.99), warns(least * 1.01), warns(least * 0.99)] == [
-        True,
-        False,
-        False,
-        True,
-    ]
+    found = [warns(lr) for lr in (most * 1.01, most * 0.99, least * 1.01, least * 0.99)]
+    assert found == [True, False, False, True]
 
 
 def test_nothing_is_said_of_the_rate_when_nothing_is_trained():
@@ -121,7 +119,7 @@ def test_a_loss_that_stays_high_is_warned_of_once_in_200_steps():
         losses.append(1.1 ** min(step, 400) + 20.0 ** (1 + step // 10))
     found = [step for step, _ in warnings_of(losses)]
     assert len(found) > 2
-    assert all(later - earlier >= guards.LOSS_QUIET for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later - earlier >= guards.LOSS_QUIET for earlier, later in pairwise(found))
 
 
 def test_nothing_is_an_explosion_before_there_is_something_to_hold_it_against():
@@ -202,7 +200,7 @@ class Case:
 
     def describe(self, values: dict[str, float], step: int = 1, **changed: Any) -> tuple[str, dict[str, Any]]:
         train: Train = replace(self.train, **changed)
-        where = dict(step=step, epoch=1, folder=Path("state"), rank=0, train=train)
+        where: dict[str, Any] = dict(step=step, epoch=1, folder=Path("state"), rank=0, train=train)
         error = guards.non_finite(self.model, self.batch, values, **where)
         assert isinstance(error, InputError)
         path = Path("state") / f"non_finite_step_{step}_rank_0.json"
@@ -262,9 +260,6 @@ def test_the_record_of_a_nan_gradient_says_in_which_part_it_is(case: Case):
         assert part["norm"] == pytest.approx(float(torch.cat([each.flatten() for each in expected]).norm()), rel=1e-4)
         assert part["elements"] == sum(each.numel() for each in expected)
     assert record["weights"] == {"finite": True, "not_finite": [], "buffers_not_finite": []}
-
-
-HEAD = ("cls_convs", "reg_convs", "retina_cls", "retina_reg")
 
 
 def test_the_record_of_a_nan_weight_names_it_and_counts_the_norms_that_are_nan(case: Case):
@@ -340,7 +335,7 @@ def test_what_cannot_be_measured_says_why_and_the_rest_is_written(case: Case, mo
 
 def test_a_record_that_cannot_be_written_does_not_hide_the_error(case: Case):
     Path("state").write_text("a file in the way")
-    where = dict(step=1, epoch=1, folder=Path("state"), rank=0, train=case.train)
+    where: dict[str, Any] = dict(step=1, epoch=1, folder=Path("state"), rank=0, train=case.train)
     text = str(guards.non_finite(case.model, case.batch, {"loss": math.nan}, **where))
     assert "loss is nan at step 1" in text
     assert "could not be written" in text

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghm.training import randomness
@@ -36,6 +36,7 @@ def through_a_file(content: Any) -> Any:
 
 
 @given(WHOLE, st.integers(0, 5))
+@settings(deadline=None)
 def test_a_state_goes_on_with_the_same_numbers_when_it_was_written_and_read(number: int, before: int):
     randomness.seed(number)
     for _ in range(before):
@@ -70,6 +71,7 @@ def test_a_state_that_is_restored_twice_gives_the_same_numbers_twice():
 
 
 @given(WHOLE, st.integers(0, 5))
+@settings(deadline=None)
 def test_a_block_leaves_no_trace_in_the_numbers_after_it(number: int, before: int):
     randomness.seed(number)
     for _ in range(before):
@@ -110,6 +112,7 @@ def test_blocks_in_blocks_leave_each_other_alone():
 
 
 @given(st.lists(st.tuples(WHOLE, WHOLE, WHOLE), min_size=2, max_size=4, unique=True))
+@settings(deadline=None)
 def test_other_places_have_other_numbers_and_the_same_place_the_same(places: list[tuple[int, int, int]]):
     numbers = []
     for place in places:

@@ -5,9 +5,9 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ SIZE = st.integers(1, 9)
 
 
 @given(WIDE, SIZE, st.integers(0, 5), st.integers(0, 45), st.integers(0, 3))
+@settings(deadline=None)
 def test_from_any_place_on_the_batches_are_the_rest_of_the_whole_epoch(
     wide: list[bool], batch_size: int, epoch: int, done: int, seed: int
 ):
@@ -83,6 +84,7 @@ def test_from_any_place_on_the_batches_are_the_rest_of_the_whole_epoch(
 
 
 @given(WIDE, SIZE, st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10), st.integers(0, 10)), max_size=3))
+@settings(deadline=None)
 def test_an_iteration_that_was_broken_off_leaves_no_trace_in_the_next_one(
     wide: list[bool], batch_size: int, before: list[tuple[int, int, int]]
 ):
@@ -96,6 +98,7 @@ def test_an_iteration_that_was_broken_off_leaves_no_trace_in_the_next_one(
 
 
 @given(WIDE, SIZE, st.integers(0, 45))
+@settings(deadline=None)
 def test_no_image_is_read_for_what_is_skipped(wide: list[bool], batch_size: int, done: int):
     images = Sizes(wide)
     batches = placed(images, batch_size)
@@ -106,6 +109,7 @@ def test_no_image_is_read_for_what_is_skipped(wide: list[bool], batch_size: int,
 
 
 @given(WIDE, SIZE, st.integers(1, 4), st.integers(0, 5))
+@settings(deadline=None)
 def test_processes_share_an_epoch_as_mmengine_does(wide: list[bool], batch_size: int, world_size: int, done: int):
     images = Sizes(wide)
     seen: list[int] = []
@@ -134,14 +138,19 @@ def test_a_batch_is_wide_or_high_until_the_last_ones_of_an_epoch():
 
 @pytest.fixture
 def scope(workspace: Path) -> Iterator[None]:
-    """The tiny workspace, and mmdet's names without a prefix, as the Runner has them."""
+    """The tiny workspace with images of its own, and mmdet's names without a prefix, as the Runner has them."""
+    folder = workspace / "data/digits"
+    store = folder.resolve()
+    folder.unlink()
+    shutil.copytree(store, folder)
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield
 
 
 def draw(sample: Any) -> Any:
     """The last step of a pipeline: one number of each generator."""
-    sample["drawn"] = (random.random(), np.random.standard_normal(), torch.rand(()).item())
+    drawn = [random.random(), np.random.standard_normal(), torch.rand((), dtype=torch.float64).item()]
+    sample["drawn"] = torch.tensor(drawn, dtype=torch.float64)
     return sample
 
 
@@ -179,7 +188,8 @@ def loaded(epochs: list[int], **changes: Any) -> list[dict[str, Any]]:
 def same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
     boxes = [each[1].gt_instances.bboxes.tensor for each in (first, second)]
     flips = [each[1].flip for each in (first, second)]
-    return torch.equal(first[0], second[0]) and torch.equal(*boxes) and flips[0] == flips[1] and first[2] == second[2]
+    tensors = [(first[0], second[0]), (first[2], second[2]), tuple(boxes)]
+    return flips[0] == flips[1] and all(torch.equal(*pair) for pair in tensors)
 
 
 @pytest.mark.usefixtures("scope")
@@ -217,7 +227,7 @@ def test_a_sample_depends_on_seed_epoch_and_number_alone():
         random.random()
         np.random.standard_normal()
         assert same(as_tuple(second[place]), expected[place])
-    numbers = [drawn for each in (samples(1), second) for drawn in (each[place]["drawn"] for place in places)]
+    numbers = [each[place]["drawn"].tolist() for each in (samples(1), second) for place in places]
     for column in zip(*numbers, strict=True):
         assert len(set(column)) == 2 * len(places)
     assert same(as_tuple(first[3]), expected[0, 3])  # without an epoch, it is the first one
@@ -412,9 +422,12 @@ def test_a_damaged_image_is_read_or_refused_but_stops_nothing(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
 ):
     content = bytearray(FILES[kind] + bytes(100) * data.draw(st.integers(0, 1)))
+    head = re.search(b"\xff[\xc0\xc2]\x00", FILES[kind]) if kind != "png" else None
+    size = range(head.start() + 5, head.start() + 9) if head else ()  # left, for a large image takes long
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.one_of(st.integers(0, 60), st.integers(0, len(content) - 1)))
-        content[place] = data.draw(st.integers(0, 255))
+        if place not in size:
+            content[place] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content)
     with warnings.catch_warnings():
@@ -423,12 +436,10 @@ def test_a_damaged_image_is_read_or_refused_but_stops_nothing(
     assert isinstance(sample, Unreadable) or sample["img"].dtype == np.uint8
 
 
-def test_a_size_that_no_memory_holds_is_refused(tmp_path: Path):
+def test_a_size_that_pillow_takes_for_an_attack_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "image.png"
-    data = bytearray(FILES["png"][:4000])
-    data[16:24] = (60_000).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    path.write_bytes(data)
+    path.write_bytes(FILES["png"][:4000])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 120 // 3)
     assert "decompression bomb" in refusal(path)
 
 
@@ -441,6 +452,7 @@ def sample(number: int) -> dict[str, Any]:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
+@settings(deadline=None)
 def test_a_batch_leaves_out_what_cannot_be_read_and_lists_it(readable: list[bool]):
     batch = collate([sample(number) if good else unreadable(number) for number, good in enumerate(readable)])
     good = [number for number, read in enumerate(readable) if read]
@@ -479,6 +491,7 @@ def test_an_image_that_cannot_be_read_is_counted_once():
 
 
 @given(st.integers(0, 6), st.lists(st.integers(0, 8), max_size=12))
+@settings(deadline=None)
 def test_so_many_images_may_be_left_out_and_not_one_more(most: int, images: list[int]):
     bad = BadImages(most)
     lines = [line for image in images for line in bad.add([unreadable(image)])]
