@@ -18,5 +18,13 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
 else
   python -m benchmarks.losses --out "$out" --logits 1e5 1e6 --rounds 5 > /dev/null
 fi
+if python -c 'import mmdet' 2> /dev/null; then
+  if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    python -m benchmarks.speed --out "$out" > /dev/null || status=1
+  else
+    python -m benchmarks.speed --preset tiny --out "$out" > /dev/null || status=1
+  fi
+  cat "$out/training_speed.md"
+fi
 cat "$out"/losses_*.md "$out/gpu_checks.md"
 exit "$status"

@@ -46,6 +46,29 @@ def test_the_first_steps_are_those_of_the_momentum_benchmark() -> None:
         )
 
 
+def test_the_seeds_are_those_that_were_trained() -> None:
+    trained = json.loads((ROOT / "results" / "seeds.json").read_text())["rows"]
+    shown = rows("seeds")
+    assert {cells[0].strip("`") for cells in shown} == {row["variant"] for row in trained}
+    for name, seeds, *means in shown:
+        own = [row for row in trained if row["variant"] == name.strip("`")]
+        assert [row["seed"] for row in own] == [0, 1, 2]
+        assert seeds.split() == [f"{row['AP']:.3f}".lstrip("0") for row in own]
+        expected = [sum(row[key] for row in own) / 3 for key in ("AP", "AP50", "AP75")]
+        assert [float(mean) for mean in means] == pytest.approx(expected, abs=0.0006)
+
+
+def test_the_killed_trainings_are_those_that_were_compared() -> None:
+    killed = json.loads((ROOT / "results" / "faults.json").read_text())
+    shown = rows("faults")
+    assert len(shown) == len(killed)
+    for (processes, *cells), name in zip(shown, sorted(killed), strict=True):
+        found = killed[name]
+        assert name == f"processes_{processes}"
+        numbers = ("steps", "kills", "while_writing", "went_on_from_a_checkpoint")
+        assert cells == [*(str(found[key]) for key in numbers), str(len(found["different"]))]
+
+
 def test_the_table_of_bccd_is_that_of_its_run() -> None:
     measured = json.loads((ROOT / "results" / "bccd.json").read_text())["rows"]
     shown = rows("bccd")
