@@ -122,7 +122,8 @@ def prepare(folder: Path, preset: str | None, processes: int) -> None:
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "presets").symlink_to(ROOT / "presets")
-    _run(folder, "ghm.presets", *([preset] if preset else ["--help"]))
+    if preset:
+        _run(folder, "ghm.presets", preset)
     yaml = YAML()
     content = yaml.load(folder / "params.yaml")
     content["train"].update(CHANGES, launcher="pytorch" if processes > 1 else "none")

@@ -169,6 +169,34 @@ def test_loading_a_checkpoint_executes_nothing(workspace: Path, change: Change, 
     assert not (workspace / "executed").exists()
 
 
+def test_a_full_disk_stops_a_training_with_a_sentence_and_it_goes_on_once_there_is_room(
+    workspace: Path, change: Change, trainer: Trainer, tmp_path: Path
+):
+    def mount(options: str) -> int:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(workspace / ".state")]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    change(checkpoint_minutes=1e-6, val_images=0)
+    other = tmp_path / "other"
+    shutil.copytree(workspace, other, symlinks=True, ignore=shutil.ignore_patterns("other"))
+    trainer.finish(other)
+    (workspace / ".state").mkdir()
+    if mount("size=40m"):  # two checkpoints, and not three
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        assert trainer.run(workspace) == 1
+        assert "error: no room for a checkpoint of" in log(workspace)
+        assert "Traceback" not in log(workspace)
+        kept = checkpoints(workspace)
+        assert [state.read(path)["meta"]["step"] for path in kept] == [1, 2]
+        assert mount("remount,size=400m") == 0
+        trainer.finish(workspace)
+        assert f"going on from .state/{kept[1].parent.name}/{kept[1].name}, after step 2" in log(workspace)
+        assert list(differences(workspace, other)) == []
+    finally:
+        subprocess.run(["umount", str(workspace / ".state")], check=True)
+
+
 def test_two_starts_of_one_training_take_turns(workspace: Path, change: Change, trainer: Trainer):
     change(epochs=4)
     with Trainer() as other:
