@@ -181,7 +181,7 @@ def test_a_full_disk_stops_a_training_with_a_sentence_and_it_goes_on_once_there_
     shutil.copytree(workspace, other, symlinks=True, ignore=shutil.ignore_patterns("other"))
     trainer.finish(other)
     (workspace / ".state").mkdir()
-    if mount("size=40m"):  # two checkpoints, and not three
+    if mount("size=30m"):  # two checkpoints, and not three
         pytest.skip("a tmpfs cannot be mounted here")
     try:
         assert trainer.run(workspace) == 1
