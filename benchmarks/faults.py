@@ -251,7 +251,7 @@ def unequal(one: Any, other: Any, name: str) -> Iterator[str]:
             yield name
         for number, pair in enumerate(zip(one, other, strict=False)):
             yield from unequal(*pair, name=f"{name}.{number}")
-    elif one != other:
+    elif one != other and (one == one or other == other):  # NaN is the same as NaN here
         yield name
 
 

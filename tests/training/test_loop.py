@@ -1,6 +1,8 @@
 """Laws of a training's steps: what moves the weights, what stops them, and what is written down."""
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from benchmarks.faults import VARIANT, Trainer
+from benchmarks.faults import VARIANT, Trainer, differences
 from ghm import data, evaluation, params
 from ghm.errors import InputError
 
@@ -95,13 +97,18 @@ def test_mixed_precision_learns_with_weights_in_float32(
     assert floating == {torch.float32}
 
 
-def test_a_stopped_training_in_fp16_keeps_the_scale_of_its_loss(workspace: Path, change: Change, trainer: Trainer):
-    change(train__precision="fp16", train__val_images=0)
+def test_a_killed_training_in_fp16_goes_on_with_the_scale_of_its_loss(
+    workspace: Path, change: Change, trainer: Trainer, tmp_path: Path
+):
+    change(train__precision="fp16", train__val_images=0, train__checkpoint_minutes=1e-6)
+    other = tmp_path / "other"
+    shutil.copytree(workspace, other, symlinks=True, ignore=shutil.ignore_patterns("other"))
+    trainer.finish(other)
+    assert trainer.run(workspace, signal.SIGKILL, 1.0, at_write=True) == -signal.SIGKILL
     trainer.finish(workspace)
-    newest = max(workspace.glob(".state/*/step_*"))
-    content = torch.load(newest, weights_only=True)
+    assert list(differences(workspace, other)) == []
+    content = torch.load(max(workspace.glob(".state/*/step_*")), weights_only=True)
     assert content["scaler"]["scale"] >= 1
-    assert content["scaler"]["_growth_tracker"] + 1 >= 0
 
 
 def test_the_moving_average_of_the_weights_is_the_result(workspace: Path, change: Change, trainer: Trainer):
