@@ -12,7 +12,7 @@ from mmdet.structures.bbox import cat_boxes, get_box_tensor
 from mmdet.utils import InstanceList, OptInstanceList
 from torch import Tensor
 
-from ghm.losses import FocalLoss, SmoothL1Loss
+from ghm.losses import FocalLoss, OHEMLoss, SmoothL1Loss
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.registry import MODELS
 
@@ -116,7 +116,7 @@ def _by_level(
 ) -> list[Tensor]:
     if isinstance(loss, HarmonisedLoss):
         return list(loss(*inputs, avg_factor=positives, sizes=sizes).unbind())
-    if isinstance(loss, FocalLoss | SmoothL1Loss):
-        return [loss(*inputs, avg_factor=positives)]  # a plain sum over examples, which needs no levels
+    if isinstance(loss, FocalLoss | OHEMLoss | SmoothL1Loss):
+        return [loss(*inputs, avg_factor=positives)]  # needs no levels: a sum over examples, or over the hardest of all
     levels = zip(*(tensor.split(sizes) for tensor in inputs), strict=True)
     return [loss(*level, avg_factor=positives) for level in levels]

@@ -125,7 +125,7 @@ def _train_seed(params: Params, variant: str, seed: int, out: Path, processes: P
         else:
             _fit(params, cfg, folder, f"{variant}, seed {seed}", resume_from, processes)
         if processes.first:
-            _export(params, variant, seed, cfg, folder / RESULT, out)
+            _export(params, variant, seed, cfg, folder / RESULT, out, shape.conditions(parts))
 
 
 def _lock(folder: Path) -> Path:
@@ -303,7 +303,9 @@ def _write_result(runner: Runner, loop: TrainLoop, progress: Progress, folder: P
     shutil.rmtree(folder / LOGS, ignore_errors=True)
 
 
-def _export(params: Params, variant: str, seed: int, cfg: Config, result: Path, out: Path) -> None:
+def _export(
+    params: Params, variant: str, seed: int, cfg: Config, result: Path, out: Path, conditions: dict[str, str]
+) -> None:
     out.mkdir()
     for path in result.iterdir():
         shutil.copyfile(path, out / path.name)
@@ -318,6 +320,7 @@ def _export(params: Params, variant: str, seed: int, cfg: Config, result: Path, 
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "pretrained": params.model.pretrained,
         "load_from": params.model.load_from,
+        "conditions": conditions,
         **json.loads((out / RECORD).read_text(encoding="utf-8")),
     }
     files.write_json(out / RECORD, record)

@@ -1,5 +1,6 @@
 """Everything that shapes a training, its checksum, and what differs between two."""
 
+import copy
 import hashlib
 import json
 from importlib.metadata import version
@@ -44,6 +45,20 @@ def shape(cfg: Config, manifest: dict[str, Any], backbone: dict[str, Any], resum
 def key(parts: dict[str, Any]) -> str:
     """A checksum of 12 hex digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def conditions(parts: dict[str, Any]) -> dict[str, str]:
+    """Checksums of all but the losses and the seed: what two trainings have in common that are to be compared.
+
+    Returns:
+        `config`, `data`, `backbone`, `resume_from`, `code` and `libraries`, 12 hex digits each.
+    """
+    shared = copy.deepcopy(parts)
+    config = shared["config"]
+    for name in ("loss_cls", "loss_bbox", "reg_decoded_bbox"):
+        del config["model"]["bbox_head"][name]
+    del config["randomness"], config["train_dataloader"]["dataset"]["seed"]
+    return {name: key({name: part}) for name, part in shared.items()}
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:

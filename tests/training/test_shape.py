@@ -273,3 +273,17 @@ def test_the_latest_training_of_a_name_is_the_youngest(tmp_path: Path):
     assert shape.latest(tmp_path, "a-seed_1-") == {"name": "a-seed_1-1"}
     assert shape.latest(tmp_path, "c-seed_1-") is None
     assert shape.latest(tmp_path / "none", "a-seed_1-") is None
+
+
+def test_conditions_are_those_of_another_seed_and_of_other_losses(workspace: Path):
+    first = shape.conditions(parts(config(variant="fl_sl1")))
+    assert shape.conditions(parts(config(variant="ghmc_ghmr", seed=7))) == first
+
+
+def test_conditions_name_what_is_otherwise(workspace: Path):
+    first = shape.conditions(parts())
+    other = shape.conditions(parts(trained(lr=0.1)))
+    assert {name for name in first if first[name] != other[name]} == {"config"}
+    changed = parts()
+    changed["code"]["head.py"] = "otherwise"
+    assert {name for name, value in shape.conditions(changed).items() if value != first[name]} == {"code"}

@@ -1,0 +1,80 @@
+"""Laws of OHEM: cross entropy of the hardest anchors, and no gradient for the others. Shapes: N examples, C classes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ghm.losses import OHEMLoss
+from ghm.registry import MODELS
+
+
+def examples(size: int = 40, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    logit = (3 * torch.randn(size, classes)).requires_grad_()
+    return logit, torch.randint(0, classes + 1, (size,)), torch.ones(size)
+
+
+def cross_entropy(logit: Tensor, label: Tensor) -> Tensor:
+    """Of each anchor, summed over classes, [N]."""
+    hit = functional.one_hot(label, logit.shape[1] + 1)[:, :-1].float()
+    return functional.binary_cross_entropy_with_logits(logit, hit, reduction="none").sum(-1)
+
+
+@pytest.mark.parametrize("keep", [1, 7, 40, 1000])
+def test_the_loss_is_the_mean_cross_entropy_of_the_hardest_anchors(keep: int) -> None:
+    logit, label, weight = examples()
+    each = cross_entropy(logit, label)
+    hardest = each.sort(descending=True).values[:keep]
+    torch.testing.assert_close(OHEMLoss(keep)(logit, label, weight, avg_factor=7.0), hardest.mean())
+
+
+def test_anchors_that_are_not_among_the_hardest_get_no_gradient() -> None:
+    logit, label, weight = examples()
+    (gradient,) = torch.autograd.grad(OHEMLoss(5)(logit, label, weight), logit)
+    moved = gradient.abs().sum(-1) > 0
+    assert set(moved.nonzero().flatten().tolist()) == set(cross_entropy(logit, label).topk(5).indices.tolist())
+
+
+def test_ignored_anchors_neither_count_nor_get_a_gradient() -> None:
+    logit, label, weight = examples()
+    weight[cross_entropy(logit, label).topk(3).indices] = 0.0
+    loss = OHEMLoss(5)(logit, label, weight)
+    (gradient,) = torch.autograd.grad(loss, logit)
+    assert not gradient[weight == 0].any()
+    left = cross_entropy(logit, label)[weight > 0].sort(descending=True).values[:5]
+    torch.testing.assert_close(loss, left.mean())
+
+
+def test_no_valid_anchor_gives_a_loss_of_zero_with_a_gradient() -> None:
+    for size in (0, 4):
+        logit, label, weight = examples(size)
+        loss = OHEMLoss()(logit, label, 0 * weight)
+        loss.backward()
+        assert loss.item() == 0 and logit.grad is not None and not logit.grad.any()
+
+
+def test_half_precision_logits_give_a_float32_loss() -> None:
+    logit, label, weight = examples()
+    loss = OHEMLoss(5)(logit.detach().half(), label, weight)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, OHEMLoss(5)(logit.detach(), label, weight), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("arguments", [{"keep": 0}, {"keep": 2.5}, {"use_sigmoid": False}])
+def test_a_wrong_argument_is_named_with_its_value(arguments: dict[str, Any]) -> None:
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
+        OHEMLoss(**arguments)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    logit, label, weight = examples()
+    with pytest.raises(ValueError, match="must be of shape"):
+        OHEMLoss()(logit, label[:-1], weight)
+
+
+def test_a_config_builds_it_by_name() -> None:
+    assert isinstance(MODELS.build({"type": "ghm.OHEMLoss", "keep": 9}), OHEMLoss)
