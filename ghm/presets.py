@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ghm import files, params
+from ghm.cli import run
 from ghm.errors import InputError
 
 FOLDER = Path("presets")
@@ -66,11 +67,8 @@ def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m ghm.presets NAME")
-    try:
-        print(apply(sys.argv[1]) or "params.yaml has these values already")
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    print(apply(sys.argv[1]) or "params.yaml has these values already")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,7 +17,14 @@ REGISTERED = [
     "ghm/training/optimizer.py",
 ]
 # Imported, but without effect on the outs, or with an effect that is in another dependency of the stage.
-GLUE = {"stages/__init__.py", "ghm/__init__.py", "ghm/losses/__init__.py", "ghm/errors.py", "ghm/files.py"}
+GLUE = {
+    "stages/__init__.py",
+    "ghm/__init__.py",
+    "ghm/losses/__init__.py",
+    "ghm/cli.py",
+    "ghm/errors.py",
+    "ghm/files.py",
+}
 MANIFEST = {str(path.relative_to(ROOT)) for path in ROOT.glob("ghm/data/*.py")}
 # Digit crops, and what fetches weights.
 CROPS = {f"ghm/data/{name}.py" for name in ("digits", "digits_render", "download", "part")}

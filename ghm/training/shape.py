@@ -28,18 +28,23 @@ def shape(cfg: Config, manifest: dict[str, Any], backbone: dict[str, Any], resum
     del config["model"]["test_cfg"]
     for name in ("num_workers", "persistent_workers"):
         del config["train_dataloader"][name]
-    here = Path(__file__).parents[1]
-    paths = [
-        path for name in SOURCES for path in ([here / name] if name.endswith(".py") else (here / name).glob("*.py"))
-    ]
     return {
         "config": config,
         "data": manifest,
         "backbone": backbone,
         "resume_from": files.digest(resume_from) if resume_from else None,
-        "code": {str(path.relative_to(here)): files.digest(path) for path in sorted(paths)},
+        "code": code(),
         "libraries": {name: version(name) for name in PACKAGES},
     }
+
+
+def code() -> dict[str, str]:
+    """File of the package `ghm` that a trained weight depends on -> its checksum."""
+    here = Path(__file__).parents[1]
+    paths = [
+        path for name in SOURCES for path in ([here / name] if name.endswith(".py") else (here / name).glob("*.py"))
+    ]
+    return {str(path.relative_to(here)): files.digest(path) for path in sorted(paths)}
 
 
 def key(parts: dict[str, Any]) -> str:
