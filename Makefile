@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: repro test bench lint format preset help
+.PHONY: repro test bench lint format preset study help
 
 repro: $(STAMP)  ## run the pipeline, then print the table
 	@python -c 'from ghm import params; from stages import run; run(params.load)'
@@ -32,6 +32,10 @@ format: $(STAMP)  ## rewrite the code in the project's style
 
 preset: $(STAMP)  ## merge presets/$(NAME).yaml into params.yaml, e.g. make preset NAME=coco_r50_1x
 	@python -m ghm.presets $(NAME)
+
+study: $(STAMP)  ## train a study and write its table and figure, e.g. make study NAME=bins
+	dvc repro data backbone
+	python -m ghm.study $(NAME)
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST)

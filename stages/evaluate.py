@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from ghm import evaluation, files, params
+from ghm import files, params
+from ghm.evaluation.run import evaluate
 from ghm.training import processes
 from stages import run
 
@@ -11,7 +12,7 @@ from stages import run
 def main() -> None:
     variant = sys.argv[1]
     with processes.join("none", []):
-        metrics = evaluation.evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
+        metrics = evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
     files.write_json(Path("metrics") / f"{variant}.json", metrics)
 
 

@@ -19,8 +19,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ghm import backbones, checkpoints, evaluation, params, report, training
+from ghm import backbones, checkpoints, params, report, training
 from ghm.errors import InputError
+from ghm.evaluation import run as evaluation
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "bn.num_batches_tracked": torch.tensor(7)}
 

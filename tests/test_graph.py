@@ -21,6 +21,7 @@ GLUE = {
     "stages/__init__.py",
     "ghm/__init__.py",
     "ghm/losses/__init__.py",
+    "ghm/evaluation/__init__.py",
     "ghm/cli.py",
     "ghm/errors.py",
     "ghm/files.py",

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ghm.params import Params
 from ghm.report.inputs import Results
@@ -30,8 +31,8 @@ def loss(results: Results, params: Params) -> Plot:
     return Plot(
         figure,
         alt="Training loss against optimiser steps, a panel for each classification and box loss.",
-        caption="**Training loss** (faint: as logged; bold: running mean). A panel for each loss, because different "
-        "losses have different scales: compare curves within a panel, not between panels.",
+        caption="**Training loss**. A panel for each loss, because different losses have different scales: compare "
+        "curves within a panel, not between panels." + _bands(params),
     )
 
 
@@ -44,35 +45,62 @@ def _loss_panel(ax: Axes, table: pd.DataFrame, names: list[str], column: str, pa
     for name in names:
         runs = table[table["variant"] == name].pivot(index="step", columns="seed", values=column)
         colour = colours(params.variants)[name]
-        ax.plot(runs.index, runs, color=colour, alpha=0.25, linewidth=0.6)
         window = max(1, len(runs) // 25)
-        smooth = runs.rolling(window, center=True, min_periods=1).mean().mean(axis=1)
-        ax.plot(runs.index, smooth, color=colour, zorder=3)
+        smooth = runs.rolling(window, center=True, min_periods=1).mean()
+        ax.fill_between(runs.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+        ax.plot(runs.index, smooth.mean(axis=1), color=colour, zorder=3)
     # The first steps can be many times higher than all the rest; they may leave the panel at the top.
     top = 1.15 * np.quantile(shown[column], 0.99)
     ax.set(xlim=(0, np.max(shown["step"])), ylim=(0, top if top > 0 else 1))
 
 
-def precision_recall(results: Results, params: Params) -> Plot:
-    """Draw precision against recall at each IoU, mean over classes and seeds, and each seed thinly."""
-    table = results.precision_recall
+def validation_ap(results: Results, params: Params) -> Plot | None:
+    """Draw AP on a part of the validation split after each epoch; None where it was not measured."""
+    table = results.validation
+    if table.empty:
+        return None
+    figure = new_figure(3.4)
+    ax = figure.subplots()
+    for name, colour in colours(params.variants).items():
+        runs = 100 * table[table["variant"] == name].pivot(index="epoch", columns="seed", values="AP")
+        ax.fill_between(runs.index, runs.min(axis=1), runs.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+        ax.plot(runs.index, runs.mean(axis=1), color=colour, marker="o", markersize=4)
+    ax.set(title="AP after each epoch", xlabel="epoch", ylabel="AP", ylim=(0, None))
+    ax.set_xticks(sorted(table["epoch"].unique()), minor=False)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(figure, params.variants)
+    return Plot(
+        figure,
+        alt="AP on a part of the validation split after each epoch, for every variant.",
+        caption="**AP so far**, on a part of the validation split; nothing was chosen by it." + _bands(params),
+    )
+
+
+def precision_recall(table: pd.DataFrame, params: Params) -> Plot:
+    """Draw precision against recall at each IoU, mean over classes and seeds, with intervals.
+
+    Args:
+        table: of `comparison.precision_recall`.
+    """
     overlaps = sorted(table["iou"].unique())
     figure = new_figure(4.4)
     axes = figure.subplots(1, len(overlaps), sharey=True, squeeze=False)[0]
     for ax, overlap in zip(axes, overlaps, strict=True):
         for name, colour in colours(params.variants).items():
             part = table[(table["variant"] == name) & (table["iou"] == overlap)]
-            runs = part.pivot(index="recall", columns="seed", values="precision")
-            if len(params.seeds) > 1:
-                ax.plot(runs.index, runs, color=colour, alpha=0.35, linewidth=0.7)
-            ax.plot(runs.index, runs.mean(axis=1), color=colour)
+            ax.fill_between(part["recall"], part["low"], part["high"], color=colour, alpha=0.18, linewidth=0)
+            ax.plot(part["recall"], part["precision"], color=colour)
         ax.set(title=f"IoU {overlap:g}", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
     axes[0].set_ylabel("precision, mean over classes")
     legend(figure, params.variants)
     return Plot(
         figure,
-        alt="Precision against recall for every variant, at IoU 0.5 and at IoU 0.75.",
+        alt="Precision against recall for every variant, at IoU 0.5 and at IoU 0.75, with 95 % intervals.",
         caption="**Precision and recall** on the reported split, mean over classes"
-        + (" and seeds (thin: each seed)" if len(params.seeds) > 1 else "")
-        + "; a detection counts from the IoU above the panel.",
+        + (" and seeds" if len(params.seeds) > 1 else "")
+        + ", with 95 % intervals; a detection counts from the IoU above the panel.",
     )
+
+
+def _bands(params: Params) -> str:
+    return " Band: from the lowest to the highest seed." if len(params.seeds) > 1 else ""

@@ -1,7 +1,7 @@
 """The figures of gradient norms: how they are distributed, and what the losses make of them."""
 
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,55 +16,76 @@ from ghm.report.style import GREY, KINDS, Plot, colours, legend, new_figure
 
 SHOWN = 60  # bins of a drawn distribution: half of those counted, or the rare hard examples are a comb
 UNUSED = (0, (3, 1.5))
+MOMENTS = ("start", "middle", "end")
 
 Section = TypeVar("Section", Focal, Ghmc, Ghmr)
 
 
 def gradient_norms(results: Results, params: Params) -> Plot:
-    """Draw the distribution of gradient norms, start and end, and the GHM weight of each unit region."""
-    figure = new_figure(6.6)
-    axes = figure.subplots(2, 2, sharex=True)
-    bins = {"cls": _section(params, "ghmc", Ghmc).bins, "box": _section(params, "ghmr", Ghmr).bins}
-    for row, (kind, section) in zip(axes, (("cls", "ghmc"), ("box", "ghmr")), strict=True):
-        for name, first, last in _start_and_end(results, params, kind):
-            look: dict[str, Any] = {"color": colours(params.variants)[name], "baseline": None}
-            for count_B, line in ((first, {"linewidth": 0.8, "color": GREY}), (last, {"linewidth": 1.6})):
+    """Draw the distribution of gradient norms at the start, in the middle and at the end of the training."""
+    figure = new_figure(5.4)
+    axes = figure.subplots(2, len(MOMENTS), sharex=True, sharey="row")
+    for row, kind in zip(axes, KINDS, strict=True):
+        for name, moments in _moments(results, params, kind):
+            for ax, (moment, count_B) in zip(row, moments.items(), strict=True):
                 share_K = unit_regions(count_B, SHOWN) / max(1, count_B.sum())
-                row[0].stairs(share_K, np.linspace(0, 1, SHOWN + 1), **look | line)
-            weight_K = weights(unit_regions(last, bins[kind]))
-            used = getattr(params.variants[name], kind) == section
-            edges = np.linspace(0, 1, bins[kind] + 1)
-            row[1].stairs(weight_K, edges, linewidth=1.8, linestyle="-" if used else UNUSED, **look)
-        row[0].set(title=f"{KINDS[kind]}: share of examples", xlim=(0, 1))
-        row[1].set(title=f"{KINDS[kind]}: weight by {section}")
-        for ax in row:
-            _log_scale(ax)
+                colour = colours(params.variants)[name]
+                ax.stairs(share_K, np.linspace(0, 1, SHOWN + 1), color=colour, baseline=None, linewidth=1.4)
+                ax.set(title=f"{KINDS[kind]}, {moment}", xlim=(0, 1))
+        _log_scale(row)
+        row[0].set_ylabel("share of examples")
     for ax in axes[1]:
         ax.set_xlabel("gradient norm g")
-    start = Line2D([], [], color=GREY, linewidth=0.8, label="at the start")
-    unused = Line2D([], [], color=GREY, linestyle=UNUSED, label="trained without these weights")
-    legend(figure, params.variants, [start, unused])
+    legend(figure, params.variants)
     return Plot(
         figure,
-        alt="Left: share of examples by gradient norm, before and after training, on a logarithmic scale. Right: the "
-        "weight that GHM gives to an example of each unit region.",
-        caption=f"**Gradient norms** (the paper's Figure 2) on the same training images for every variant, in {SHOWN} "
-        f"bins, and the GHM weights that follow: examples / (examples in the unit region x occupied regions), with "
-        f"{bins['cls']} unit regions for classes and {bins['box']} for boxes. Here all images and pyramid levels count "
-        f"together; training counts each step and level alone, so its weights are noisier. Gaps: no examples.",
+        alt="Share of examples by gradient norm, for classes and for boxes, at the start, in the middle and at the end "
+        "of the training, on a logarithmic scale.",
+        caption=f"**Gradient norms** (the paper's Figure 2) on the same training images for every variant, all pyramid "
+        f"levels and seeds together, in {SHOWN} bins. At the start all variants are one network: the last line covers "
+        f"the others. Gaps: no examples.",
     )
 
 
-def _log_scale(ax: Axes) -> None:
-    """Give what is drawn a logarithmic scale over at least two decades, so that noise does not look like a trend."""
-    low, high = ax.dataLim.minposy, ax.dataLim.ymax
-    if not low <= high < np.inf:
-        # A batch without objects, or a box loss without deltas: there is nothing to scale to.
-        ax.text(0.5, 0.5, "no examples", transform=ax.transAxes, ha="center")
-        return
-    margin = max(1.6, 10 / np.sqrt(high / low))
-    ax.set(yscale="log", ylim=(low / margin, high * margin))
-    ax.yaxis.set_minor_locator(NullLocator())
+def region_weights(results: Results, params: Params) -> Plot:
+    """Draw the GHM weight of each unit region after the training."""
+    figure = new_figure(3.4)
+    axes = figure.subplots(1, 2)
+    bins_of = {"cls": _section(params, "ghmc", Ghmc).bins, "box": _section(params, "ghmr", Ghmr).bins}
+    for ax, (kind, bins), section in zip(axes, bins_of.items(), ("ghmc", "ghmr"), strict=True):
+        for name, moments in _moments(results, params, kind):
+            weight_K = weights(unit_regions(moments["end"], bins))
+            line = "-" if getattr(params.variants[name], kind) == section else UNUSED
+            edges = np.linspace(0, 1, bins + 1)
+            colour = colours(params.variants)[name]
+            ax.stairs(weight_K, edges, color=colour, baseline=None, linewidth=1.8, linestyle=line)
+        ax.set(title=f"{KINDS[kind]}: weight by {section}", xlim=(0, 1), xlabel="gradient norm g")
+        _log_scale([ax])
+    unused = Line2D([], [], color=GREY, linestyle=UNUSED, label="trained without these weights")
+    legend(figure, params.variants, [unused])
+    return Plot(
+        figure,
+        alt="The weight that GHM gives to an example of each unit region, for classes and for boxes, on a logarithmic "
+        "scale.",
+        caption=f"**Weights** that follow at the end: examples / (examples in the unit region x occupied regions), "
+        f"with {bins_of['cls']} unit regions for classes and {bins_of['box']} for boxes. Here all images and pyramid "
+        f"levels count together; training counts each step and level alone, so its weights are noisier.",
+    )
+
+
+def _log_scale(axes: Sequence[Axes]) -> None:
+    """Give what is drawn one logarithmic scale over two decades or more, so that noise does not look like a trend."""
+    drawn = [ax for ax in axes if ax.dataLim.minposy <= ax.dataLim.ymax < np.inf]
+    for ax in axes:
+        if ax not in drawn:
+            # A batch without objects, or a box loss without deltas: there is nothing to scale to.
+            ax.text(0.5, 0.5, "no examples", transform=ax.transAxes, ha="center")
+    if drawn:
+        low, high = min(ax.dataLim.minposy for ax in drawn), max(ax.dataLim.ymax for ax in drawn)
+        margin = max(1.6, 10 / np.sqrt(high / low))
+        for ax in axes:
+            ax.set(yscale="log", ylim=(low / margin, high * margin))
+            ax.yaxis.set_minor_locator(NullLocator())
 
 
 def reformulated(results: Results, params: Params) -> Plot:
@@ -78,8 +99,8 @@ def reformulated(results: Results, params: Params) -> Plot:
         ax.plot(g, g, color=GREY, linestyle="--", label="cross entropy")[0],
         ax.plot(g, focal_gradient(g, gamma), color=GREY, linestyle=":", label=f"Focal Loss, gamma {gamma:g}")[0],
     ]
-    for name, _, last in _start_and_end(results, params, "cls"):
-        weight_K = weights(unit_regions(last, bins))
+    for name, moments in _moments(results, params, "cls"):
+        weight_K = weights(unit_regions(moments["end"], bins))
         centre_K = (np.arange(len(weight_K)) + 0.5) / len(weight_K)
         ax.plot(centre_K, weight_K * centre_K, color=colours(params.variants)[name], marker="o", markersize=3.5)
     ax.set_title("GHM-C with the counts of each variant (colour), losses that need no counts (grey)")
@@ -97,13 +118,13 @@ def reformulated(results: Results, params: Params) -> Plot:
     )
 
 
-def _start_and_end(results: Results, params: Params, kind: str) -> Iterator[tuple[str, Array, Array]]:
-    """Yield every variant with its first and its last histogram; a resumed training has none of epoch 0."""
+def _moments(results: Results, params: Params, kind: str) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Yield every variant with its histograms at three epochs; a resumed training has none of epoch 0."""
     table = results.gradient_norms
     for name in params.variants:
         own = table.loc[(table["variant"] == name) & (table["kind"] == kind)]
         counts = [epoch["count"].to_numpy(float) for _, epoch in own.groupby("epoch")]
-        yield name, counts[0], counts[-1]
+        yield name, dict(zip(MOMENTS, (counts[0], counts[len(counts) // 2], counts[-1]), strict=True))
 
 
 def _section(params: Params, name: str, kind: type[Section]) -> Section:

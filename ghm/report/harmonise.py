@@ -22,13 +22,13 @@ def unit_regions(count_B: Array, regions: int) -> Array:
     return np.diff(np.interp(np.linspace(0, 1, regions + 1), np.linspace(0, 1, len(count_B) + 1), cumulative))
 
 
-def weights(count_K: Array) -> Array:
+def weights(count_K: Array, smoothing: float = 0.0) -> Array:
     """Return the weight that GHM gives to an example of each unit region, [K]; nan where there are no examples.
 
-    The weights of all examples have mean 1, and every occupied region gets the same total.
+    Without smoothing the weights of all examples have mean 1, and every occupied region gets the same total.
     """
     count = torch.from_numpy(count_K)
-    return np.where(count_K > 0, region_weights(count, count, count.sum()).numpy(), np.nan)
+    return np.where(count_K > 0, region_weights(count, count, count.sum(), smoothing=smoothing).numpy(), np.nan)
 
 
 def focal_gradient(norm_G: Array, gamma: float) -> Array:

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from ghm.errors import InputError
+from ghm.evaluation.bootstrap import Resampled
 from ghm.params import Params
+from ghm.report import fairness
 
 Record = dict[str, Any]  # of COCO: an image, an annotation, a detection
 
@@ -21,8 +23,11 @@ class Results:
     metrics: dict[str, dict[str, float]]  # of each variant: fractions, mean over seeds, -1: no box of that kind
     seed_metrics: dict[str, list[dict[str, float]]]  # of each variant: the same, seed by seed
     contexts: dict[str, list[dict[str, Any]]]  # of each variant, seed by seed: revision, device, seconds, ...
+    resampled: dict[str, list[Resampled]]  # of each variant, seed by seed
+    errors: dict[str, list[dict[str, float]]]  # of each variant, seed by seed: AP50 that each kind of error costs
     loss: pd.DataFrame  # variant, seed, step, loss, loss_cls, loss_bbox, ...
-    precision_recall: pd.DataFrame  # variant, seed, iou, recall, precision
+    validation: pd.DataFrame  # variant, seed, epoch, AP: on a part of the validation split
+    density: pd.DataFrame  # variant, seed, step, kind, low, high, density: of losses with a moving average
     gradient_norms: pd.DataFrame  # variant, epoch, kind, low, high, count, share; all seeds together
     detections: dict[str, list[Record]]  # of each variant: the first seed's best, as many as there are true boxes
     manifest: dict[str, Any]  # data/<name>.json
@@ -34,18 +39,30 @@ def read(params: Params, root: Path) -> Results:
     """Read the runs that `params` describes from the repository at `root`.
 
     Raises:
-        InputError: a file is missing.
+        InputError: a file is missing, or the runs may not be compared.
     """
     manifest = _json(root, f"data/{params.data.name}.json")
     split = manifest["splits"][params.evaluate.split]
     truth = _json(root, f"data/{params.data.name}/{split['annotations']}")
     first = params.seeds[0]
+    contexts = _records(root, "runs", "context.json", params)
+    resampled = {
+        variant: [
+            Resampled.load(existing(root / f"detections/{variant}/seed_{seed}/resampled.npz", root))
+            for seed in params.seeds
+        ]
+        for variant in params.variants
+    }
+    fairness.require(params, contexts, resampled, split["annotations_sha256"])
     return Results(
         metrics={name: _json(root, f"metrics/{name}.json") for name in params.variants},
         seed_metrics=_records(root, "detections", "metrics.json", params),
-        contexts=_records(root, "runs", "context.json", params),
+        contexts=contexts,
+        resampled=resampled,
+        errors=_records(root, "detections", "errors.json", params),
         loss=_tables(root, "runs", "log.csv", params),
-        precision_recall=_tables(root, "detections", "precision_recall.csv", params),
+        validation=_tables(root, "runs", "validation.csv", params, columns=("epoch", "AP")),
+        density=_tables(root, "runs", "density.csv", params, columns=("step", "kind", "low", "high", "density")),
         gradient_norms=_shares(_tables(root, "runs", "gradient_norms.csv", params)),
         detections={
             name: _best(_json(root, f"detections/{name}/seed_{first}/detections.json"), len(truth["annotations"]))
@@ -88,11 +105,17 @@ def _records(root: Path, folder: str, name: str, params: Params) -> dict[str, li
     }
 
 
-def _tables(root: Path, folder: str, name: str, params: Params) -> pd.DataFrame:
-    """Stack one CSV file of every run, with the columns `variant` and `seed` in front."""
-    tables = []
+def _tables(root: Path, folder: str, name: str, params: Params, columns: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Stack one CSV file of every run, with the columns `variant` and `seed` in front.
+
+    A file whose `columns` are named may be missing: not every training has that to record.
+    """
+    tables = [pd.DataFrame({name: [] for name in ("variant", "seed", *columns)})] if columns else []
     for variant, seed in itertools.product(params.variants, params.seeds):
-        table = pd.read_csv(existing(root / folder / variant / f"seed_{seed}" / name, root))
+        path = root / folder / variant / f"seed_{seed}" / name
+        if columns and not path.is_file():
+            continue
+        table = pd.read_csv(existing(path, root))
         table.insert(0, "variant", variant)
         table.insert(1, "seed", seed)
         tables.append(table)

@@ -19,6 +19,7 @@ class Mark:
 
     box: Record
     kind: Kind
+    truth: Record | None = None  # the true box that is found
 
 
 def choose(images: list[Record], boxes: list[Record], number: int) -> list[Record]:
@@ -48,7 +49,7 @@ def compare(truth: list[Record], found: list[Record]) -> list[Mark]:
         best = max(same, key=lambda place: row[place], default=None)
         if best is not None and row[best] >= MIN_IOU:
             free.remove(best)
-            marks.append(Mark(detection, "found"))
+            marks.append(Mark(detection, "found", truth[best]))
         else:
             marks.append(Mark(detection, "wrong"))
     return [*(Mark(truth[place], "missed") for place in sorted(free)), *marks]

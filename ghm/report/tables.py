@@ -3,16 +3,19 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ghm.evaluation.bootstrap import METRICS
 from ghm.params import OtherLoss, Params
 from ghm.report.inputs import Results
 
 HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # the last one on VOC only
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 BASELINE = "baseline"
+LEVEL = "95 %"
 OFF = {
     "statistics": "level",
     "sync": False,
@@ -35,19 +38,45 @@ def markdown(frame: pd.DataFrame, texts: int = 1) -> str:
     return text
 
 
-def main(results: Results, params: Params) -> pd.DataFrame:
-    """Return a row a variant: metrics in percent, mean and standard deviation over seeds, and AP minus the first's."""
+def main(results: Results, params: Params, compared: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a variant: metrics in percent, AP with its interval, and AP minus the first's with a verdict.
+
+    Args:
+        compared: of `comparison.table`.
+    """
     baseline = next(iter(params.variants))
     rows = []
     for name in params.variants:
         keys = [key for key in HEADLINE if key in results.metrics[name]]
         row = {"variant": name} | {key: _percent(results, name, key) for key in keys}
-        difference = results.metrics[name]["AP"] - results.metrics[baseline]["AP"]
-        pairs = zip(results.seed_metrics[name], results.seed_metrics[baseline], strict=True)
-        spread = _spread([seed["AP"] - other["AP"] for seed, other in pairs])
-        row[f"AP minus {baseline}"] = BASELINE if name == baseline else f"{100 * difference:+.1f}{spread}"
+        (found,) = compared.query("variant == @name and metric == 'AP'").to_dict("records")
+        row[f"AP, {LEVEL}"] = between(found["low"], found["high"])
+        row[f"AP minus {baseline}, {LEVEL}"] = BASELINE if name == baseline else signed(found)
+        row["verdict"] = BASELINE if name == baseline else found["verdict"]
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def differences(params: Params, compared: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each variant but the first, with the difference in AP, AP50 and AP75 and what it says."""
+    rows = []
+    for name in list(params.variants)[1:]:
+        row = {"variant": name}
+        for metric in METRICS:
+            (found,) = compared.query("variant == @name and metric == @metric").to_dict("records")
+            row[metric] = signed(found)
+            row[f"{metric} is"] = found["verdict"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def signed(found: dict[str, Any]) -> str:
+    """A difference with its interval, in points."""
+    return f"{100 * found['difference']:+.1f} {between(found['difference_low'], found['difference_high'], '+')}"
+
+
+def between(low: float, high: float, sign: str = "") -> str:
+    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def published(params: Params) -> pd.DataFrame:

@@ -1,1 +1,1 @@
-"""A question that takes many trainings: `studies/<name>.yaml` -> trials -> a table and a figure in `reports/studies/`."""
+"""A question that takes many trainings: `studies/<name>.yaml` -> trials -> table and figure in `reports/studies/`."""

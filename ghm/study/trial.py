@@ -4,8 +4,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ghm import backbones, data, evaluation, params, training
+from ghm import backbones, data, params, training
 from ghm.cli import run
+from ghm.evaluation.run import evaluate
 from ghm.training import processes
 
 
@@ -20,7 +21,7 @@ def main() -> None:
         training.train(given, variant, Path("runs"))
         for split in splits:
             reported = replace(given, evaluate=replace(given.evaluate, split=split))
-            evaluation.evaluate(reported, variant, Path("runs"), Path("detections") / split)
+            evaluate(reported, variant, Path("runs"), Path("detections") / split)
 
 
 if __name__ == "__main__":

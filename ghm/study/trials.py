@@ -1,5 +1,6 @@
 """Trainings of a study, each in a folder of its own under `.trials/`, as many at once as the machine has room for."""
 
+import copy
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from tqdm import tqdm
 
 from ghm import files
 from ghm.errors import InputError
-from ghm.study.definition import Changes, changed
+from ghm.study.definition import PARAMS, Changes, applied, changed
 from ghm.training import shape
 
 TRIALS = Path(".trials")
 LOG = "log.txt"
+LOCK = ".lock"
 DONE = "done.json"
 # Sections that shape the data and the pretrained backbone; a trial that changes none of them shares those of the root.
 SHARED = {"data": ("data", "digits", "custom"), "weights": ("model", "backbone", "digits")}
@@ -55,6 +58,7 @@ def run_all(trials: Sequence[Trial], splits: Sequence[str], jobs: int, root: Pat
     Raises:
         InputError: a trial failed; its log is named. The others are finished first.
     """
+    trials = list({each.folder: each for each in trials}.values())
     failed: list[str] = []
 
     def one(each: Trial) -> None:
@@ -67,38 +71,66 @@ def run_all(trials: Sequence[Trial], splits: Sequence[str], jobs: int, root: Pat
         raise InputError(f"{len(failed)} of {len(trials)} trainings failed: " + "; ".join(failed))
 
 
+def lack(each: Trial, splits: Sequence[str], root: Path = Path()) -> str:
+    """Why a trial has no detections that its parameters describe; "" where it has."""
+    done = _done(each)
+    if done:
+        wanted = _made_of(_content(each, root), splits)
+        same = all(done[key] == wanted[key] for key in ("params", "splits"))
+        return "" if same else "done with other parameters or splits"
+    log = each.folder / LOG
+    return f"not finished, its log ends: {_last_line(log)}" if log.is_file() else "not trained"
+
+
+def is_older(each: Trial) -> bool:
+    """Whether a finished trial was made with other training code than this."""
+    return _done(each)["code"] != shape.key(shape.code())
+
+
 def _run(each: Trial, splits: Sequence[str], threads: int, root: Path) -> bool:
     each.folder.mkdir(parents=True, exist_ok=True)
-    yaml = YAML()
-    content = _params(root, yaml)
-    for key, value in each.changes.items():
-        section, _, name = key.partition(".")
-        content[section][name] = value
-    content["seeds"] = [each.seed]
-    yaml.dump(content, each.folder / "params.yaml")
-    changed_sections = {key.partition(".")[0] for key in each.changes}
-    if _is_done(each, content, splits):
-        return True
-    for shared, sections in SHARED.items():
-        place = each.folder / shared
-        if not changed_sections & set(sections) and not place.exists():
-            place.symlink_to((root / shared).absolute())
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    with (each.folder / LOG).open("a", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "ghm.study.trial", each.variant, *splits]
-        if subprocess.run(command, cwd=each.folder, env=environment, stdout=log, stderr=log, check=False).returncode:
+    with files.alone(each.folder / LOCK, f"the training {each.folder}"):
+        content = _content(each, root)
+        YAML().dump(content, each.folder / PARAMS)
+        if _done(each) == _made_of(content, splits):
+            return True
+        (each.folder / DONE).unlink(missing_ok=True)
+        share(each, root)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        with (each.folder / LOG).open("a", encoding="utf-8") as log:
+            command = [sys.executable, "-m", "ghm.study.trial", each.variant, *splits]
+            ended = subprocess.run(command, cwd=each.folder, env=environment, stdout=log, stderr=log, check=False)
+        if ended.returncode:
             return False
-    files.write_json(each.folder / DONE, _made_of(content, splits))
+        files.write_json(each.folder / DONE, _made_of(content, splits))
     return True
 
 
-def _is_done(each: Trial, content: Any, splits: Sequence[str]) -> bool:
-    done = each.folder / DONE
-    return done.is_file() and json.loads(done.read_text(encoding="utf-8")) == _made_of(content, splits)
+def share(each: Trial, root: Path) -> None:
+    """Link to the data and the backbone of the root, where the trial changes nothing about them."""
+    changed_sections = {key.partition(".")[0] for key in each.changes}
+    for shared, sections in SHARED.items():
+        place = each.folder / shared
+        if not changed_sections & set(sections) and not place.exists():
+            place.unlink(missing_ok=True)  # a link whose aim has moved
+            place.symlink_to((root / shared).absolute())
+
+
+def _done(each: Trial) -> dict[str, Any]:
+    """What was written when the trial was finished; nothing where it was not."""
+    path = each.folder / DONE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _content(each: Trial, root: Path) -> Any:
+    """The parameters of the trial, with the comments of the root's."""
+    content = applied(_params(root), each.changes)
+    content["seeds"] = [each.seed]
+    return content
 
 
 def _made_of(content: Any, splits: Sequence[str]) -> dict[str, Any]:
@@ -106,8 +138,14 @@ def _made_of(content: Any, splits: Sequence[str]) -> dict[str, Any]:
     return {"params": shape.key(json.loads(json.dumps(content))), "code": shape.key(shape.code()), "splits": [*splits]}
 
 
-def _params(root: Path, yaml: Any = None) -> Any:
-    return (yaml or YAML(typ="safe")).load(root / "params.yaml")
+def _params(root: Path) -> Any:
+    """The content of the root's `params.yaml`, with its comments."""
+    return copy.deepcopy(_parsed((root / PARAMS).read_text(encoding="utf-8")))
+
+
+@lru_cache(maxsize=1)
+def _parsed(text: str) -> Any:
+    return YAML().load(text)
 
 
 def _last_line(log: Path) -> str:

@@ -1,6 +1,7 @@
 """An artificial folder of finished runs: plausible numbers and images from a seeded generator."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ import pandas as pd
 from PIL import Image
 
 from ghm import params as ghm_params
+from ghm.evaluation.bootstrap import METRICS as RESAMPLED
+from ghm.evaluation.bootstrap import Resampled
+from ghm.evaluation.errors import KINDS
+from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R
 from ghm.params import Params, Variant
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 128  # pixels of an image
 STEPS = 400
+DRAWS = 50
 EPOCHS = 2
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
@@ -37,7 +43,11 @@ def fill(
         for seed in params.seeds:
             found.append(_metrics(names, 0.55 + 0.01 * place, rng))
             _run(root / "runs" / variant / f"seed_{seed}", params, variant, seed, rng)
-            _evaluation(root / "detections" / variant / f"seed_{seed}", truth, found[-1], detect, rng)
+            folder = root / "detections" / variant / f"seed_{seed}"
+            _evaluation(folder, truth, found[-1], detect, rng)
+            _resampled(checksum(root, params), len(truth["images"]), found[-1], detect, rng).save(
+                folder / "resampled.npz"
+            )
         mean = {key: round(float(np.mean([metrics[key] for metrics in found])), 4) for key in found[0]}
         write_json(root / "metrics" / f"{variant}.json", mean)
     return params
@@ -72,12 +82,30 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
     annotations = f"annotations/instances_{split}.json"
     write_json(folder / annotations, truth)
     here = {"images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split}
+    here["annotations_sha256"] = hashlib.sha256((folder / annotations).read_bytes()).hexdigest()
     found = {"warnings": {"crowd_boxes": 1200}}
     write_json(
         root / "data" / f"{params.data.name}.json",
         {"name": params.data.name, "classes": names, "splits": {"train": here | found, split: here | {"warnings": {}}}},
     )
     return truth
+
+
+def checksum(root: Path, params: Params) -> str:
+    """Of the annotations of the reported split."""
+    manifest = json.loads((root / "data" / f"{params.data.name}.json").read_text())
+    return manifest["splits"][params.evaluate.split]["annotations_sha256"]
+
+
+def _resampled(
+    annotations: str, images: int, metrics: dict[str, float], detect: bool, rng: np.random.Generator
+) -> Resampled:
+    """Return resamples around the metrics, and curves around a falling one."""
+    names = [*RESAMPLED, *(name for name in metrics if name.startswith("AP_"))]
+    values = {name: np.array([metrics[name], *(metrics[name] + rng.normal(0, 0.02, DRAWS))]) for name in names}
+    noise = rng.normal(0, 0.02, (1 + DRAWS, len(CURVE_IOUS), 1))
+    curves = detect * np.clip(1 - RECALLS_R ** np.array([6, 3])[None, :, None] + noise, 0, 1)
+    return Resampled(annotations, images, values, curves)
 
 
 def _metrics(names: list[str], level: float, rng: np.random.Generator) -> dict[str, float]:
@@ -91,6 +119,7 @@ def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.G
         "variant": variant, "seed": seed, "revision": "0123abc", "device": "2 x fixture CPU", "seconds": 211.5,
         "versions": {"python": "3.11.7", "torch": "2.11.0", "mmdet": "3.3.0"}, "dataset": params.data.name,
         "epochs": EPOCHS, "images": 8, "parameters": 1_034_567, "pretrained": params.model.pretrained,
+        "conditions": {"code": "0123", "config": "4567", "data": "89ab"},
     }  # fmt: skip
     write_json(folder / "context.json", context)
     step = np.arange(1, STEPS + 1)
@@ -100,6 +129,14 @@ def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.G
     log = {"step": step, "epoch": 1 + step * EPOCHS // (STEPS + 1), "loss": cls + box, "loss_cls": cls,
            "loss_bbox": box, "lr": 0.002, "grad_norm": rng.gamma(4, 1, STEPS)}  # fmt: skip
     pd.DataFrame(log).to_csv(folder / "log.csv", index=False)
+    epochs = np.arange(1, EPOCHS + 1)
+    pd.DataFrame({"epoch": epochs, "AP": rng.uniform(0.4, 0.6, EPOCHS)}).to_csv(folder / "validation.csv", index=False)
+    if params.variants[variant].cls == "ghmc":
+        low = np.arange(30) / 30
+        regions = pd.DataFrame({"kind": "cls", "low": low, "high": low + 1 / 30, "density": 9e3 * np.exp(-9 * low)})
+        regions.loc[29, "density"] = 0.0
+        steps = [regions.assign(step=number) for number in range(50, STEPS + 1, 50)]
+        pd.concat(steps).to_csv(folder / "density.csv", index=False)
     edges = np.linspace(0, 1, 121)
     histograms = []
     for epoch in range(EPOCHS + 1):
@@ -116,14 +153,9 @@ def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.G
 def _evaluation(
     folder: Path, truth: dict[str, Any], metrics: dict[str, float], detect: bool, rng: np.random.Generator
 ) -> None:
-    """Write metrics, curves and detections: most boxes found, some moved away, some with the next class."""
+    """Write metrics, errors and detections: most boxes found, some moved away, some with the next class."""
     write_json(folder / "metrics.json", metrics)
-    recall = np.arange(101) / 100
-    curves = [
-        pd.DataFrame({"iou": iou, "recall": recall, "precision": (1 - recall**power) * detect})
-        for iou, power in ((0.5, 6 + rng.normal()), (0.75, 3 + rng.normal()))
-    ]
-    pd.concat(curves).to_csv(folder / "precision_recall.csv", index=False)
+    write_json(folder / "errors.json", {kind: float(rng.uniform(0, 0.05)) for kind in KINDS})
     found = []
     for box in truth["annotations"]:
         luck = rng.uniform()

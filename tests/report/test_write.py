@@ -12,6 +12,8 @@ import pytest
 
 from ghm import report
 from ghm.errors import InputError
+from ghm.evaluation import bootstrap
+from ghm.evaluation.bootstrap import Resampled
 from ghm.params import Params
 from tests.report.artificial_runs import METRICS, fill
 
@@ -78,8 +80,38 @@ def test_main_table_has_the_metrics_in_percent(any_report: Written) -> None:
 def test_main_table_has_the_difference_in_ap_to_the_first_variant(default: Written) -> None:
     rows = default.rows("Result")
     difference = metrics(default.root, "ghmc_sl1")["AP"] - metrics(default.root, "fl_sl1")["AP"]
-    assert rows["ghmc_sl1"][-1] == f"{100 * difference:+.1f}"
-    assert rows["fl_sl1"][-1] == "baseline"
+    assert rows["ghmc_sl1"][-2].startswith(f"{100 * difference:+.1f} [")
+    assert rows["fl_sl1"][-2:] == ["baseline", "baseline"]
+
+
+def test_the_verdict_is_that_of_the_interval_beside_it(any_report: Written) -> None:
+    for name in list(any_report.params.variants)[1:]:
+        row = any_report.rows("Result")[name]
+        low, high = (float(text) for text in re.findall(r"[+-][\d.]+(?=, |\])", row[-2]))
+        # Rounded to a digit, an end at 0.0 may lie on either side.
+        words = {"better": low >= 0, "worse": high <= 0, "not distinguishable": low <= 0 <= high}
+        assert words[row[-1]], (name, row)
+        assert f"`{name}` is **{row[-1]}**" in any_report.page
+
+
+def test_intervals_are_those_of_the_resampled_metrics(large: Written) -> None:
+    table = pd.read_csv(large.root / "reports/plots/intervals.csv").set_index(["variant", "metric"])
+    stored = {
+        name: [Resampled.load(large.root / f"detections/{name}/seed_{seed}/resampled.npz") for seed in (0, 1)]
+        for name in ("fl_sl1", "ghmc_sl1")
+    }
+    for metric in ("AP", "AP75", "AP_class 7"):
+        own, other = (np.stack([each.value_B[metric] for each in stored[name]]) for name in ("ghmc_sl1", "fl_sl1"))
+        expected = bootstrap.difference(own, other, 8)
+        row = table.loc[("ghmc_sl1", metric)]
+        found = [row["difference"], row["difference_low"], row["difference_high"]]
+        np.testing.assert_allclose(found, [expected.estimate, expected.low, expected.high], rtol=1e-4)
+        assert row["verdict"] == expected.verdict
+
+
+def test_a_single_variant_has_nothing_to_be_compared_with(blind: Written) -> None:
+    assert "There is nothing to compare `fl_sl1` with" in blind.page
+    assert "differences.png" not in blind.page
 
 
 def test_main_table_is_returned_for_the_terminal(any_report: Written) -> None:
@@ -88,10 +120,10 @@ def test_main_table_is_returned_for_the_terminal(any_report: Written) -> None:
 
 def test_one_seed_has_no_spread_and_says_why_that_matters(default: Written) -> None:
     assert "±" not in default.page
-    assert "One seed cannot tell a difference of about 1 AP from noise" in default.page
+    assert "**One seed**: these intervals are about these trained detectors on other images" in default.page
 
 
-def test_several_seeds_have_the_standard_deviation_and_that_of_the_paired_difference(large: Written) -> None:
+def test_several_seeds_have_the_standard_deviation(large: Written) -> None:
     row = large.rows("Result")["ghmc_sl1"]
     ap = {
         name: np.array(
@@ -103,8 +135,8 @@ def test_several_seeds_have_the_standard_deviation_and_that_of_the_paired_differ
         for name in ("fl_sl1", "ghmc_sl1")
     }
     assert row[0].endswith(f" ± {100 * ap['ghmc_sl1'].std(ddof=1):.1f}")
-    assert row[-1].endswith(f" ± {100 * (ap['ghmc_sl1'] - ap['fl_sl1']).std(ddof=1):.1f}")
     assert "One seed" not in large.page
+    assert "The intervals are about the losses: other images and other trainings (2 seeds)" in large.page
 
 
 def test_published_figures_stand_apart_and_only_beside_their_own_variants(large: Written) -> None:
@@ -132,7 +164,14 @@ def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(any_r
     shown = dict(re.findall(r"!\[(.{20,}?)\]\(figures/(\w+\.(?:png|jpg))\)", any_report.page))
     written = {path.name for path in (any_report.root / "reports" / "figures").iterdir()}
     assert set(shown.values()) == written
-    assert len(written) == 5
+    assert {"gradient_norms.png", "errors.png", "precision_recall.png", "gallery.jpg", "loss.png"} <= written
+
+
+def test_there_is_a_figure_for_everything_that_there_is_to_draw(large: Written, blind: Written) -> None:
+    written = [{path.stem for path in (each.root / "reports" / "figures").iterdir()} for each in (large, blind)]
+    assert len(written[0]) == 12
+    # One variant, with Focal Loss, that found nothing.
+    assert written[0] - written[1] == {"differences", "density", "per_class", "disagreements"}
 
 
 def test_shares_of_each_histogram_add_up_to_one(default: Written) -> None:
@@ -141,14 +180,15 @@ def test_shares_of_each_histogram_add_up_to_one(default: Written) -> None:
     np.testing.assert_allclose(total, 1, atol=1e-3)
 
 
-def test_precision_recall_data_are_means_over_seeds(large: Written) -> None:
-    seeds = [
-        pd.read_csv(large.root / f"detections/fl_sl1/seed_{seed}/precision_recall.csv") for seed in large.params.seeds
-    ]
-    for iou in (0.5, 0.75):
+def test_precision_recall_data_are_means_over_seeds_inside_their_intervals(large: Written) -> None:
+    seeds = [Resampled.load(large.root / f"detections/fl_sl1/seed_{seed}/resampled.npz") for seed in (0, 1)]
+    for place, iou in enumerate((0.5, 0.75)):
         table = pd.read_csv(large.root / "reports" / "plots" / f"precision_recall_{100 * iou:.0f}.csv")
-        expected = np.mean([seed.loc[seed["iou"] == iou, "precision"] for seed in seeds], axis=0)
-        np.testing.assert_allclose(table.loc[table["variant"] == "fl_sl1", "precision"], expected, atol=1e-5)
+        own = table[table["variant"] == "fl_sl1"]
+        expected = np.mean([seed.curve_BUR[0, place] for seed in seeds], axis=0)
+        np.testing.assert_allclose(own["precision"], expected, atol=1e-5)
+        assert (own["low"] <= own["precision"]).all()
+        assert (own["precision"] <= own["high"]).all()
 
 
 def test_writing_twice_gives_the_same_bytes_and_removes_old_figures(default: Written) -> None:
@@ -166,7 +206,8 @@ def test_writing_twice_gives_the_same_bytes_and_removes_old_figures(default: Wri
     [
         "metrics/ghmc_sl1.json",
         "detections/ghmc_sl1/seed_0/metrics.json",
-        "detections/ghmc_sl1/seed_0/precision_recall.csv",
+        "detections/ghmc_sl1/seed_0/errors.json",
+        "detections/ghmc_sl1/seed_0/resampled.npz",
         "detections/ghmc_sl1/seed_0/detections.json",
         "runs/ghmc_sl1/seed_0/log.csv",
         "runs/ghmc_sl1/seed_0/gradient_norms.csv",

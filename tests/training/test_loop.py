@@ -13,8 +13,9 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks.faults import VARIANT, Trainer, differences
-from ghm import data, evaluation, params
+from ghm import data, params
 from ghm.errors import InputError
+from ghm.evaluation import run as evaluation
 
 Change = Callable[..., None]
 

@@ -1,0 +1,140 @@
+"""How sure a difference in AP is: the images of the split, and the seeds of the training, might have been others.
+
+Images are resampled, the same for all that is compared. Seeds are few: three have ten different resamples, whose
+quantiles lie far too close. What resampling them would give, the variance of a mean over drawn seeds, is taken in
+closed form, without bias, and with Student's t for what so few seeds can say of it.
+
+Shapes: S seeds, B weightings of the images, the first of which counts each image once, I images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ghm.evaluation.matches import Matches, weighted
+
+Array = NDArray[Any]
+Verdict = Literal["better", "worse", "not distinguishable"]
+METRICS = ("AP", "AP50", "AP75")
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and where it would lie with other images and, where there are several, other seeds."""
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What a difference with this interval says, at its level; nothing where it has no width."""
+        if self.low == self.high:
+            return "not distinguishable"
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "not distinguishable"
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The metrics of one result under every weighting of the images."""
+
+    annotations: str  # checksum of the file that it was judged with
+    images: int
+    value_B: dict[str, Array]  # AP, AP50, AP75, AP_<class>
+    curve_BUR: Array  # precision at each recall, at each of CURVE_IOUS; float32 in the file
+
+    def save(self, path: Path) -> None:
+        """Write a compressed .npz file."""
+        names = list(self.value_B)
+        np.savez_compressed(
+            path,
+            annotations=np.array(self.annotations),
+            images=np.array(self.images),
+            names=np.array(names),
+            values=np.stack([self.value_B[name] for name in names]),
+            curves=self.curve_BUR.astype(np.float32),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Resampled":
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as content:
+            values = dict(zip(content["names"].tolist(), content["values"], strict=True))
+            return cls(str(content["annotations"]), int(content["images"]), values, content["curves"])
+
+
+def resample(found: Matches, classes: Sequence[str], annotations: str) -> Resampled:
+    """Measure under `weights`; `classes` are the names of those of `found`, `annotations` the file's checksum."""
+    images = len(found.image_id_I)
+    measured = weighted(found, weights(images))
+    return Resampled(annotations, images, measured.summary(classes), measured.curve_BUR)
+
+
+def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """How often each image is drawn, [1 + resamples, I]; the first row is the split itself, each image once."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(images, np.full(images, 1 / max(images, 1)), size=resamples)
+    return np.concatenate([np.ones((1, images), np.int64), drawn]).astype(np.int32)
+
+
+def interval(value_SB: Array, images: int, level: float = LEVEL) -> Interval:
+    """The mean over seeds with its interval; without width where it is not defined.
+
+    Two parts add up to its variance. U, between the seeds: the variance of the mean of what they give. V - W, of the
+    images that all seeds share: V is the variance between the weightings of the mean over seeds, W what of it is each
+    seed's own doing, since seeds err on different images; U has that already. The quantile lies between those of
+    Student's t with I - 1 and with S - 1 degrees of freedom: q^2 = q_images^2 + (q_seeds^2 - q_images^2) s^2, s = U /
+    (V - W + U), after Cochran (Biometrics 20, 1964), who weighs the quantiles and not their squares and holds too much.
+
+    The interval is for splits of this size: AP of few images leans upward, differences hardly do. How often it holds
+    the truth: benchmarks/coverage.py.
+
+    Args:
+        value_SB: the figure of each seed under each weighting; -1 where it is not defined. Weightings that leave it
+            undefined are left out.
+        images: I.
+    """
+    defined_B = np.all(value_SB > -1, axis=0)
+    if not defined_B[0]:
+        estimate = float(value_SB[:, 0].mean())
+        return Interval(estimate, estimate, estimate)
+    return _interval(value_SB[:, defined_B], images, level)
+
+
+def difference(own_SB: Array, other_SB: Array, images: int, level: float = LEVEL) -> Interval:
+    """`interval` of own minus other, seed by seed, weighting by weighting; 0 without width where it is not defined.
+
+    A difference of -1 is one; `interval` would take it for a figure that is not defined.
+    """
+    defined_B = np.all((own_SB > -1) & (other_SB > -1), axis=0)
+    if not defined_B[0]:
+        return Interval(0.0, 0.0, 0.0)
+    return _interval((own_SB - other_SB)[:, defined_B], images, level)
+
+
+def _interval(value_SB: Array, images: int, level: float) -> Interval:
+    point_S, drawn_SB = value_SB[:, 0], value_SB[:, 1:]
+    estimate, seeds = float(point_S.mean()), len(value_SB)
+    if drawn_SB.shape[1] < 2:
+        return Interval(estimate, estimate, estimate)
+    mean_B = drawn_SB.mean(axis=0)
+    of_images, of_seeds, freedom = mean_B.var(ddof=1), 0.0, 1
+    if seeds > 1:
+        freedom = seeds - 1
+        of_seeds = point_S.var(ddof=1) / seeds
+        within = (drawn_SB - mean_B).var(axis=1, ddof=1).sum() / freedom / seeds
+        of_images = max(0.0, of_images - within)
+    variance = of_images + of_seeds
+    if variance == 0:
+        return Interval(estimate, estimate, estimate)
+    share = of_seeds / variance
+    many, few = (stats.t.ppf((1 + level) / 2, max(number, 1)) ** 2 for number in (images - 1, freedom))
+    half = float(np.sqrt(variance * (many + (few - many) * share**2)))
+    return Interval(estimate, estimate - half, estimate + half)

@@ -1,0 +1,120 @@
+"""The sentences of the report: the answer, what was run, how to read the tables."""
+
+import itertools
+from typing import Any
+
+import pandas as pd
+
+from ghm.params import Params
+from ghm.report import tables
+from ghm.report.inputs import Results
+
+
+def answer(params: Params, compared: pd.DataFrame) -> str:
+    """Say for each variant whether it is better than the first one, in AP.
+
+    Args:
+        compared: of `comparison.table`.
+    """
+    first, *others = params.variants
+    lines = []
+    for name in others:
+        (found,) = compared.query("variant == @name and metric == 'AP'").to_dict("records")
+        lines.append(f"- `{name}` {_verdict(found, first)}")
+    if not lines:
+        return f"There is nothing to compare `{first}` with: add a variant to `params.yaml`."
+    return "\n".join([*lines, "", _scope(params)])
+
+
+def _verdict(found: dict[str, Any], first: str) -> str:
+    points = f"{100 * found['difference']:+.1f} AP"
+    low, high = f"{100 * found['difference_low']:+.1f}", f"{100 * found['difference_high']:+.1f}"
+    said = "from" if found["verdict"] == "not distinguishable" else "than"
+    return f"is **{found['verdict']}** {said} `{first}`: {points}, 95 % interval {low} to {high}."
+
+
+def _scope(params: Params) -> str:
+    """Say what the intervals are about."""
+    if len(params.seeds) == 1:
+        return (
+            "**One seed**: these intervals are about these trained detectors on other images. Another training of the "
+            "same variant differs too, on the default by up to 2 AP "
+            "([benchmarks](../benchmarks/README.md#ap-by-seed)): `seeds: [0, 1, 2]` in `params.yaml` "
+            "puts that into the intervals."
+        )
+    return (
+        f"The intervals are about the losses: other images and other trainings ({len(params.seeds)} seeds) are both in "
+        "them."
+    )
+
+
+def setting(results: Results, params: Params) -> str:
+    """Say in a few lines what was run."""
+    train, model = params.train, params.model
+    split = params.evaluate.split
+    measured = results.manifest["splits"][split]
+    contexts = list(itertools.chain.from_iterable(results.contexts.values()))
+    first = contexts[0]
+    noise = params.data.label_noise
+    wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
+    backbone = (
+        f"all weights from a trained detector ({first['load_from']})"
+        if first.get("load_from")
+        else f"backbone pretrained ({first['pretrained']})"
+        if first["pretrained"]
+        else "**no pretrained backbone**, from which GHM-C suffers more than Focal Loss does"
+    )
+    versions = (", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in contexts)
+    seeds = ", ".join(map(str, params.seeds))
+    return "\n".join(
+        [
+            "Variants of one detector, trained on the same images in the same way: only the losses differ.",
+            "",
+            f"- **Data**: `{first['dataset']}`, {len(results.manifest['classes'])} classes, {first['images']:,} images "
+            f"to train, {measured['images']:,} to measure (`{split}`, {measured['boxes']:,} boxes).{wrong}"
+            f"{_warnings(results, split)}",
+            f"- **Model**: RetinaNet, {model.backbone} with {model.base_channels} base channels, FPN of "
+            f"{model.levels} levels, {first['parameters'] / 1e6:.1f} M parameters, {backbone}.",
+            f"- **Training**: {first['epochs']} epochs, {train.batch_size} images a step, {train.optimizer}, learning "
+            f"rate {train.learning_rate:g} ({train.schedule}), seed{'s' * (len(params.seeds) > 1)} {seeds}.",
+            f"- **Machine**: {tables.distinct(run['device'] for run in contexts)}; {tables.distinct(versions)}; "
+            f"revision {tables.distinct(run['revision'] for run in contexts)}.",
+        ]
+    )
+
+
+def _warnings(results: Results, split: str) -> str:
+    """Say what the check of the data set found in the splits that were used."""
+    found = [
+        f"{count:,} {kind.replace('_', ' ')} in `{name}`"
+        for name in ("train", split)
+        for kind, count in results.manifest["splits"][name]["warnings"].items()
+    ]
+    return f" Found by its check: {', '.join(found)}." if found else ""
+
+
+def reading(params: Params) -> str:
+    """Say how to read the main table."""
+    spread = "" if len(params.seeds) == 1 else f" Mean ± standard deviation over {len(params.seeds)} seeds."
+    first = next(iter(params.variants))
+    return (
+        f"COCO metrics in percent on `{params.evaluate.split}`: APs, APm and APl for boxes of up to 32², up to 96² and "
+        f"more square pixels ({tables.DASH}: there are none), AR100 the recall with 100 detections an image.{spread} "
+        f"Intervals hold the truth in 95 of 100 cases, each for itself: images are resampled 1,000 times, the same for "
+        f"all variants; several seeds enter by the spread between them "
+        f"([checked by simulation](../benchmarks/README.md#do-the-intervals-hold-the-truth)). *Better* and *worse* "
+        f"mean that the interval of the difference to `{first}` lies on one side of 0."
+    )
+
+
+def commands() -> str:
+    return "\n".join(
+        [
+            "```shell",
+            "make repro                      # this report, from a fresh clone",
+            "dvc exp run -S ghmc.bins=10     # change a parameter: trains again only what depends on it",
+            "dvc metrics diff                # what that did to AP",
+            "dvc plots show                  # the curves in a browser, data in plots/",
+            "```",
+        ]
+    )

@@ -1,0 +1,175 @@
+"""Laws of the judge: its figures are those of pycocotools, and of VOC's development kit."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ghm.errors import InputError
+from ghm.evaluation import judge as module
+from ghm.evaluation.judge import SUMMARY, coco_metrics, judge, voc_ap50
+from tests.evaluation.cases import KEYS, SQUARE, Case, artificial, box, case, detection, hard_or_artificial, pycocotools
+
+CLASSES = {5: "a", 6: "b", 7: "c"}
+
+
+def small(*, boxes: bool = True) -> Case:
+    """Six images, three classes; small boxes only, none of class `c`; no detections."""
+    random = np.random.default_rng(0)
+    truth = []
+    for number in range(24 if boxes else 0):
+        x, y, w, h = (float(value) for value in random.uniform([0, 0, 8, 8], [60, 60, 25, 25]))
+        truth.append(box(number % 6 + 1, 5 + number % 2, (x, y, w, h)))
+    return case(list(range(1, 7)), truth, [], CLASSES)
+
+
+def shaken(given: Case, spread: float) -> Case:
+    """Each box is detected, up to some pixels aside."""
+    random = np.random.default_rng(1)
+    found = []
+    for entry in given.truth["annotations"]:
+        place: Any = (np.array(entry["bbox"]) + random.normal(0, spread, 4)).tolist()
+        found.append(detection(entry["image_id"], entry["category_id"], place, float(random.uniform())))
+    return Case(given.truth, found)
+
+
+def test_no_detections_are_zero_and_no_missing_key_and_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, "ghm"):
+        metrics = coco_metrics(small().judged(tmp_path))
+    assert set(metrics) == {*SUMMARY, "AP_a", "AP_b", "AP_c"}
+    assert {metrics[name] for name in ("AP", "AP50", "AP75", "APs", "AR100", "AP_a", "AP_b")} == {0.0}
+    assert caplog.messages == [f"{tmp_path / 'detections.json'} holds no detection: AP is 0"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "ghm"):
+        shaken(small(), 1.0).judged(tmp_path)
+    assert not caplog.messages
+
+
+def test_what_the_split_has_no_box_of_is_minus_one(tmp_path: Path):
+    metrics = coco_metrics(small().judged(tmp_path))
+    assert metrics["APl"] == metrics["AP_c"] == -1.0
+    nothing = coco_metrics(small(boxes=False).judged(tmp_path))
+    assert set(nothing.values()) == {-1.0}
+
+
+def test_the_truth_itself_scores_one(tmp_path: Path):
+    metrics = coco_metrics(shaken(small(), 0.0).judged(tmp_path))
+    assert [metrics[name] for name in ("AP", "AP50", "AP75", "APs", "AR100", "AP_a", "AP_b")] == pytest.approx(
+        [1.0] * 7
+    )
+
+
+def test_metrics_are_pycocotools_and_consistent_with_each_other(tmp_path: Path):
+    given = shaken(small(), 2.0)
+    metrics = coco_metrics(given.judged(tmp_path))
+    stats = pycocotools(given).stats
+    assert [metrics[name] for name in SUMMARY] == [stats[place] for place in SUMMARY.values()]
+    assert 0.1 < metrics["AP"] < 0.9
+    assert metrics["AP"] == pytest.approx((metrics["AP_a"] + metrics["AP_b"]) / 2)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 10])
+@pytest.mark.parametrize("key", KEYS)
+def test_some_classes_at_a_time_are_to_the_bit_what_pycocotools_says_of_all(
+    key: str | int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = hard_or_artificial(key)
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    judged, expected = given.judged(tmp_path), pycocotools(given)
+    np.testing.assert_array_equal(judged.stats, expected.stats)
+    np.testing.assert_array_equal(judged.precision_TRK, expected.eval["precision"][:, :, :, 0, -1])
+
+
+def test_classes_are_named_in_the_order_of_their_ids_and_each_has_its_own_ap(tmp_path: Path):
+    found = [detection(1, 30, SQUARE, 0.5), detection(1, 7, (0, 0, 100, 61), 0.5)]
+    given = case([1], [box(1, 30, SQUARE), box(1, 7, SQUARE), box(1, 2, SQUARE)], found, {30: "x", 7: "y", 2: "z"})
+    judged = given.judged(tmp_path)
+    assert judged.classes == ["z", "y", "x"]
+    metrics = coco_metrics(judged)
+    assert (metrics["AP_x"], metrics["AP_y"], metrics["AP_z"]) == pytest.approx((1.0, 0.3, 0.0))
+
+
+def test_a_box_that_does_not_say_whether_it_is_a_crowd_is_none(tmp_path: Path):
+    given = artificial(np.random.default_rng(4), crowds=0)
+    said = given.judged(tmp_path)
+    for entry in given.truth["annotations"]:
+        del entry["iscrowd"]
+    np.testing.assert_array_equal(given.judged(tmp_path).stats, said.stats)
+    assert said.stats[0] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "words"),
+    [
+        ("image_id", [99], "99"),
+        ("category_id", [12], "12"),
+        ("image_id", [70, 64, 63, 62, 61, 61], "61, 62, 63, 64, 70"),
+        ("category_id", [41, 42, 43, 44, 45, 46, 47], "41, 42, 43, 44, 45 and 2 more"),
+    ],
+)
+def test_detections_of_unknown_images_or_classes_are_named_with_both_files(
+    tmp_path: Path, key: str, values: list[int], words: str
+):
+    known = detection(1, 7, SQUARE, 0.5)
+    given = case([1], [box(1, 7, SQUARE)], [known, *({**known, key: value} for value in values)])
+    truth, found = given.files(tmp_path)
+    with pytest.raises(InputError) as caught:
+        judge(truth, found)
+    assert str(caught.value) == f"{found} has detections with {key} {words}, which {truth} does not have"
+
+
+def test_judging_prints_nothing_and_changes_no_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    truth, found = artificial(np.random.default_rng(0)).files(tmp_path)
+    before = truth.read_bytes(), found.read_bytes()
+    judge(truth, found)
+    assert capfd.readouterr().out == ""
+    assert (truth.read_bytes(), found.read_bytes()) == before
+    assert sorted(tmp_path.iterdir()) == sorted([truth, found])
+
+
+def voc_by_hand(truth: dict[str, Any], found: list[dict[str, Any]]) -> float:
+    """The rule of the VOC 2007 development kit, box by box."""
+
+    def overlap(a: list[float], b: list[float]) -> float:
+        sides = [min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
+        shared = max(sides[0], 0) * max(sides[1], 0)
+        return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+    averages = []
+    for category in truth["categories"]:
+        boxes = [box for box in truth["annotations"] if box["category_id"] == category["id"]]
+        if all(box["iscrowd"] for box in boxes):
+            continue  # nothing to measure
+        taken, hits = set(), []
+        for entry in sorted(found, key=lambda each: -each["score"]):
+            if entry["category_id"] == category["id"]:
+                same = [box for box in boxes if box["image_id"] == entry["image_id"]]
+                best = max(same, key=lambda box: overlap(box["bbox"], entry["bbox"]), default=None)
+                if best is None or overlap(best["bbox"], entry["bbox"]) < 0.5:
+                    hits.append(0)
+                elif not best["iscrowd"]:
+                    hits.append(int(best["id"] not in taken))
+                    taken.add(best["id"])
+        right = np.cumsum(hits)
+        recall, precision = right / sum(not box["iscrowd"] for box in boxes), right / np.arange(1, len(hits) + 1)
+        points = [max(precision[recall >= level], default=0.0) for level in np.linspace(0, 1, 11)]
+        averages.append(np.mean(points))
+    return float(np.mean(averages))
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0, 6.0])
+def test_voc_ap_is_the_rule_of_voc_2007_and_difficult_objects_count_neither_way(tmp_path: Path, spread: float):
+    given = small()
+    for entry in given.truth["annotations"][::5]:
+        entry["iscrowd"] = 1
+    found = shaken(given, spread).found + shaken(given, spread / 2).found[::2]
+    for number, entry in enumerate(found):
+        entry["score"] = 0.9 - number / 100
+    measured = voc_ap50(*Case(given.truth, found).files(tmp_path))
+    assert measured == pytest.approx(voc_by_hand(given.truth, found), abs=1e-6)
+    truth, nothing = given.files(tmp_path)
+    assert json.loads(nothing.read_text()) == []
+    assert voc_ap50(truth, nothing) == 0

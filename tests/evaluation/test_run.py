@@ -1,0 +1,217 @@
+"""Laws of the evaluation of trained variants: what is written is what pycocotools says of the stored detections."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ghm import data, files, params, training
+from ghm.errors import InputError
+from ghm.evaluation import bootstrap, errors
+from ghm.evaluation import run as evaluation
+from ghm.evaluation.bootstrap import Resampled
+from ghm.evaluation.judge import SUMMARY, judge, voc_ap50
+from ghm.params import Params
+from tests.evaluation.cases import Case, pycocotools
+
+VARIANT = "ghmc_ghmr"
+RUNS, OUT = Path("runs") / VARIANT, Path("detections") / VARIANT
+SEEDS = (0, 3)
+FILES = ["detections.json", "errors.json", "metrics.json", "resampled.npz"]
+
+
+@pytest.fixture
+def given(workspace: Path) -> Params:
+    """The tiny parameters with two seeds."""
+    return replace(params.load(), seeds=SEEDS)
+
+
+def annotations(given: Params) -> Path:
+    split = data.read_manifest(given)["splits"][given.evaluate.split]
+    return Path("data") / given.data.name / split["annotations"]
+
+
+@pytest.fixture
+def detecting(given: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Instead of a network: most true boxes, some pixels aside, and as many images left out as the seed's number."""
+
+    def detect(params: Params, variant: str, seed: int, model: Path, out: Path, *_: Any, **__: Any) -> int:
+        assert (variant, model) == (VARIANT, RUNS / f"seed_{seed}" / "model.pth")
+        rng = np.random.default_rng(seed)
+        boxes = json.loads(annotations(params).read_text())["annotations"]
+        found = [
+            {
+                "image_id": box["image_id"],
+                "category_id": box["category_id"],
+                "bbox": (np.array(box["bbox"]) + rng.normal(0, 2, 4)).clip(1).tolist(),
+                "score": float(rng.uniform()),
+            }
+            for box in boxes
+            if rng.uniform() < 0.8
+        ]
+        out.write_text(json.dumps(found))
+        return seed
+
+    for seed in SEEDS:
+        files.write_json(RUNS / f"seed_{seed}" / "context.json", {"unreadable_images": 10})
+    monkeypatch.setattr(evaluation, "detect", detect)
+    return given
+
+
+def stored(given: Params, seed: int) -> Case:
+    found = json.loads((OUT / f"seed_{seed}" / "detections.json").read_text())
+    return Case(json.loads(annotations(given).read_text()), found)
+
+
+def said_of(given: Params) -> dict[int, dict[str, float]]:
+    """By pycocotools, of the stored detections of each seed."""
+    stats = {seed: pycocotools(stored(given, seed)).stats for seed in SEEDS}
+    return {seed: {name: float(stats[seed][place]) for name, place in SUMMARY.items()} for seed in SEEDS}
+
+
+def assert_consistent(given: Params, metrics: dict[str, float]) -> None:
+    """Each seed has its files, and all that they and `metrics` say follows from the detections."""
+    assert sorted(path.name for path in OUT.iterdir()) == [f"seed_{seed}" for seed in SEEDS]
+    each = said_of(given)
+    resampled = []
+    for seed in SEEDS:
+        place = OUT / f"seed_{seed}"
+        assert sorted(path.name for path in place.iterdir()) == FILES
+        own = json.loads((place / "metrics.json").read_text())
+        assert {name: own[name] for name in SUMMARY} == {name: round(value, 4) for name, value in each[seed].items()}
+        case = stored(given, seed)
+        judged = judge(annotations(given), place / "detections.json")
+        costs = errors.analyse(case.truth, case.found, judged.matches)
+        assert json.loads((place / "errors.json").read_text()) == {
+            name: round(value, 4) for name, value in costs.items()
+        }
+        resampled.append(Resampled.load(place / "resampled.npz"))
+        assert resampled[-1].annotations == files.digest(annotations(given))
+        assert resampled[-1].value_B["AP"][0] == pytest.approx(each[seed]["AP"], abs=1e-12)
+    for name in SUMMARY:
+        assert metrics[name] == round(float(np.mean([each[seed][name] for seed in SEEDS])), 4)
+    for name in bootstrap.METRICS:
+        found = bootstrap.interval(np.stack([own.value_B[name] for own in resampled]), resampled[0].images)
+        assert metrics[f"{name}_lower_95"] == round(found.low, 4)
+        assert metrics[f"{name}_upper_95"] == round(found.high, 4)
+        assert metrics[f"{name}_lower_95"] <= metrics[name] <= metrics[f"{name}_upper_95"]
+    names = data.read_manifest(given)["classes"]
+    bounds = {f"{name}_{side}_95" for name in bootstrap.METRICS for side in ("lower", "upper")}
+    assert set(metrics) == {*SUMMARY, *(f"AP_{name}" for name in names), *bounds, "unreadable_images"}
+
+
+def test_what_is_written_and_returned_follows_from_the_detections_of_each_seed(detecting: Params):
+    metrics = evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
+    assert_consistent(detecting, metrics)
+    each = said_of(detecting)
+    assert each[0]["AP"] != each[3]["AP"]
+    assert 0.1 < metrics["AP"] < 0.9
+    assert metrics["AP_lower_95"] < metrics["AP"] < metrics["AP_upper_95"]
+
+
+def test_images_left_out_of_training_and_here_are_added_up_and_averaged_over_seeds(detecting: Params):
+    assert evaluation.evaluate(detecting, VARIANT, RUNS, OUT)["unreadable_images"] == 10 + (0 + 3) / 2
+    single = [json.loads((OUT / f"seed_{seed}" / "metrics.json").read_text())["unreadable_images"] for seed in SEEDS]
+    assert single == [10, 13]
+
+
+def test_one_seed_is_its_own_mean(detecting: Params):
+    metrics = evaluation.evaluate(replace(detecting, seeds=(3,)), VARIANT, RUNS, OUT)
+    own = json.loads((OUT / "seed_3" / "metrics.json").read_text())
+    assert {name: metrics[name] for name in own} == own
+    assert [path.name for path in OUT.iterdir()] == ["seed_3"]
+
+
+def test_an_evaluation_takes_the_place_of_the_one_before_and_writes_the_same_bytes(detecting: Params):
+    first = evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
+    before = {path: path.read_bytes() for path in OUT.glob("*/*")}
+    assert len(before) == len(SEEDS) * len(FILES)
+    (OUT / "seed_9").mkdir()
+    assert evaluation.evaluate(detecting, VARIANT, RUNS, OUT) == first
+    assert {path: path.read_bytes() for path in OUT.glob("*/*")} == before
+    assert sorted(path.name for path in OUT.iterdir()) == [f"seed_{seed}" for seed in SEEDS]
+    assert [path.name for path in OUT.parent.iterdir()] == [VARIANT]
+
+
+def test_the_split_is_that_of_the_parameters(detecting: Params):
+    val = replace(detecting, evaluate=replace(detecting.evaluate, split="val"))
+    assert annotations(val) != annotations(detecting)
+    assert_consistent(val, evaluation.evaluate(val, VARIANT, RUNS, OUT))
+
+
+def test_only_voc_has_the_ap_of_voc(detecting: Params, monkeypatch: pytest.MonkeyPatch):
+    manifest = data.read_manifest(detecting)
+    Path("data/voc").symlink_to(Path("data/digits").resolve())
+    monkeypatch.setattr(data, "ensure", lambda _: Path("data/voc"))
+    monkeypatch.setattr(data, "read_manifest", lambda _: manifest)
+    voc = replace(detecting, data=replace(detecting.data, name="voc"))
+    metrics = evaluation.evaluate(voc, VARIANT, RUNS, OUT)
+    each = [voc_ap50(annotations(voc), OUT / f"seed_{seed}" / "detections.json") for seed in SEEDS]
+    assert metrics["VOC_AP50"] == round(float(np.mean(each)), 4) > 0.1
+    assert metrics["VOC_AP50"] != metrics["AP50"]
+
+
+def test_detections_that_do_not_belong_to_the_split_stop_it_and_leave_the_last_result(
+    detecting: Params, monkeypatch: pytest.MonkeyPatch
+):
+    evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
+    before = (OUT / "seed_0" / "metrics.json").read_bytes()
+    wrong = {"image_id": 77_777, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
+
+    def detect(*arguments: Any, **_: Any) -> int:
+        arguments[4].write_text(json.dumps([wrong]))
+        return 0
+
+    monkeypatch.setattr(evaluation, "detect", detect)
+    with pytest.raises(InputError, match="detections with image_id 77777, which .*instances_test.json does not have"):
+        evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
+    assert (OUT / "seed_0" / "metrics.json").read_bytes() == before
+    assert [path.name for path in OUT.parent.iterdir()] == [VARIANT]
+
+
+def test_a_missing_model_is_named_with_the_command_that_makes_it(given: Params):
+    with pytest.raises(InputError) as caught:
+        evaluation.evaluate(given, VARIANT, RUNS, OUT)
+    assert str(caught.value) == f"runs/{VARIANT}/seed_0/model.pth is missing: run `dvc repro train@{VARIANT}`"
+    assert not list(OUT.parent.iterdir())
+
+
+def test_an_unknown_variant_is_refused_before_anything_is_made(given: Params):
+    with pytest.raises(InputError, match="unknown"):
+        evaluation.evaluate(given, "unknown", RUNS, OUT)
+    assert not OUT.parent.exists()
+
+
+def test_measure_writes_beside_the_detections_and_returns_what_evaluate_averages(detecting: Params):
+    evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
+    place = Path("again")
+    place.mkdir()
+    shutil.copy(OUT / "seed_3" / "detections.json", place)
+    measured = evaluation.measure(annotations(detecting), place)
+    assert sorted(path.name for path in place.iterdir()) == ["detections.json", "errors.json", "resampled.npz"]
+    assert (place / "errors.json").read_bytes() == (OUT / "seed_3" / "errors.json").read_bytes()
+    own = json.loads((OUT / "seed_3" / "metrics.json").read_text())
+    assert evaluation.rounded(measured.metrics) == {name: own[name] for name in measured.metrics}
+    assert measured.resampled.images == data.read_manifest(detecting)["splits"]["test"]["images"]
+
+
+def test_two_trained_seeds_are_detected_with_and_judged(given: Params):
+    training.train(given, VARIANT, RUNS)
+    metrics = evaluation.evaluate(given, VARIANT, RUNS, OUT)
+    assert_consistent(given, metrics)
+    assert metrics["unreadable_images"] == 0
+    assert stored(given, 0).found != stored(given, 3).found
+    for seed in SEEDS:
+        case = stored(given, seed)
+        count = np.unique([entry["image_id"] for entry in case.found], return_counts=True)[1]
+        assert len(count) == 12 and count.max() <= given.evaluate.max_per_image
+        assert {entry["category_id"] for entry in case.found} <= {entry["id"] for entry in case.truth["categories"]}
+        assert all(0 < entry["score"] <= 1 for entry in case.found)
+    assert not list(OUT.rglob(".*"))
+    before = [(OUT / f"seed_{seed}" / "detections.json").read_bytes() for seed in SEEDS]
+    assert evaluation.evaluate(given, VARIANT, RUNS, OUT) == metrics
+    assert [(OUT / f"seed_{seed}" / "detections.json").read_bytes() for seed in SEEDS] == before
