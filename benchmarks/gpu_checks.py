@@ -1,4 +1,4 @@
-"""Checks of the losses on a GPU; `benchmarks/gpu_checks.sh` runs them.
+"""Checks of the losses and of a detector on a GPU; `benchmarks/gpu_checks.sh` runs them.
 
     python -m benchmarks.gpu_checks --out DIR
 
@@ -11,7 +11,9 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -251,6 +253,35 @@ def more_logits_than_32_bits_can_count() -> str:
     return at_most(1e-2, error(gradient[-1, -1], torch.sigmoid(torch.tensor(3.0))))
 
 
+def a_detector_finds_what_it_finds_on_the_cpu() -> str:
+    """The tiny preset, trained here: the ten best scores of every validation image, on the device and on the CPU."""
+    if not importlib.util.find_spec("mmdet"):
+        raise NotRunError("mmdet is not installed")
+    from ghm import backbones, data, params, presets, training
+    from ghm.detector import Detector, find_run
+
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("presets", "params.yaml"):
+            (shutil.copytree if (before / name).is_dir() else shutil.copy)(before / name, Path(folder) / name)
+        os.chdir(folder)
+        try:
+            presets.apply("tiny")
+            given = params.load()
+            data.prepare(given)
+            backbones.prepare(given)
+            training.train(given, "fl_sl1", Path("runs/fl_sl1"))
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            detectors = [Detector(find_run("fl_sl1", 0), score=0.0, device=device) for device in (DEVICE, "cpu")]
+            worst = 0.0
+            for path in sorted(Path("data/digits/val").glob("*.jpg")):
+                found, expected = (each([each.read(path)])[0].score_N[:10] for each in detectors)
+                worst = max(worst, float(abs(found - expected).max()))
+        finally:
+            os.chdir(before)
+    return at_most(1e-3, worst)
+
+
 CHECKS: dict[str, Callable[[], str]] = {
     "regions on the edges are PyTorch's": regions_are_exact,
     "GHM-C kernels, float32": lambda: ghm_c_is_plain_pytorch(torch.float32),
@@ -264,6 +295,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "a compiled step is the eager one": a_compiled_step_is_the_eager_one,
     "24 million fp16 logits in one bin": many_logits_in_one_bin_do_not_overflow,
     "2.2 billion logits": more_logits_than_32_bits_can_count,
+    "a detector finds what it finds on the CPU": a_detector_finds_what_it_finds_on_the_cpu,
 }
 
 

@@ -33,6 +33,8 @@ def build(cls: type, value: object, key: str) -> Any:
 
 def convert(hint: Any, value: object, key: str) -> Any:
     """Check `value` against a type hint and return it, with lists as tuples and whole numbers as floats."""
+    if hint is object:
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         converted = convert(arguments[0], value, key)

@@ -91,5 +91,30 @@ def test_the_times_at_the_size_of_coco_are_those_that_were_measured() -> None:
     assert dict(rows("scale")) == expected
 
 
+def test_the_intervals_held_the_truth_as_often_as_the_page_says() -> None:
+    found = json.loads((ROOT / "results" / "coverage.json").read_text())
+    shown = rows("coverage")
+    assert [cells[0] for cells in shown] == [row["name"] for row in found["rows"]]
+    keys = ("AP held", "difference held", "AP held by plain resampling", "difference held by plain resampling")
+    for cells, row in zip(shown, found["rows"], strict=True):
+        assert cells[1:] == [*(f"{100 * row[key]:.1f} %" for key in keys), f"{100 * row['AP leans']:+.1f}"]
+        assert all(0.93 <= row[key] <= 0.97 for key in keys[:2]), cells[0]
+    assert found["experiments"] == 500
+
+
+def test_the_intervals_at_the_size_of_coco_are_those_that_were_timed() -> None:
+    measured = json.loads((ROOT / "results" / "intervals.json").read_text())
+    expected = {
+        "images": f"{measured['images']:,}",
+        "classes": f"{measured['classes']}",
+        "detections": f"{measured['detections']:,}",
+        "resamples": f"{measured['resamples']:,}",
+        "pycocotools judges and matches": f"{measured['judge_seconds']} s",
+        "all resamples": f"{measured['resample_seconds']} s",
+        "memory at the most": f"{measured['peak_gb']} GB",
+    }
+    assert dict(rows("intervals")) == expected
+
+
 def test_every_file_that_the_page_names_is_there() -> None:
     assert [name for name in re.findall(r"\]\(([\w./]+)\)", README) if not (ROOT / name).exists()] == []

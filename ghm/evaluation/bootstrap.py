@@ -2,7 +2,7 @@
 
 Images are resampled, the same for all that is compared. Seeds are few: three have ten different resamples, whose
 quantiles lie far too close. What resampling them would give, the variance of a mean over drawn seeds, is taken in
-closed form, without bias, and with Student's t for what so few seeds can say of it.
+closed form, with S - 1 in place of S, and with Student's t for what so few seeds can say of it.
 
 Shapes: S seeds, B weightings of the images, the first of which counts each image once, I images.
 """

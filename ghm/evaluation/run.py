@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.runner import Runner, TestLoop
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import data, files
 from ghm.errors import InputError
@@ -130,7 +132,9 @@ def detect(params: Params, variant: str, seed: int, model: Path, out: Path, spli
     loop = _TestLoop(runner, runner.cfg.test_dataloader, runner.cfg.test_evaluator)
     loop.bad_images = BadImages(params.data.max_bad_images)
     runner._test_loop = loop  # a config cannot hold what it counts with
-    runner.test()
+    loop.bar = tqdm(total=len(loop.dataloader), desc=f"{variant}, seed {seed}", unit="batch", disable=None)
+    with loop.bar, logging_redirect_tqdm():
+        runner.test()
     (work / "result.bbox.json").rename(out)
     shutil.rmtree(work)
     return len(loop.bad_images.found)
@@ -140,6 +144,7 @@ class _TestLoop(TestLoop):
     """mmengine's, that leaves out images which cannot be read."""
 
     bad_images: BadImages
+    bar: tqdm
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         for line in self.bad_images.add(data_batch.pop("unreadable")):
@@ -147,3 +152,4 @@ class _TestLoop(TestLoop):
         self.bad_images.require()
         if data_batch["inputs"]:
             super().run_iter(idx, data_batch)
+        self.bar.update()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from ghm.study.definition import Published, label
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 COLUMNS = 3  # panels beside each other
 LINE = 115  # letters of a legend that fit into the width, 7 for each mark
+GROUND = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0}  # of small words
 APART = 0.14  # between the curves at a value, where values are 1 apart
 
 
@@ -124,7 +126,7 @@ def _line(ax: Axes, rows: Sequence[Row], aside: float, style: dict[str, Any]) ->
 def _say_lacking(ax: Axes, found: Comparison, condition: str, swept: Sequence[str]) -> None:
     """Write how many of the seeds there are, where there are not all, a line a curve above the values."""
     short = [name for name in swept if any(row.lacking for row in found.of(condition, name))]
-    low, high = ax.get_ylim()
+    low, high = np.clip(ax.get_ylim(), 0, 100)  # intervals of two seeds can reach beyond
     ax.set_ylim(low - 0.08 * len(short) * (high - low), high)
     for line, name in enumerate(short):
         for place, row in enumerate(found.of(condition, name)):
@@ -134,7 +136,7 @@ def _say_lacking(ax: Axes, found: Comparison, condition: str, swept: Sequence[st
 
 
 def _say(ax: Axes, words: str, place: tuple[float, float], transform: Transform, **style: Any) -> None:
-    ax.annotate(words, place, xycoords=transform, fontsize=8.5, **style)
+    ax.annotate(words, place, xycoords=transform, fontsize=8.5, bbox=GROUND, zorder=5, **style)
 
 
 def _published_line(
@@ -174,7 +176,7 @@ def _curves(ax: Axes, found: Comparison, panel: str | Published, *, first: bool)
         (row,) = found.of(panel, name)
         if row.lacking:
             words = f"{len(row.chosen_on)}/{len(study.seeds)} seeds"
-            _say(ax, words, (0.99, number), ax.get_yaxis_transform(), ha="right", va="center", color=colour)
+            _say(ax, words, (0.99, number + 0.3), ax.get_yaxis_transform(), ha="right", va="center", color=colour)
         if name == study.reference:
             _band(ax, [row], colour, vertical=True)
         middle, sizes = _bars([row])
@@ -188,9 +190,8 @@ def _curves(ax: Axes, found: Comparison, panel: str | Published, *, first: bool)
 
 def _number(ax: Axes, ap: float, place: float) -> None:
     """Write the AP above its mark."""
-    ground = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
     ax.annotate(
-        f"{ap:.1f}", (ap, place), (0, 7), textcoords="offset points", ha="center", fontsize=8.5, bbox=ground, zorder=5
+        f"{ap:.1f}", (ap, place), (0, 7), textcoords="offset points", ha="center", fontsize=8.5, bbox=GROUND, zorder=5
     )
 
 

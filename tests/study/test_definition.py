@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ghm import typed
 from ghm.errors import InputError
 from ghm.study import __main__ as command
 from ghm.study import definition
@@ -134,3 +135,8 @@ def test_a_file_that_is_no_yaml_and_one_that_is_not_there_are_named(define: Call
         definition.load("asked")
     with pytest.raises(InputError, match="the study must be one of asked, got 'bin'"):
         definition.load("bin")
+
+
+def test_a_study_may_vary_a_switch() -> None:
+    switch = {"variant": "ghmc_sl1", "changes": {"ghmc.bias_correction": True}, "swept": False}
+    assert typed.build(definition.Curve, switch, "curve").changes == {"ghmc.bias_correction": True}
