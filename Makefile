@@ -16,7 +16,7 @@ repro: $(STAMP)  ## run the pipeline, then print the table
 	@echo 'Details: reports/ap_table.md'
 
 test: $(STAMP)  ## run the tests, two files at a time
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 bench: $(STAMP)  ## time the losses beside mmdet's, torchvision's and PyTorch's
 	python -m benchmarks.losses

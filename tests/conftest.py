@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 # The tests of the Triton kernels run them in its interpreter. Triton reads this when it is imported.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -18,6 +20,9 @@ with warnings.catch_warnings():
     from ghm import backbones, data, params, presets, training  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
+
+# tqdm's own lock is shared with forked children: one that is killed while it holds it stops all other bars for ever.
+tqdm.set_lock(threading.RLock())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
