@@ -258,7 +258,7 @@ def a_detector_finds_what_it_finds_on_the_cpu() -> str:
     if not importlib.util.find_spec("mmdet"):
         raise NotRunError("mmdet is not installed")
     from ghm import backbones, data, params, presets, training
-    from ghm.detector import Detector, find_run
+    from ghm.detect.detector import Detector, find_run
 
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:

@@ -19,12 +19,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.jit._trace import TracerWarning
 
-from ghm import export, onnx_check, onnx_model, params
-from ghm.detector import Detections, Detector, find_run
+from ghm import params
+from ghm.detect.detector import Detections, Detector, find_run
 from ghm.errors import InputError
 from ghm.evaluation.run import detect
-from ghm.onnx_check import Outcome, Rules, predict
-from ghm.onnx_model import Runtime
+from ghm.export import __main__ as export
+from ghm.export import onnx_check, onnx_model
+from ghm.export.onnx_check import Outcome, Rules, predict
+from ghm.export.onnx_model import Runtime
 from tests.trained import RUN, VARIANT, train_tiny, with_runs
 
 TEST = Path("data/digits/test")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from ghm.detector import Detections
+from ghm.detect.detector import Detections
 
 SCORE = 0.05  # detections above it must agree
 TOLERANCE = 1e-4  # of scores, of overlaps, and of corners as a share of the image's longer side

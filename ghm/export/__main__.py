@@ -29,12 +29,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from tqdm import tqdm
 
-from ghm import checkpoints, onnx_model, params
+from ghm import checkpoints, params
 from ghm.cli import run
-from ghm.detector import Detector, Source, find_run
+from ghm.detect.detector import Detector, Source, find_run
 from ghm.errors import InputError
-from ghm.onnx_check import SCORE, Outcome, Rules, pixels, predict
-from ghm.onnx_model import Runtime
+from ghm.export import onnx_model
+from ghm.export.onnx_check import SCORE, Outcome, Rules, pixels, predict
+from ghm.export.onnx_model import Runtime
 from ghm.registry import DATASETS
 from ghm.training.samples import Unreadable
 

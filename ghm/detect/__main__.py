@@ -15,11 +15,12 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import drawing, files, images, params, submission
+from ghm import files, params
 from ghm.cli import run
-from ghm.detector import Detections, Detector, Sample, Source, find_run
+from ghm.detect import drawing, images, submission
+from ghm.detect.detector import Detections, Detector, Sample, Source, find_run
+from ghm.detect.images import Listed
 from ghm.errors import InputError
-from ghm.images import Listed
 from ghm.training.samples import UnreadableError
 
 DETECTIONS = "detections.json"

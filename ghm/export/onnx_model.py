@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.onnx.operators import shape_as_tensor
 from torchvision.ops import nms
 
-from ghm.detector import Detections
+from ghm.detect.detector import Detections
 
 OPSET = 17
 INPUT = "image"

@@ -1,0 +1,1 @@
+"""A trained detector for other programs: `python -m ghm.export`."""
