@@ -146,7 +146,7 @@ def weighted(found: Matches, weight_BI: Array) -> Weighted:
                 ap_BKT[rows, number, place] = np.where(boxes_B > 0, precision_BR.mean(axis=1), np.nan)
                 for curve, wanted in enumerate(CURVE_IOUS.values()):
                     if place == wanted:
-                        sum_BUR[rows, curve] += np.where(boxes_B > 0, precision_BR.T, 0).T
+                        sum_BUR[rows, curve] += precision_BR
             count_B[rows] += boxes_B > 0
     count_B11 = count_B[:, None, None]
     return Weighted(ap_BKT, np.where(count_B11 > 0, sum_BUR / np.maximum(count_B11, 1), -1.0))
