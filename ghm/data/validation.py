@@ -41,6 +41,7 @@ WARNINGS = {
     "boxes_outside": "boxes reach outside their image by more than a pixel (training clips them)",
     "boxes_without_area": "boxes are less than a pixel wide or high, or lie outside (training leaves them out)",
     "crowd_boxes": "boxes are marked as crowd (training leaves them out, evaluation ignores what they cover)",
+    "boxes_with_id_0": "boxes have the id 0 (evaluation counts what finds them as false: number boxes from 1)",
     "images_listed_twice": "file names stand in the file more than once",
     "images_of_other_size": "images have another size than the file says",
     "classes_without_boxes": "classes have no box",
@@ -133,6 +134,7 @@ def _check_boxes(content: Annotations, findings: Findings) -> None:
         return f"box {boxes[index].id} of image {boxes[index].image_id}: {list(boxes[index].bbox)}"
 
     findings.add("crowd_boxes", [index for index, box in enumerate(boxes) if box.iscrowd], word)
+    findings.add("boxes_with_id_0", [index for index, box in enumerate(boxes) if box.id == 0], word)
     used = {box.category_id for box in boxes}
     findings.add("classes_without_boxes", [entry.name for entry in content.categories if entry.id not in used], repr)
     if boxes and "unknown_image_ids" not in findings.counts("error"):

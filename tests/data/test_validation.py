@@ -83,6 +83,7 @@ def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path):
         (setter("annotations", "bbox", [5, 5, 5, -5]), {"boxes_without_area": 1}),
         (setter("annotations", "area", 0), {"boxes_without_area": 1}),
         (setter("annotations", "iscrowd", True), {"crowd_boxes": 1}),
+        (setter("annotations", "id", 0), {"boxes_with_id_0": 1}),
         (setter("images", "file_name", "train1.jpg"), {"images_listed_twice": 1}),
         (setter("images", "height", 31), {"images_of_other_size": 1}),
         (setter("annotations", "category_id", 7), {"classes_without_boxes": 1}),
