@@ -98,9 +98,10 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(workspace: Path, tra
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one_with_a_warning(workspace: Path, trainer: Trainer):
-    change(workspace, {"train.launcher": "pytorch", "train.epochs": 6})
+    # At the sight of a checkpoint: before the first step a process ends as any program does.
+    change(workspace, {"train.launcher": "pytorch", "train.epochs": 6, "train.checkpoint_minutes": 1e-6})
     with Trainer(2, GHM_DATA_ROOT=trainer.environment["GHM_DATA_ROOT"]) as torchrun:
-        assert torchrun.run(workspace, signal.SIGTERM, 1.0, group=False) != 0
+        assert torchrun.run(workspace, signal.SIGTERM, at_write=True, group=False) != 0
     change(workspace, {"train.launcher": "none"})
     trainer.finish(workspace)
     said = (workspace / "log.txt").read_text()
