@@ -28,6 +28,8 @@ class ValidationSample:
         self.batch_size = cfg.train_dataloader.batch_size
         with contextlib.redirect_stdout(io.StringIO()):
             self.truth = COCO(cfg.validation.annotations)
+        for box in self.truth.dataset["annotations"]:
+            box.setdefault("iscrowd", 0)  # may be left out, but COCOeval asks for it
         self.categories = self.truth.getCatIds(catNms=list(self.dataset.metainfo["classes"]))
 
     @torch.no_grad()

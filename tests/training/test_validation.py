@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,16 @@ def test_ap_of_a_detector_is_that_of_pycocotools(cfg: Config):
     found = sample(model)
     assert found > 0
     assert found == pytest.approx(ap(cfg, sample, model), abs=1e-12)
+
+
+def test_boxes_need_not_say_that_they_are_no_crowd(cfg: Config, tmp_path: Path):
+    said = ValidationSample(cfg)(Oracle(cfg))
+    content = json.loads(Path(cfg.validation.annotations).read_text())
+    for box in content["annotations"]:
+        assert box.pop("iscrowd") == 0
+    cfg.validation.annotations = str(tmp_path / "unsaid.json")
+    Path(cfg.validation.annotations).write_text(json.dumps(content))
+    assert ValidationSample(cfg)(Oracle(cfg)) == said
 
 
 def test_perfect_detections_have_an_ap_of_one(cfg: Config):
