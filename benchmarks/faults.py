@@ -38,7 +38,7 @@ RESULT = ROOT / "benchmarks" / "results" / "faults.json"
 VARIANT = "ghmc_ghmr"
 TABLES = ("log.csv", "validation.csv", "gradient_norms.csv", "density.csv")
 BEGUN = "learning rate "  # what a training says first
-CHANGES = {"flip": 0.5, "ema_momentum": 0.002, "workers": 2, "checkpoint_minutes": 0.03}
+CHANGES = {"flip": 0.5, "ema_momentum": 0.002}
 # Imports once, and gives each start a process that is ready: `import mmdet` takes longer than a small training.
 NURSERY = """
 import json, os, sys, traceback
@@ -126,9 +126,12 @@ def prepare(folder: Path, preset: str | None, processes: int) -> None:
         _run(folder, "ghm.presets", preset)
     yaml = YAML()
     content = yaml.load(folder / "params.yaml")
-    content["train"].update(CHANGES, launcher="pytorch" if processes > 1 else "none")
+    content["train"].update(CHANGES)
+    launcher = "pytorch" if processes > 1 else "none"
+    content["machine"].update(workers=2, launcher=launcher, checkpoint_minutes=0.03)
     if preset:
-        content["train"].update(checkpoint_minutes=1e-6, epochs=4)  # after each step
+        content["train"]["epochs"] = 4
+        content["machine"]["checkpoint_minutes"] = 1e-6  # after each step
     yaml.dump(content, folder / "params.yaml")
     _run(folder, "stages.data")
     _run(folder, "stages.backbone")

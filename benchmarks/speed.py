@@ -61,8 +61,8 @@ def measured(trainer: faults.Trainer, place: Path, name: str) -> dict[str, Any]:
     shutil.copytree(place / "base", folder, symlinks=True)
     yaml = YAML()
     content = yaml.load(folder / "params.yaml")
-    plain = {"epochs": 1, "workers": 4, "val_images": 0, "checkpoint_minutes": 60, "ema_momentum": None}
-    content["train"].update({**plain, **SETTINGS[name]})
+    content["train"].update({"epochs": 1, "val_images": 0, "ema_momentum": None, **SETTINGS[name]})
+    content["machine"].update(workers=4, checkpoint_minutes=60)
     yaml.dump(content, folder / "params.yaml")
     trainer.finish(folder)
     run = folder / "runs" / faults.VARIANT / "seed_0"

@@ -191,8 +191,8 @@ def _training(params: Params, manifest: dict[str, Any], root: Path, seed: int) -
     return {
         "train_dataloader": {
             "batch_size": train.batch_size,
-            "num_workers": train.workers,
-            "persistent_workers": train.workers > 0,
+            "num_workers": params.machine.workers,
+            "persistent_workers": params.machine.workers > 0,
             "sampler": {"type": "DefaultSampler", "shuffle": True},
             "batch_sampler": {"type": "ghm.PlacedBatches"},
             "collate_fn": {"type": "ghm.collate"},
@@ -250,7 +250,7 @@ def _testing(params: Params, manifest: dict[str, Any], root: Path) -> dict[str, 
     return {
         "test_dataloader": {
             "batch_size": params.train.batch_size,
-            "num_workers": params.train.workers,
+            "num_workers": params.machine.workers,
             "drop_last": False,
             "sampler": {"type": "DefaultSampler", "shuffle": False},
             "collate_fn": {"type": "ghm.collate"},

@@ -91,7 +91,6 @@ class Data:
     root: str | None
     source: str | None
     test2017: bool
-    check_images: Literal["none", "sample", "all"]
     label_noise: Share
     max_bad_images: CountOrZero
 
@@ -202,17 +201,13 @@ class Train:
     image_scale: tuple[Count, ...]
     flip: Share
     filter_empty: bool
-    workers: CountOrZero
     val_images: CountOrZero
-    checkpoint_minutes: Positive
     resume_from: str | None
-    launcher: Literal["none", "pytorch", "slurm"]
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
     compile: bool
     tf32: bool
     ema_momentum: Annotated[float, Allowed("in (0, 1)", lambda v: 0 < v < 1)] | None
-    trackers: tuple[Literal["tensorboard", "dvclive"], ...]
 
     @property
     def learning_rate(self) -> float:
@@ -240,6 +235,17 @@ class Evaluate:
     max_per_image: Count
 
 
+@dataclass(frozen=True)
+class Machine:
+    """How the work is done here. No result depends on it, and so does no stage."""
+
+    workers: CountOrZero
+    launcher: Literal["none", "pytorch", "slurm"]
+    checkpoint_minutes: Positive
+    check_images: Literal["none", "sample", "all"]
+    trackers: tuple[Literal["tensorboard", "dvclive"], ...]
+
+
 Loss = Focal | SmoothL1 | Ghmc | Ghmr | OtherLoss
 
 
@@ -256,6 +262,7 @@ class Params:
     backbone: Backbone
     train: Train
     evaluate: Evaluate
+    machine: Machine
     losses: dict[str, Loss]
 
     def __post_init__(self) -> None:
@@ -302,6 +309,14 @@ class Params:
         return self.variants[name]
 
 
+# Keys of earlier versions -> where they went.
+MOVED = {
+    "data.check_images": "machine.check_images",
+    "train.checkpoint_minutes": "machine.checkpoint_minutes",
+    "train.launcher": "machine.launcher",
+    "train.trackers": "machine.trackers",
+    "train.workers": "machine.workers",
+}
 LOSS_SECTIONS: dict[str, type] = {"focal": Focal, "smooth_l1": SmoothL1, "ghmc": Ghmc, "ghmr": Ghmr}
 
 
@@ -331,6 +346,7 @@ def parse(raw: Mapping[str, Any]) -> Params:
     Raises:
         InputError: an unknown or missing key, a wrong type, or a value out of range.
     """
+    _refuse_moved(raw)
     fixed = {field.name for field in dataclasses.fields(Params)} - {"losses"}
     losses: dict[str, Loss] = {}
     sections = {}
@@ -349,3 +365,11 @@ def parse(raw: Mapping[str, Any]) -> Params:
     for key in sorted(fixed - sections.keys()):
         raise InputError(f"{key} is missing from the parameters")
     return Params(losses=losses, **{key: convert(hints[key], value, key) for key, value in sections.items()})
+
+
+def _refuse_moved(raw: Mapping[str, Any]) -> None:
+    for old, new in MOVED.items():
+        section, _, name = old.partition(".")
+        content = raw.get(section)
+        if isinstance(content, Mapping) and name in content:
+            raise InputError(f"{old} is not a known key, got {content[name]!r}: {old} is now {new}")

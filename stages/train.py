@@ -12,7 +12,7 @@ def main() -> None:
     variant = sys.argv[1]
     given = params.load()
     given.variant(variant)
-    with processes.join(given.train.launcher, [sys.executable, "-m", "stages.train", variant]) as job:
+    with processes.join(given.machine.launcher, [sys.executable, "-m", "stages.train", variant]) as job:
         training.train(given, variant, Path("runs") / variant, job)
 
 

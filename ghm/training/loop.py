@@ -39,6 +39,7 @@ class TrainLoop(EpochBasedTrainLoop):
     Args:
         runner: mmengine's, with model and optimiser.
         train: the section of the parameters.
+        checkpoint_minutes: between checkpoints inside an epoch.
         bad_images: what could not be read.
         folder: where checkpoints and what went wrong are written.
         processes: those that share the training.
@@ -53,6 +54,7 @@ class TrainLoop(EpochBasedTrainLoop):
         runner: Any,
         *,
         train: Train,
+        checkpoint_minutes: float,
         bad_images: BadImages,
         folder: Path,
         processes: Processes,
@@ -63,6 +65,7 @@ class TrainLoop(EpochBasedTrainLoop):
     ) -> None:
         super().__init__(runner, runner.cfg.train_dataloader, train.epochs)
         self.train = train
+        self.checkpoint_minutes = checkpoint_minutes
         self.bad_images = bad_images
         self.folder = folder
         self.processes = processes
@@ -125,7 +128,7 @@ class TrainLoop(EpochBasedTrainLoop):
         self.bad_images.require()
         optimizer = self.runner.optim_wrapper
         names, mine = self._gradients(batch) if self._has_images(batch) else ([], [])
-        saved_long_ago = time.monotonic() - self._saved_at >= 60 * self.train.checkpoint_minutes
+        saved_long_ago = time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
         flags = [float(saved_long_ago and self.processes.first), *(float(self.told.count(each)) for each in _SIGNALS)]
         sums = self.processes.add([*mine, *flags])
         values = {name: total / self.processes.world_size for name, total in zip(names, sums, strict=False)}

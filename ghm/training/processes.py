@@ -2,9 +2,9 @@
 
 Settings of the machine are environment variables:
 
-    GHM_PROCESSES  how many processes `train.launcher: pytorch` starts here; unset: one a visible GPU, without GPUs one
+    GHM_PROCESSES  how many processes `machine.launcher: pytorch` starts here; unset: one per visible GPU, or one
     GHM_TORCHRUN   the arguments of torchrun, for training on several machines; unset: --standalone
-    GHM_SRUN       arguments of srun, where `train.launcher: slurm` has to start it
+    GHM_SRUN       arguments of srun, where `machine.launcher: slurm` has to start it
 
 torch is imported where it is used: what takes GPUs and starts the others does not wait for it.
 """
@@ -103,8 +103,8 @@ def join(launcher: str, command: list[str]) -> Iterator[Processes]:
     """Become one of the processes of a training; where they have yet to be started, become what starts them.
 
     Args:
-        launcher: `train.launcher`. none: one process, on one free GPU. pytorch: as torchrun says, which takes the place
-            of this process where it has not started it. slurm: the tasks of srun, likewise.
+        launcher: `machine.launcher`. none: one process, on one free GPU. pytorch: as torchrun says, which takes the
+            place of this process where it has not started it. slurm: the tasks of srun, likewise.
         command: what each process runs, from the interpreter on: this program.
 
     Raises:
@@ -216,14 +216,14 @@ def _is_task() -> bool:
 
 def _require_alone() -> None:
     if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError("train.launcher must be pytorch under torchrun, got 'none'")
+        raise InputError("machine.launcher must be pytorch under torchrun, got 'none'")
     if _is_task() and os.environ.get("SLURM_NTASKS", "1") != "1":
-        raise InputError("train.launcher must be slurm in a job step of several tasks, got 'none'")
+        raise InputError("machine.launcher must be slurm in a job step of several tasks, got 'none'")
 
 
 def _require_slurm() -> None:
     if "SLURM_JOB_ID" not in os.environ:
-        raise InputError("train.launcher is slurm outside Slurm (no SLURM_JOB_ID): use sbatch, salloc or srun")
+        raise InputError("machine.launcher is slurm outside Slurm (no SLURM_JOB_ID): use sbatch, salloc or srun")
 
 
 def _translate_slurm() -> None:
@@ -286,7 +286,7 @@ def _words(name: str) -> list[str]:
 def _become(command: list[str]) -> NoReturn:
     """Go on as another program under the same id, so that what ends one ends the other. Claims stay."""
     if shutil.which(command[0]) is None:
-        raise InputError(f"train.launcher needs {command[0]}, which is not on the PATH")
+        raise InputError(f"machine.launcher needs {command[0]}, which is not on the PATH")
     for lock in _held.values():
         os.set_inheritable(lock, True)
     sys.stdout.flush()

@@ -431,10 +431,10 @@ def _environment(name: str, value: str) -> Iterator[None]:
 def _require(trackers: Sequence[str]) -> None:
     for name in trackers:
         if name not in TRACKERS:
-            raise InputError(f"train.trackers: {name} is not known, only {' and '.join(TRACKERS)}: take it out")
+            raise InputError(f"machine.trackers: {name} is not known, only {' and '.join(TRACKERS)}: take it out")
         if importlib.util.find_spec(name) is None:
             raise InputError(
-                f"train.trackers: {name} is not installed: `pip install {name}`, or take it out of train.trackers"
+                f"machine.trackers: {name} is not installed: `pip install {name}`, or take it out of machine.trackers"
             )
         importlib.import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
 

@@ -196,11 +196,12 @@ def _fit(params: Params, cfg: Config, folder: Path, name: str, resume_from: Path
             steps=config.steps(train, manifest),
             interval=min(LOG_INTERVAL, config.steps(train, manifest)),
             batch_size=train.batch_size,
-            trackers=train.trackers,
+            trackers=params.machine.trackers,
         )
     loop = TrainLoop(
         runner,
         train=train,
+        checkpoint_minutes=params.machine.checkpoint_minutes,
         bad_images=BadImages(params.data.max_bad_images),
         folder=folder,
         processes=processes,

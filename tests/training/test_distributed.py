@@ -43,7 +43,7 @@ def test_with_sync_two_processes_of_batch_2_are_one_of_batch_4(workspace: Path, 
     change(workspace, {**exact, "train.optimizer": "sgd", "train.lr": 1e-9, "train.val_images": 0})
     trainer.finish(workspace)
     one = workspace.joinpath("runs").rename(workspace / "one") / VARIANT / "seed_0"
-    change(workspace, {"train.launcher": "pytorch", "train.resume_from": None})
+    change(workspace, {"machine.launcher": "pytorch", "train.resume_from": None})
     sums = state.read(state.by_age(next(workspace.glob(".state/*-seed_0-*/")))[-1])["optimizer"]["state"]
     next(workspace.glob(".state/*/result")).rename(workspace / "result")
     for path in workspace.glob(".state/*/step_*"):
@@ -64,7 +64,7 @@ def test_with_sync_two_processes_of_batch_2_are_one_of_batch_4(workspace: Path, 
 
 
 def test_a_process_that_dies_takes_the_job_down_and_leaves_the_checkpoint(workspace: Path, trainer: Trainer):
-    change(workspace, {"train.launcher": "pytorch", "train.epochs": 40, "train.checkpoint_minutes": 1e-6})
+    change(workspace, {"machine.launcher": "pytorch", "train.epochs": 40, "machine.checkpoint_minutes": 1e-6})
     with Trainer(2, GHM_DATA_ROOT=trainer.environment["GHM_DATA_ROOT"]) as torchrun:
         process = subprocess.Popen(
             [sys.executable, "-m", "stages.train", VARIANT],
@@ -91,7 +91,7 @@ def test_a_process_that_dies_takes_the_job_down_and_leaves_the_checkpoint(worksp
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(workspace: Path, trainer: Trainer):
-    change(workspace, {"train.launcher": "pytorch", "train.batch_size": 3})
+    change(workspace, {"machine.launcher": "pytorch", "train.batch_size": 3})
     with Trainer(2, GHM_DATA_ROOT=trainer.environment["GHM_DATA_ROOT"]) as torchrun:
         assert torchrun.run(workspace) == 1
     assert "error: train.batch_size must be a multiple of the 2 processes, got 3" in (workspace / "log.txt").read_text()
@@ -99,10 +99,10 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(workspace: Path, tra
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one_with_a_warning(workspace: Path, trainer: Trainer):
     # At the sight of a checkpoint: before the first step a process ends as any program does.
-    change(workspace, {"train.launcher": "pytorch", "train.epochs": 6, "train.checkpoint_minutes": 1e-6})
+    change(workspace, {"machine.launcher": "pytorch", "train.epochs": 6, "machine.checkpoint_minutes": 1e-6})
     with Trainer(2, GHM_DATA_ROOT=trainer.environment["GHM_DATA_ROOT"]) as torchrun:
         assert torchrun.run(workspace, signal.SIGTERM, at_write=True, group=False) != 0
-    change(workspace, {"train.launcher": "none"})
+    change(workspace, {"machine.launcher": "none"})
     trainer.finish(workspace)
     said = (workspace / "log.txt").read_text()
     assert "stopped by SIGTERM after step" in said

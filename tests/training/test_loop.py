@@ -69,7 +69,7 @@ def said(workspace: Path) -> str:
 def test_a_loss_that_is_not_finite_stops_within_a_step_and_is_written_down(
     workspace: Path, change: Change, trainer: Trainer
 ):
-    change(train__lr=1e30, train__checkpoint_minutes=1e-6)
+    change(train__lr=1e30, machine__checkpoint_minutes=1e-6)
     assert trainer.run(workspace) == 1
     assert "error: loss is nan" in said(workspace)
     assert "at step 2 (epoch 1)" in said(workspace)
@@ -101,7 +101,7 @@ def test_mixed_precision_learns_with_weights_in_float32(
 def test_a_killed_training_in_fp16_goes_on_with_the_scale_of_its_loss(
     workspace: Path, change: Change, trainer: Trainer, tmp_path: Path
 ):
-    change(train__precision="fp16", train__val_images=0, train__checkpoint_minutes=1e-6, train__epochs=4)
+    change(train__precision="fp16", train__val_images=0, machine__checkpoint_minutes=1e-6, train__epochs=4)
     other = tmp_path / "other"
     shutil.copytree(workspace, other, symlinks=True, ignore=shutil.ignore_patterns("other"))
     trainer.finish(other)

@@ -220,11 +220,11 @@ def test_one_process_hears_itself():
 @pytest.mark.parametrize(
     ("launcher", "environment", "sentence"),
     [
-        ("none", {"RANK": "1", "WORLD_SIZE": "2"}, "train.launcher must be pytorch under torchrun, got 'none'"),
+        ("none", {"RANK": "1", "WORLD_SIZE": "2"}, "machine.launcher must be pytorch under torchrun, got 'none'"),
         (
             "none",
             {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"},
-            "train.launcher must be slurm in a job step of several tasks, got 'none'",
+            "machine.launcher must be slurm in a job step of several tasks, got 'none'",
         ),
         ("slurm", {}, "outside Slurm"),
         ("slurm", {"SLURM_JOB_ID": "7", "PATH": ""}, "needs srun, which is not on the PATH"),

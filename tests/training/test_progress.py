@@ -324,7 +324,7 @@ def test_a_restored_bar_begins_where_the_training_stopped(tmp_path: Path):
 
 
 def test_trackers_that_are_unknown_or_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match="train.trackers: wandb is not known, only tensorboard and dvclive"):
+    with pytest.raises(InputError, match="machine.trackers: wandb is not known, only tensorboard and dvclive"):
         _progress(tmp_path, trackers=["wandb"])
     for name in progress.TRACKERS:
         monkeypatch.setitem(sys.modules, name, None)

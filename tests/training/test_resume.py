@@ -21,12 +21,13 @@ Change = Callable[..., None]
 
 @pytest.fixture
 def change(workspace: Path) -> Change:
-    """Set values of the section `train` in the workspace."""
+    """Set values of the sections `train` and `machine` in the workspace."""
 
     def apply(**values: Any) -> None:
         yaml = YAML()
         content = yaml.load(workspace / "params.yaml")
-        content["train"].update(values)
+        for name, value in values.items():
+            content["machine" if name in content["machine"] else "train"][name] = value
         yaml.dump(content, workspace / "params.yaml")
 
     return apply

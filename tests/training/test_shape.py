@@ -88,9 +88,20 @@ def test_variant_and_seed_change_the_key(workspace: Path):
     assert len(set(keys)) == 4
 
 
-@pytest.mark.parametrize("changes", [{"workers": 2}, {"workers": 7}, {"checkpoint_minutes": 1}])
-def test_what_changes_no_bit_of_the_weights_keeps_the_key(workspace: Path, changes: dict[str, Any]):
-    assert key(trained(**changes)) == key()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workers": 7},
+        {"launcher": "pytorch"},
+        {"checkpoint_minutes": 1.0},
+        {"check_images": "all"},
+        {"trackers": ("tensorboard",)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_no_machine_setting_changes_the_key(workspace: Path, changes: dict[str, Any]):
+    given = params.load()
+    assert key(config(replace(given, machine=replace(given.machine, **changes)))) == key()
 
 
 @pytest.mark.parametrize(
