@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ghm import files, params
+from ghm import files
 from ghm.evaluation import bootstrap
 from ghm.evaluation.matches import Matches, weighted
 from ghm.training import run
@@ -171,7 +171,7 @@ def main() -> None:
         rows.append({**asdict(setting), "AP": truth[0], "difference": truth[1] - truth[0], **leans})
         rows[-1] |= {key: round(float(np.mean([row[key] for row in found])), 4) for key in found[0]}
         print(pd.DataFrame(rows[-1:]).filter(regex="name|held|leans").to_string(index=False, header=len(rows) == 1))
-    context = run.context(params.load())
+    context = run.context()
     kept = {"device": context["device"], "versions": context["versions"], "experiments": arguments.experiments}
     files.write_json(RESULT, {**kept, "resamples": arguments.resamples, "rows": rows})
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ghm import files, params
+from ghm import files
 from ghm.evaluation import bootstrap
 from ghm.evaluation.judge import judge
 from ghm.evaluation.matches import weighted
@@ -97,7 +97,7 @@ def main() -> None:
             error = max(abs(rows[-1][name][0] - judged.stats[place]) for place, name in enumerate(bootstrap.METRICS))
             print(f"judged in {seconds['judge']} s, resampled in {seconds['resample']} s, {error:.1e} from pycocotools")
             assert error < 1e-12
-    context = run.context(params.load())
+    context = run.context()
     record = {
         "images": arguments.images,
         "classes": arguments.classes,

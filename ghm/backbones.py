@@ -19,7 +19,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ghm import checkpoints, config, data, files
+from ghm import checkpoints, config, data, files, fingerprint, runs
 from ghm.data import digits, download
 from ghm.data.part import Remote
 from ghm.errors import InputError
@@ -39,6 +39,8 @@ SOURCES: dict[str, dict[str, str]] = {
         "resnext101_64x4d": f"{_OPENMMLAB}/resnext101_64x4d-ee2c6f71.pth",
     },
 }
+# Files of the package `ghm` that weights which are trained here depend on.
+SOURCES_HERE = ("backbones.py", "config.py", "data/digits.py", "data/digits_render.py")
 _CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 _log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def prepare(params: Params) -> None:
     """
     model = params.model
     record: dict[str, Any] = {"pretrained": None if model.load_from else model.pretrained, "file": None}
-    with files.whole_folder(FOLDER) as folder:
+    with files.room_for(FOLDER), files.whole_folder(FOLDER) as folder:
         if model.load_from:
             path, source = _obtained(model.load_from, "model.load_from", None)
             record["detector"] = {**source, **_written(checkpoints.read_state(path), folder, "detector")}
@@ -86,7 +88,7 @@ def detector_path(params: Params) -> Path | None:
 def _written(state: dict[str, Tensor], folder: Path, name: str) -> dict[str, str]:
     """Write a state dict as `<name>-<sha8>.pth`; return its name and checksum."""
     path = folder / f"{name}.pth"
-    torch.save(state, path)
+    checkpoints.write(state, path)
     checksum = files.digest(path)
     path.rename(folder / f"{name}-{checksum[:8]}.pth")
     return {"file": f"{name}-{checksum[:8]}.pth", "sha256": checksum}
@@ -97,8 +99,7 @@ def _pretrained(params: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
     model = params.model
     assert model.pretrained is not None
     if model.pretrained == "digits":
-        state, accuracy = _pretrain(params)
-        return state, {"crops": params.backbone.crops, "held_out_accuracy": round(accuracy, 4)}
+        return _pretrained_here(params)
     value = model.pretrained
     if value in SOURCES:
         value = _published(value, model.backbone)
@@ -194,6 +195,27 @@ class _Classifier(nn.Module):
     def forward(self, image_B3HW: Tensor) -> Tensor:
         features = self.backbone((image_B3HW.float() - self.mean) / self.std)
         return self.fc(features[-1].mean(dim=(2, 3)))
+
+
+def _pretrained_here(params: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights trained on digit crops, kept in `.state` under all that shapes them."""
+    model, digit = params.model, params.digits
+    parts = {
+        "backbone": asdict(params.backbone),
+        "model": [model.backbone, model.base_channels],
+        "digits": [digit.seed, digit.image_size],
+        "code": fingerprint.checksums(SOURCES_HERE),
+        "libraries": fingerprint.libraries(),
+    }
+    folder = runs.state_folder() / f"backbone-{fingerprint.key(parts)}"
+    if not folder.exists():
+        with files.whole_folder(folder) as new:
+            state, accuracy = _pretrain(params)
+            checkpoints.write(state, new / "weights.pth")
+            record = {"crops": params.backbone.crops, "held_out_accuracy": round(accuracy, 4)}
+            files.write_json(new / "record.json", record)
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    return checkpoints.read_state(folder / "weights.pth"), record
 
 
 def _pretrain(params: Params) -> tuple[dict[str, Tensor], float]:

@@ -5,6 +5,7 @@ knows to be harmless; every other name in the file is given to it as a class tha
 model zoo, which holds logs and settings beside its tensors, is read without any of their code.
 """
 
+import io
 import re
 import warnings
 from collections import Counter
@@ -87,6 +88,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 f"{path} must hold a dict of tensors, got {type(value).__name__[:SHOWN]} under {str(name)[:SHOWN]!r}"
             )
     return {name: value.detach().clone() for name, value in content.items()}
+
+
+def write(content: Any, path: Path) -> None:
+    """Write what `torch.load` reads. Unlike `torch.save`, a full disk is an OSError that says so."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def reason(error: Exception) -> str:

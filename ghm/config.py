@@ -146,6 +146,13 @@ def _head(params: Params, variant: str, classes: int) -> dict[str, Any]:
     }
 
 
+def loss_type(loss: Loss) -> str:
+    """The registered name of the loss of a section."""
+    if isinstance(loss, OtherLoss):
+        return loss.type
+    return {Focal: "ghm.FocalLoss", Ghmc: "ghm.GHMC", SmoothL1: "ghm.SmoothL1Loss", Ghmr: "ghm.GHMR"}[type(loss)]
+
+
 def _loss(section: str, loss: Loss, role: str) -> dict[str, Any]:
     """The config of a loss section, refused where it cannot be built or belongs to the other role."""
     roles = {Focal: "cls", Ghmc: "cls", SmoothL1: "box", Ghmr: "box"}
@@ -154,8 +161,7 @@ def _loss(section: str, loss: Loss, role: str) -> dict[str, Any]:
     if isinstance(loss, OtherLoss):
         config = {**loss.arguments, "type": loss.type}
     else:
-        kinds = {Focal: "ghm.FocalLoss", Ghmc: "ghm.GHMC", SmoothL1: "ghm.SmoothL1Loss", Ghmr: "ghm.GHMR"}
-        config = {**asdict(loss), "type": kinds[type(loss)]}
+        config = {**asdict(loss), "type": loss_type(loss)}
         if role == "cls":
             config["use_sigmoid"] = True
     try:

@@ -1,5 +1,6 @@
-"""Files that are whole or absent, their checksums, room for them, and turns at them."""
+"""Atomic writes, checksums, free space and file locks."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from ghm.errors import InputError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +70,23 @@ def require_space(needed: int, folder: Path, name: str) -> None:
     if needed > free:
         needed_text, free_text = (tqdm.format_sizeof(size, "B") for size in (needed, free))
         raise InputError(f"{name} needs {needed_text} more in {folder}, where {free_text} are free: make room")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota has no room left."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+@contextmanager
+def room_for(place: Path) -> Iterator[None]:
+    """Turn a full disk into an InputError that names `place`, or the file that had no room."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        name = error.filename or place
+        raise InputError(f"no room to write {name}: make room, and the same command goes on") from None
 
 
 @contextmanager

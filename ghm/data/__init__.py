@@ -1,19 +1,25 @@
 """Data sets: made, found or fetched, checked, described by a manifest, linked into `data/`."""
 
 import json
+import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ghm import files
-from ghm.data import manifest
+from ghm.data import content, manifest
+from ghm.data.content import Memory
+from ghm.data.images import fault
 from ghm.data.links import check_place, link
 from ghm.data.sets import Located, locate, store
 from ghm.errors import InputError
 from ghm.params import Params
+from ghm.words import count
 
 __all__ = ["ensure", "manifest_path", "prepare", "read_manifest", "store"]
 
 FOLDER = Path("data")
+_log = logging.getLogger(__name__)
 
 
 def manifest_path(params: Params) -> Path:
@@ -24,6 +30,8 @@ def manifest_path(params: Params) -> Path:
 def prepare(params: Params) -> None:
     """Get the data set, link it to `data/<name>`, check it, write its manifest `data/<name>.json`.
 
+    A manifest that was written for these very data is left as it is: then only sizes and times are looked at.
+
     Raises:
         InputError: the data set cannot be had, is malformed, or has errors.
     """
@@ -33,30 +41,75 @@ def prepare(params: Params) -> None:
             check_place(place, store(), wanted=f"a link into {store()}")
     located = locate(params)
     _link(params, located)
-    content = manifest.describe(params.data.name, located.root, located.splits, params.machine.check_images)
-    files.write_json(manifest_path(params), content)
+    path, memory, checks = manifest_path(params), _memory(), _checks(params, located)
+    if path.is_file() and memory.is_known(checks, files.digest(path)) and _difference(params, located.root) is None:
+        images = sum(split["images"] for split in read_manifest(params)["splits"].values())
+        _log.info("%s: nothing has changed, %s", FOLDER / params.data.name, count(images, "image"))
+        return
+    described = manifest.describe(
+        params.data.name,
+        located.root,
+        located.splits,
+        memory,
+        check_images=params.machine.check_images,
+        max_bad_images=params.data.max_bad_images,
+    )
+    files.write_json(path, described)
+    memory.remember(checks, files.digest(path))
 
 
-def ensure(params: Params) -> Path:
-    """Return the root of the data set `data/<name>`, linked anew where the link is missing.
+def ensure(params: Params) -> None:
+    """Require that the data are those that the manifest describes, by content, and link them.
 
-    A stage calls this before it reads images: DVC tracks the manifest, not the images.
+    A stage calls this before it reads images, and a training once more at its end.
 
     Raises:
-        InputError: what lies there is not what the manifest describes.
+        InputError: annotations or images have changed.
     """
-    _link(params, locate(params))
-    root = FOLDER / params.data.name
-    for split in read_manifest(params)["splits"].values():
-        annotations = root / split["annotations"]
-        if not annotations.exists() or annotations.stat().st_size != split["annotations_bytes"]:
-            raise InputError(f"{annotations} is not what {manifest_path(params)} describes: run `dvc repro -f data`")
-    return root
+    located = locate(params)
+    _link(params, located)
+    changed = _difference(params, located.root)
+    if changed:
+        raise InputError(
+            f"the data are not those that {manifest_path(params)} describes: {changed}. Run `dvc repro`, which checks "
+            "them and runs what depends on them, or restore the files"
+        )
 
 
 def read_manifest(params: Params) -> dict[str, Any]:
-    """The manifest that `prepare` wrote."""
-    return json.loads(manifest_path(params).read_text(encoding="utf-8"))
+    """The manifest that `prepare` wrote.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = manifest_path(params)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path} is missing: run `dvc repro data`") from None
+
+
+def _memory() -> Memory:
+    return Memory(store() / "index", fault)
+
+
+def _difference(params: Params, root: Path) -> str | None:
+    """What is otherwise than the manifest says, in words; None where nothing is."""
+    memory = _memory()
+    for split in read_manifest(params)["splits"].values():
+        found = content.difference(memory, root, split)
+        if found:
+            return found
+    return None
+
+
+def _checks(params: Params, located: Located) -> str:
+    """All that a manifest follows from, but for the data themselves."""
+    code = {path.name: files.digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
+    splits = {name: asdict(split) for name, split in located.splits.items()}
+    return json.dumps(
+        [params.data.name, splits, params.machine.check_images, params.data.max_bad_images, code], sort_keys=True
+    )
 
 
 def _link(params: Params, located: Located) -> None:

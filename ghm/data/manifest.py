@@ -1,9 +1,7 @@
 """What a data set is: checked, summed up in the log, and described in the manifest that DVC tracks."""
 
-import hashlib
 import logging
-import os
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ import numpy as np
 
 from ghm.data import annotations, validation
 from ghm.data.annotations import Annotations, Box, Unlabelled
+from ghm.data.content import Content, Memory, combined
 from ghm.data.validation import Findings
 from ghm.errors import InputError
-from ghm.files import digest
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": np.inf}  # COCO's, by area in pixels
 _log = logging.getLogger(__name__)
@@ -29,11 +27,14 @@ class Split:
     labelled: bool = True
 
 
-def describe(name: str, root: Path, splits: dict[str, Split], check_images: str) -> dict[str, Any]:
+def describe(
+    name: str, root: Path, splits: dict[str, Split], memory: Memory, *, check_images: str, max_bad_images: int = 0
+) -> dict[str, Any]:
     """Check the data set `name` at `root` and describe it: what DVC tracks in place of the images.
 
     Args:
         splits: `train` first.
+        memory: of the contents of files.
         check_images: none | sample | all.
 
     Returns:
@@ -43,38 +44,40 @@ def describe(name: str, root: Path, splits: dict[str, Split], check_images: str)
     Raises:
         InputError: a file is missing or malformed, the splits differ in their classes, or `validation` finds an error.
     """
-    described, classes, seen = {}, {}, {}
+    described, classes, ids, seen = {}, {}, {}, {}
     for split_name, split in splits.items():
         content = annotations.read(root / split.annotations, Annotations if split.labelled else Unlabelled)
         classes[split_name] = [entry.name for entry in content.categories]  # mmdet numbers labels in this order
-        sizes = _file_sizes(root / split.folder, [image.file_name for image in content.images])
+        found = _contents(memory, root / split.folder, content)
+        ids[split_name] = [entry.id for entry in content.categories]
+        sizes = {file: entry.size for file, entry in found.items()}
         findings = validation.check(content, root / split.folder, sizes, check_images)
         seen[split_name] = {f"{split.folder}/{file}": size for file, size in sizes.items()}
         if split_name != "train":
             validation.check_overlap(root, seen["train"], seen[split_name], findings)
         findings.stop_at_errors(root / split.annotations)
-        described[split_name] = _describe(content, findings, split, root, sizes)
+        described[split_name] = _describe(content, findings, split, root, memory, found)
         _log_summary(f"{name} {split_name}", described[split_name], findings)
     for split_name, names in classes.items():
         if names != classes["train"]:
             raise InputError(f"the classes of {name}'s split {split_name} differ from those of train: {names}")
-    return {"name": name, "classes": classes["train"], "splits": described}
+    return {"name": name, "classes": classes["train"], "category_ids": ids["train"], "splits": described}
 
 
 def _describe(
-    content: Unlabelled, findings: Findings, split: Split, root: Path, sizes: dict[str, int]
+    content: Unlabelled, findings: Findings, split: Split, root: Path, memory: Memory, found: dict[str, Content]
 ) -> dict[str, Any]:
-    listing = "".join(f"{image.file_name} {sizes.get(image.file_name, 0)}\n" for image in content.images)
     boxes = content.annotations if isinstance(content, Annotations) else []
     per_category = Counter(box.category_id for box in boxes)
     path = root / split.annotations
+    own = memory.contents(path.parent, [path.name], images=False)[path.name]
     return {
         "annotations": split.annotations,
-        "annotations_bytes": path.stat().st_size,
-        "annotations_sha256": digest(path),
+        "annotations_bytes": own.size,
+        "annotations_sha256": own.sha256,
         "folder": split.folder,
-        "files_bytes": sum(sizes.values()),
-        "files_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "files_bytes": sum(entry.size for entry in found.values()),
+        "files_sha256": combined((image.file_name for image in content.images), found),
         "images": len(content.images),
         "images_without_boxes": len(content.images) - len({box.image_id for box in boxes}),
         "boxes": len(boxes),
@@ -89,27 +92,16 @@ def _per_size(boxes: list[Box]) -> dict[str, int]:
     return dict(zip(SIZES, map(int, counts), strict=True))
 
 
-def _file_sizes(folder: Path, names: list[str]) -> dict[str, int]:
-    """Name -> bytes of those files `names` below `folder` that are there: one listing a folder, COCO has 118,287 files.
+def _contents(memory: Memory, folder: Path, content: Unlabelled) -> dict[str, Content]:
+    """Name -> content of those images that are there.
 
     Raises:
         InputError: the folder is missing.
     """
     if not folder.is_dir():
         raise InputError(f"the image folder {folder} is missing")
-    wanted: defaultdict[str, set[str]] = defaultdict(set)
-    for name in names:
-        if not validation.leaves_folder(name):
-            parent, _, file = name.rpartition("/")
-            wanted[f"{parent}/" if parent else ""].add(file)
-    sizes = {}
-    for parent, files in wanted.items():
-        if (folder / parent).is_dir():
-            with os.scandir(folder / parent) as entries:
-                for entry in entries:
-                    if entry.name in files and entry.is_file():  # a broken link is no file
-                        sizes[parent + entry.name] = entry.stat().st_size
-    return sizes
+    names = [image.file_name for image in content.images]
+    return memory.contents(folder, [name for name in names if not validation.leaves_folder(name)])
 
 
 def _log_summary(name: str, described: dict[str, Any], findings: Findings) -> None:

@@ -15,10 +15,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from ghm import files
+from ghm import config, files, fingerprint, params, runs
 from ghm.errors import InputError
 from ghm.study.definition import PARAMS, Changes, applied, changed
-from ghm.training import shape
 
 TRIALS = Path(".trials")
 LOG = "log.txt"
@@ -26,6 +25,12 @@ LOCK = ".lock"
 DONE = "done.json"
 # Sections that shape the data and the pretrained backbone; a trial that changes none of them shares those of the root.
 SHARED = {"data": ("data", "digits", "custom"), "weights": ("model", "backbone", "digits")}
+
+# What changes no result: another machine may have it otherwise.
+ELSEWHERE = {
+    "machine": ("workers", "launcher", "trackers", "checkpoint_minutes", "check_images"),
+    "data": ("root", "source"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def trial(variant: str, seed: int, changes: Changes, root: Path = Path()) -> Tri
         [variant, *(f"{key}={value}" for key, value in changes.items() if not key.startswith("variants."))]
     )
     name = "".join(letter if letter.isalnum() or letter in "_.,=-" else "_" for letter in words)
-    return Trial(variant, seed, changes, root / TRIALS / f"{name[:100]}-{shape.key(changes)}" / f"seed_{seed}")
+    return Trial(variant, seed, changes, root / TRIALS / f"{name[:100]}-{fingerprint.key(changes)}" / f"seed_{seed}")
 
 
 def run_all(trials: Sequence[Trial], splits: Sequence[str], jobs: int, root: Path = Path()) -> None:
@@ -75,7 +80,7 @@ def lack(each: Trial, splits: Sequence[str], root: Path = Path()) -> str:
     """Why a trial has no detections that its parameters describe; "" where it has."""
     done = _done(each)
     if done:
-        wanted = _made_of(_content(each, root), splits)
+        wanted = _made_of(_content(each, root), each.variant, splits)
         same = all(done[key] == wanted[key] for key in ("params", "splits"))
         return "" if same else "done with other parameters or splits"
     log = each.folder / LOG
@@ -84,7 +89,7 @@ def lack(each: Trial, splits: Sequence[str], root: Path = Path()) -> str:
 
 def is_older(each: Trial) -> bool:
     """Whether a finished trial was made with other training code than this."""
-    return _done(each)["code"] != shape.key(shape.code())
+    return _done(each)["code"] != _code(YAML(typ="safe").load(each.folder / PARAMS), each.variant)
 
 
 def _run(each: Trial, splits: Sequence[str], threads: int, root: Path) -> bool:
@@ -92,7 +97,7 @@ def _run(each: Trial, splits: Sequence[str], threads: int, root: Path) -> bool:
     with files.alone(each.folder / LOCK, f"the training {each.folder}"):
         content = _content(each, root)
         YAML().dump(content, each.folder / PARAMS)
-        if _done(each) == _made_of(content, splits):
+        if _done(each) == _made_of(content, each.variant, splits):
             return True
         (each.folder / DONE).unlink(missing_ok=True)
         share(each, root)
@@ -100,13 +105,14 @@ def _run(each: Trial, splits: Sequence[str], threads: int, root: Path) -> bool:
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": str(Path(__file__).parents[2]),
+            "GHM_STATE": str((root / runs.state_folder()).absolute()),  # with what the pipeline has trained
         }
         with (each.folder / LOG).open("a", encoding="utf-8") as log:
             command = [sys.executable, "-m", "ghm.study.trial", each.variant, *splits]
             ended = subprocess.run(command, cwd=each.folder, env=environment, stdout=log, stderr=log, check=False)
         if ended.returncode:
             return False
-        files.write_json(each.folder / DONE, _made_of(content, splits))
+        files.write_json(each.folder / DONE, _made_of(content, each.variant, splits))
     return True
 
 
@@ -133,9 +139,20 @@ def _content(each: Trial, root: Path) -> Any:
     return content
 
 
-def _made_of(content: Any, splits: Sequence[str]) -> dict[str, Any]:
+def _made_of(content: Any, variant: str, splits: Sequence[str]) -> dict[str, Any]:
     """What a finished trial was made of: parameters, code, splits."""
-    return {"params": shape.key(json.loads(json.dumps(content))), "code": shape.key(shape.code()), "splits": [*splits]}
+    plain = json.loads(json.dumps(content))
+    for section, names in ELSEWHERE.items():
+        plain[section] = {name: value for name, value in plain[section].items() if name not in names}
+    return {"params": fingerprint.key(plain), "code": _code(content, variant), "splits": [*splits]}
+
+
+def _code(content: Any, variant: str) -> str:
+    """Checksum of the code that the weights of a variant depend on."""
+    given = params.parse(content)
+    own = given.variants[variant]
+    losses = [config.loss_type(given.losses[section]) for section in (own.cls, own.box)]
+    return fingerprint.key(fingerprint.code(losses))
 
 
 def _params(root: Path) -> Any:

@@ -1,9 +1,10 @@
 """Train one variant with one seed, stopped and gone on with as often as need be, on one device or many.
 
-`run` is the door. `loop` takes the steps and `samples` feeds it; `state` keeps what a stopped training goes on from,
-under a key of `shape`; `processes` are the devices; `guards`, `progress` and `validation` watch.
+`run` is the door. `engine` builds the model, `loop` takes the steps and `samples` feeds it; `state` keeps what a
+stopped run goes on from, under the key of its fingerprint; `processes` are the devices; `guards`, `progress` and
+`validation` watch.
 """
 
-from ghm.training.run import STATE, build_config, context, train
+from ghm.training.run import build_config, train
 
-__all__ = ["STATE", "build_config", "context", "train"]
+__all__ = ["build_config", "train"]

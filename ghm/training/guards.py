@@ -147,6 +147,7 @@ def non_finite(
     folder: Path,
     rank: int,
     train: Train,
+    sections: Mapping[str, str],
 ) -> InputError:
     """Write down a step whose loss or gradient is not finite; call it after backward, before the weights move.
 
@@ -162,6 +163,7 @@ def non_finite(
         step: counted over the whole training, from 1.
         folder: for the file.
         train: for what to try.
+        sections: `loss_cls` and `loss_bbox` -> the section of the parameters that the loss is from.
 
     Returns:
         The error to raise: what was not finite, where, and what to try.
@@ -189,11 +191,13 @@ def non_finite(
     return InputError(
         f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), "
         f"images {_few([str(image['img_id']) for image in images])}: {where}. "
-        f"Try: {'; '.join(_remedies(detector, images, step, train))}"
+        f"Try: {'; '.join(_remedies(detector, images, step, train, sections))}"
     )
 
 
-def _remedies(detector: Any, images: list[dict[str, Any]], step: int, train: Train) -> list[str]:
+def _remedies(
+    detector: Any, images: list[dict[str, Any]], step: int, train: Train, sections: Mapping[str, str]
+) -> list[str]:
     """What to try, the likeliest first."""
     broken = [name for name, weight in detector.named_parameters() if not _is_finite(weight)]
     if broken:
@@ -205,7 +209,7 @@ def _remedies(detector: Any, images: list[dict[str, Any]], step: int, train: Tra
     spoilt = [str(image["img_id"]) for image in images if image.get("broken_boxes") or not image.get("finite", True)]
     if spoilt:
         remedies.append(f"mend images {_few(spoilt)}, which have pixels that are not finite or boxes without an area")
-    early = [_moving_average_remedy(name, loss) for name, loss in _losses(detector) if _is_early(loss, step)]
+    early = [_moving_average_remedy(sections[name], loss) for name, loss in _losses(detector) if _is_early(loss, step)]
     if early:
         remedies.append(f"{', '.join(early)}: GHM's first weights are up to 1 / (1 - momentum) too large")
     remedies.append(f"a lower train.lr than {train.lr:g}, or more train.warmup_iters than {train.warmup_iters}")
@@ -222,8 +226,7 @@ def _is_early(loss: Any, step: int) -> bool:
     return momentum > 0 and not getattr(loss, "bias_correction", False) and step * (1 - momentum) <= EARLY
 
 
-def _moving_average_remedy(name: str, loss: Any) -> str:
-    section = {"loss_cls": "ghmc", "loss_bbox": "ghmr"}[name]
+def _moving_average_remedy(section: str, loss: Any) -> str:
     correction = f"{section}.bias_correction: true or " if isinstance(loss, HarmonisedLoss) else ""
     return f"{correction}a lower {section}.momentum than {loss.momentum:g}"
 

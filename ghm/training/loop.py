@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class TrainLoop(EpochBasedTrainLoop):
     Args:
         runner: mmengine's, with model and optimiser.
         train: the section of the parameters.
+        sections: `loss_cls` and `loss_bbox` -> section of the parameters.
         checkpoint_minutes: between checkpoints inside an epoch.
         bad_images: what could not be read.
         folder: where checkpoints and what went wrong are written.
@@ -54,6 +55,7 @@ class TrainLoop(EpochBasedTrainLoop):
         runner: Any,
         *,
         train: Train,
+        sections: Mapping[str, str],
         checkpoint_minutes: float,
         bad_images: BadImages,
         folder: Path,
@@ -65,6 +67,7 @@ class TrainLoop(EpochBasedTrainLoop):
     ) -> None:
         super().__init__(runner, runner.cfg.train_dataloader, train.epochs)
         self.train = train
+        self.sections = sections
         self.checkpoint_minutes = checkpoint_minutes
         self.bad_images = bad_images
         self.folder = folder
@@ -185,6 +188,7 @@ class TrainLoop(EpochBasedTrainLoop):
             folder=self.folder,
             rank=self.processes.rank,
             train=self.train,
+            sections=self.sections,
         )
 
     def _report(self, values: dict[str, float], lr: float) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints to go on from: whole or absent, verified by the checksum in their name, read without trusting them."""
 
-import errno
 import hashlib
 import io
 import logging
@@ -20,7 +19,6 @@ from ghm.errors import InputError
 KEPT = 2  # the newest, and the one before it in case a disk loses the newest
 NEEDED = {"state_dict", "optimizer", "meta", "processes", "records"}
 _NAME = re.compile(r"step_(\d{8,})_epoch_(\d+)-([0-9a-f]{16})\.pth")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +45,7 @@ def save(folder: Path, content: dict[str, Any]) -> Path:
         _flush_folder(folder)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if is_full(error):
+        if files.is_full(error):
             size = tqdm.format_sizeof(len(data), "B")
             raise InputError(
                 f"no room for a checkpoint of {size} in {folder}: make room, and the same command goes on from the "
@@ -57,11 +55,6 @@ def save(folder: Path, content: dict[str, Any]) -> Path:
     for old in by_age(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota has no room left."""
-    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -78,12 +78,12 @@ def test_the_two_newest_are_kept(tmp_path: Path):
 
 
 def test_other_files_of_the_folder_are_left_alone(tmp_path: Path):
-    for name in ("shape.json", "step_1.pth", "mine.pth", "log.csv"):
+    for name in ("fingerprint.json", "step_1.pth", "mine.pth", "log.csv"):
         (tmp_path / name).write_text("mine")
     for step in range(1, 4):
         state.save(tmp_path, content(step))
     assert newest_step(tmp_path) == 3
-    for name in ("shape.json", "step_1.pth", "mine.pth", "log.csv"):
+    for name in ("fingerprint.json", "step_1.pth", "mine.pth", "log.csv"):
         assert (tmp_path / name).read_text() == "mine"
 
 
@@ -364,7 +364,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it_and_room_lets_it_go_on(sma
     ],
 )
 def test_a_disk_is_full_by_the_number_of_the_error(error: Exception, full: bool):
-    assert state.is_full(error) == full
+    assert files.is_full(error) == full
 
 
 NUMBERS = [

@@ -1,0 +1,205 @@
+"""The fingerprint of a training run: all that shapes its weights, its checksum, and what differs between two.
+
+This is the one list of it: `dvc.yaml` names the same files and parameters, which a test holds it to.
+"""
+
+import ast
+import copy
+import hashlib
+import io
+import json
+import tokenize
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ghm import files
+from ghm.registry import MODELS
+
+FILE = "fingerprint.json"
+PACKAGES = ("torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy", "opencv-python", "pycocotools")
+# Files of the package `ghm` that every trained weight depends on; those of a variant's own losses come to them.
+SOURCES = (
+    "checkpoints.py",
+    "config.py",
+    "data/images.py",
+    "head.py",
+    "mmcv_ops.py",
+    "training/engine.py",
+    "training/loop.py",
+    "training/optimizer.py",
+    "training/randomness.py",
+    "training/samples.py",
+)
+# Run through by a training, and without effect on a weight: they check, watch, save, show and start.
+WITHOUT_EFFECT = (
+    "__init__.py",
+    "backbones.py",  # its result is in the fingerprint
+    "cli.py",
+    "data/",  # likewise, but for how an image is read
+    "errors.py",
+    "files.py",
+    "fingerprint.py",
+    "gradient_norms.py",
+    "params.py",
+    "registry.py",
+    "runs.py",
+    "training/__init__.py",
+    "training/guards.py",
+    "training/processes.py",
+    "training/progress.py",
+    "training/run.py",
+    "training/state.py",
+    "training/validation.py",
+    "typed.py",
+    "words.py",
+)
+# Parameters that shape a weight beside a variant's own losses and the seed.
+PARAMETERS = ("model", "train")
+SHOWN = 3  # differences in a message
+HOME = Path(__file__).parent
+
+
+def fingerprint(
+    cfg: Config, manifest: dict[str, Any], backbone: dict[str, Any], resume_from: Path | None
+) -> dict[str, Any]:
+    """Config, data, backbone, checkpoint to go on from, code and libraries, in plain containers.
+
+    Left out is what can change without changing a bit of the weights: the test half, the glance at the validation
+    split, and the worker processes.
+    """
+    config = json.loads(json.dumps(cfg.to_dict(), default=str))
+    config = {name: value for name, value in config.items() if not name.startswith("test_") and name != "validation"}
+    del config["model"]["test_cfg"]
+    for name in ("num_workers", "persistent_workers"):
+        del config["train_dataloader"][name]
+    head = cfg.model.bbox_head
+    return {
+        "config": config,
+        "data": training_data(manifest),
+        "backbone": backbone,
+        "resume_from": files.digest(resume_from) if resume_from else None,
+        "code": code([head.loss_cls.type, head.loss_bbox.type]),
+        "libraries": libraries(),
+    }
+
+
+def training_data(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a training learns from: classes, and checksums of annotations and images."""
+    train = manifest["splits"]["train"]
+    return {"classes": manifest["classes"], **{key: train[key] for key in ("annotations_sha256", "files_sha256")}}
+
+
+def code(losses: Iterable[str]) -> dict[str, str]:
+    """File of the package `ghm` that a weight depends on -> checksum of what it does.
+
+    Args:
+        losses: types of losses, as a config names them.
+    """
+    return checksums({*SOURCES, *(name for loss in losses if loss.startswith("ghm.") for name in loss_sources(loss))})
+
+
+def checksums(names: Iterable[str]) -> dict[str, str]:
+    """File of the package `ghm` -> checksum of what it does."""
+    texts = {name: essence((HOME / name).read_text(encoding="utf-8")) for name in sorted(names)}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def libraries() -> dict[str, str]:
+    """Library -> its version."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def loss_sources(loss: str) -> set[str]:
+    """The files of the package that a loss of ours runs through."""
+    module = MODELS.get(loss).__module__  # type: ignore[union-attr]
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        path = f"{name.removeprefix('ghm.').replace('.', '/')}.py"
+        if path in found or not (HOME / path).is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse((HOME / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ghm.losses"):
+                waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def essence(source: str) -> str:
+    """A program without what cannot change what it does: comments, docstrings, empty lines."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and ast.get_docstring(node) is not None:
+                for row in range(first.lineno, (first.end_lineno or first.lineno) + 1):
+                    lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def key(parts: dict[str, Any]) -> str:
+    """A checksum of 12 hex digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def conditions(parts: dict[str, Any]) -> dict[str, str]:
+    """Checksums of all but the losses and the seed: what two runs have in common that are to be compared.
+
+    Returns:
+        `config`, `data`, `backbone`, `resume_from`, `code` and `libraries`, 12 hex digits each.
+    """
+    shared = copy.deepcopy(parts)
+    config = shared["config"]
+    for name in ("loss_cls", "loss_bbox", "reg_decoded_bbox"):
+        del config["model"]["bbox_head"][name]
+    del config["randomness"], config["train_dataloader"]["dataset"]["seed"]
+    shared["code"] = {name: checksum for name, checksum in shared["code"].items() if name in SOURCES}
+    return {name: key({name: part}) for name, part in shared.items()}
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What of `before` is otherwise in `after`, the first few in words."""
+    old, new = _flat(before), _flat(after)
+    changed = [name for name in {**old, **new} if old.get(name, ...) != new.get(name, ...)]
+    words = [_words(name, old.get(name, "absent"), new.get(name, "absent")) for name in changed[:SHOWN]]
+    return ", ".join(words) + f" and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
+
+
+def latest(folder: Path, prefix: str) -> dict[str, Any] | None:
+    """The fingerprint of the youngest run below `folder` whose name begins with `prefix`; None without one."""
+    paths = list(folder.glob(f"{prefix}*/{FILE}"))
+    if not paths:
+        return None
+    return json.loads(max(paths, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8"))
+
+
+def _words(name: str, before: Any, after: Any) -> str:
+    section, _, rest = name.partition(".")
+    if section == "code":
+        return f"ghm/{rest} changed"
+    return f"{rest or name} was {_short(before)} and is {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Names with dots -> values that are no containers; items of a list by their number."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    found: dict[str, Any] = {}
+    for inner, item in value.items():
+        found |= _flat(item, f"{name}.{inner}" if name else str(inner))
+    return found

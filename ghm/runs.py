@@ -1,0 +1,126 @@
+"""Runs: where they are kept, found again and thrown away.
+
+A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody cleans up; what `dvc repro` made lies
+in DVC's cache as well, under the name that `dvc.lock` has for it. So a seed is trained once: in this workspace, in
+those of DVC's experiments, and in a clone that shares the cache or has pulled.
+
+`python -m ghm.runs` shows what `.state` holds and how much; `--finished` or `--all` deletes it. Unfinished runs are
+nowhere else; in DVC's cache `dvc gc` cleans up.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ghm import files
+from ghm.cli import run
+
+RESULT = "result"  # folder in that of a finished run
+RECORD = "context.json"
+AGAIN = "GHM_RETRAIN"
+_log = logging.getLogger(__name__)
+
+
+def state_folder() -> Path:
+    """The folder of unfinished and finished runs: $GHM_STATE, or `.state` of the repository.
+
+    DVC deletes the workspaces of its experiments, so these use that of the repository that started them.
+    """
+    named = os.environ.get("GHM_STATE")
+    if named:
+        return Path(named).expanduser()
+    parent = Path(os.environ.get("DVC_ROOT", ""))
+    return Path(".state") if parent.resolve() == Path.cwd() else parent / ".state"
+
+
+def wants_again() -> bool:
+    """Whether the user asks for finished runs to be trained once more."""
+    return os.environ.get(AGAIN, "") not in ("", "0")
+
+
+def take_from_dvc(out: Path, seed: int, key: str, place: Path) -> bool:
+    """Fill `place` with a seed of this fingerprint, from the version of `out` that dvc.lock names.
+
+    DVC deletes `out` before it runs the stage; its cache, or the remote, still has it. Returns False where not.
+    """
+    if not Path("dvc.lock").is_file():
+        return False
+    try:
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException
+        from dvc_data.index import DataIndexError
+    except ImportError:  # stages run without DVC, too
+        return False
+    source = f"{out.as_posix()}/seed_{seed}"
+    try:
+        earlier = DVCFileSystem()
+        if json.loads(earlier.read_text(f"{source}/{RECORD}")).get("fingerprint") != key:
+            return False
+        with files.whole_folder(place) as folder:
+            for path in earlier.find(source):
+                earlier.get_file(path, str(folder / Path(path).name))
+    except (OSError, ValueError, DvcException, DataIndexError) as error:
+        _log.debug("no earlier result of %s: %s", source, error)
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of `.state`."""
+
+    folder: Path
+    size: int  # bytes
+    is_finished: bool
+
+
+def kept() -> Iterator[Kept]:
+    """The runs in `.state`, by name."""
+    for folder in sorted(path for path in state_folder().glob("*-seed_*-*") if path.is_dir()):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        yield Kept(folder, size, (folder / RESULT).is_dir())
+
+
+def throw_away(folder: Path) -> None:
+    """Delete a run, so that it is trained again."""
+    shutil.rmtree(folder)
+    folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+
+
+def read_record(result: Path) -> dict[str, Any]:
+    """What is known of a finished run."""
+    return json.loads((result / RECORD).read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ghm.runs", description=__doc__)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--finished", action="store_true", help="delete the runs that have ended")
+    which.add_argument("--all", action="store_true", help="delete unfinished runs, too")
+    arguments = parser.parse_args()
+    freed = total = 0
+    for found in kept():
+        goes = arguments.all or (arguments.finished and found.is_finished)
+        words = "finished" if found.is_finished else "unfinished"
+        print(f"{'deleted ' * goes}{found.folder}: {words}, {_size(found.size)}")
+        total += found.size
+        if goes:
+            freed += found.size
+            throw_away(found.folder)
+    print(f"{_size(total)} in {state_folder()}, {_size(freed)} freed")
+
+
+def _size(size: int) -> str:
+    return tqdm.format_sizeof(size, "B")
+
+
+if __name__ == "__main__":
+    run(main)
