@@ -243,7 +243,7 @@ class Machine:
     launcher: Literal["none", "pytorch", "slurm"]
     checkpoint_minutes: Positive
     check_images: Literal["none", "sample", "all"]
-    trackers: tuple[Literal["tensorboard", "dvclive"], ...]
+    trackers: tuple[Literal["tensorboard"], ...]
 
 
 Loss = Focal | SmoothL1 | Ghmc | Ghmr | OtherLoss

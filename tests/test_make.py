@@ -1,6 +1,7 @@
 """Laws of the Makefile: `.venv` holds what is pinned and never vanishes, `make repro` ends with one table."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 REPORT = """from pathlib import Path
@@ -89,7 +91,8 @@ def copy(made: Copy) -> Iterator[Copy]:
 
 
 def test_the_content_of_the_requirement_files_counts_and_not_their_time(copy: Copy):
-    os.utime(copy.root / "requirements.txt", (time.time() + 1e6,) * 2)
+    later = time.time() + 1e6
+    os.utime(copy.root / "requirements.txt", (later, later))
     assert copy.ok("say") == "1.0\n"
     copy.pin("2.0")
     os.utime(copy.root / "requirements.txt", (0, 0))
@@ -176,3 +179,13 @@ def test_repro_prints_one_table_whether_the_report_ran_or_not(pipeline: Copy):
     (pipeline.root / "input.md").write_text("otherwise")
     done = pipeline.run("repro")
     assert done.returncode != 0 and "| variant" not in done.stdout and "Details" not in done.stdout
+
+
+def test_the_code_host_runs_what_people_run_with_actions_that_cannot_change():
+    workflow = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "ci.yml")
+    steps = workflow["jobs"]["test"]["steps"]
+    assert set(workflow["on"]) == {"push", "pull_request"}
+    assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", step["uses"]) for step in steps if "uses" in step)
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    command, *words = steps[-1]["run"].split()
+    assert command == "make" and {"lint", "test"} == set(words) <= targets

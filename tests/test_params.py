@@ -79,6 +79,7 @@ def test_the_committed_file_is_valid_and_frozen():
         ("variants.fl_sl1.cls", "focol", "variants.fl_sl1.cls must be a loss section"),
         ("train.workers", 4, "train.workers is not a known key, got 4: train.workers is now machine.workers"),
         ("data.check_images", "all", "got 'all': data.check_images is now machine.check_images"),
+        ("machine.trackers", ["dvclive"], "machine.trackers[0] must be one of tensorboard, got 'dvclive'"),
         ("trian", {"epochs": 3}, "trian is not a known section"),
         ("train", None, "train must be a section with epochs"),
     ],
