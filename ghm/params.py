@@ -243,7 +243,7 @@ class Machine:
     launcher: Literal["none", "pytorch", "slurm"]
     checkpoint_minutes: Positive
     check_images: Literal["none", "sample", "all"]
-    trackers: tuple[Literal["tensorboard", "dvclive"], ...]
+    trackers: tuple[Literal["tensorboard"], ...]
 
 
 Loss = Focal | SmoothL1 | Ghmc | Ghmr | OtherLoss
@@ -326,6 +326,15 @@ def load(path: Path = Path("params.yaml")) -> Params:
     Raises:
         InputError: the file is missing, is no YAML mapping, or a key or value in it is wrong.
     """
+    return parse(read(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a YAML file with sections, unchecked.
+
+    Raises:
+        InputError: the file is missing or is no YAML mapping.
+    """
     try:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -337,7 +346,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise InputError(f"{path} is not valid YAML{line}: {problem}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} must hold sections like `train:`, got {type(raw).__name__}")
-    return parse(raw)
+    return raw
 
 
 def parse(raw: Mapping[str, Any]) -> Params:

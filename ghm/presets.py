@@ -12,10 +12,10 @@ from ruamel.yaml import YAML
 from ghm import files, params
 from ghm.cli import run
 from ghm.errors import InputError
+from ghm.params import Params
 
 FOLDER = Path("presets")
 PARAMS = Path("params.yaml")
-_NULL = "tag:yaml.org,2002:null"
 
 
 def apply(name: str) -> str:
@@ -26,28 +26,26 @@ def apply(name: str) -> str:
     """
     preset = _read(name)
     params.load(PARAMS)
-    yaml = YAML()  # the round-trip kind: comments and [flow] lists stay as they are
-    yaml.width = 200
-    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
     before = PARAMS.read_text(encoding="utf-8")
+    yaml = YAML()  # configured as DVC configures it for `-S`, so that both write the same form
     content = yaml.load(before)
-    _merge(content, preset)
-    params.parse(content)
+    if not _merge(content, preset):
+        return ""
     text = io.StringIO()
     yaml.dump(content, text)
     after = text.getvalue()
-    files.write_text(PARAMS, after)
+    _write(after, params.parse(content), name)
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "params.yaml before", "params.yaml", n=0)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _read(name: str) -> MutableMapping[str, Any]:
+def _read(name: str) -> dict[str, Any]:
     """A preset on top of the one that its key `_base_` names, if any."""
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(preset.stem for preset in FOLDER.glob("*.yaml")))
         raise InputError(f"the preset must be one of {known}, got {name!r}")
-    own = YAML().load(path.read_text(encoding="utf-8"))
+    own = params.read(path)
     base = own.pop("_base_", None)
     if base is None:
         return own
@@ -56,12 +54,38 @@ def _read(name: str) -> MutableMapping[str, Any]:
     return content
 
 
-def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None:
+def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> bool:
+    """Whether anything changed."""
+    changed = False
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(content.get(key), MutableMapping):
-            _merge(content[key], value)
-        elif content.get(key) != value:
+            changed |= _merge(content[key], value)
+        elif content.get(key, ...) != value:
             content[key] = value
+            changed = True
+    return changed
+
+
+def _write(text: str, meant: Params, name: str) -> None:
+    """Put `text` in the place of `params.yaml`, once it has been read back from the disk and means what it should."""
+    candidate = PARAMS.with_name(f".{PARAMS.name}.{name}")
+    try:
+        files.write_text(candidate, text)
+        if not _means(candidate, meant):
+            raise InputError(
+                f"{PARAMS} would not mean what it should with the preset {name}: put comments that stand beside a list "
+                "or right after it on the line above it; nothing was changed"
+            )
+        candidate.replace(PARAMS)
+    finally:
+        candidate.unlink(missing_ok=True)
+
+
+def _means(path: Path, meant: Params) -> bool:
+    try:
+        return params.load(path) == meant
+    except InputError:
+        return False
 
 
 def main() -> None:

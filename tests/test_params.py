@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -16,7 +18,8 @@ from ghm.errors import InputError
 ROOT = Path(__file__).parents[1]
 
 
-COMMITTED = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+TEXT = (ROOT / "params.yaml").read_text()
+COMMITTED = YAML(typ="safe").load(TEXT)
 
 
 def raw() -> dict[str, Any]:
@@ -76,6 +79,7 @@ def test_the_committed_file_is_valid_and_frozen():
         ("variants.fl_sl1.cls", "focol", "variants.fl_sl1.cls must be a loss section"),
         ("train.workers", 4, "train.workers is not a known key, got 4: train.workers is now machine.workers"),
         ("data.check_images", "all", "got 'all': data.check_images is now machine.check_images"),
+        ("machine.trackers", ["dvclive"], "machine.trackers[0] must be one of tensorboard, got 'dvclive'"),
         ("trian", {"epochs": 3}, "trian is not a known section"),
         ("train", None, "train must be a section with epochs"),
     ],
@@ -172,3 +176,120 @@ places = st.sampled_from(
 def test_no_value_whatever_ends_in_anything_but_params_or_an_input_error(place: str, value: object):
     with contextlib.suppress(InputError):
         params.parse(change(place, value))
+
+
+def keys(content: Mapping[str, Any] = COMMITTED, place: str = "") -> Iterator[str]:
+    """The dotted names of all values that are no sections."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from keys(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}"
+
+
+def value_of(content: Any, key: str) -> Any:
+    for name in key.split("."):
+        content = content[name]
+    return content
+
+
+def word(value: object) -> str:
+    """A value as people type it after `-S key=`."""
+    if isinstance(value, list):
+        return f"[{','.join(map(word, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}: {word(item)}" for name, item in value.items()) + "}"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + (7 if isinstance(value, int) else 0.5)
+    if isinstance(value, list):
+        return [*value, 3]
+    return "text" if value is None else "other"
+
+
+def place_of(text: str, key: str) -> tuple[int, int]:
+    """Line and column of a key."""
+    *path, last = key.split(".")
+    content = YAML().load(text)
+    return (value_of(content, ".".join(path)) if path else content).lc.key(last)
+
+
+def rest(text: str, line: int, column: int) -> list[str]:
+    """The lines of a parameter file but those of the value whose key stands there."""
+    lines = text.splitlines()
+    end = line + 1
+    if "{" not in lines[line]:
+        while lines[end : end + 1] and lines[end].startswith((" " * column + "- ", " " * (column + 1))):
+            end += 1
+    return lines[:line] + lines[end:]
+
+
+def comments(text: str) -> list[str]:
+    return [line.split("#", 1)[1].strip() for line in text.splitlines() if "#" in line]
+
+
+@pytest.fixture
+def override(tmp_path: Path) -> Any:
+    """`dvc exp run -S key=value ...` with a text in the place of params.yaml."""
+    path = tmp_path / "params.yaml"
+
+    def apply(text: str, values: dict[str, Any]) -> str:
+        path.write_text(text)
+        apply_overrides(path, [f"{key}={word(value)}" for key, value in values.items()])
+        return path.read_text()
+
+    return apply
+
+
+def require_only(before: str, after: str, key: str, value: object) -> None:
+    """`after` is `before` with another value of `key`, and nothing else of it has moved."""
+    meant = YAML(typ="safe").load(before)
+    *path, last = key.split(".")
+    (value_of(meant, ".".join(path)) if path else meant)[last] = value
+    assert YAML(typ="safe").load(after) == meant, key
+    place = place_of(before, key)
+    assert rest(after, *place) == rest(before, *place), key
+    assert comments(after) == comments(before), key
+
+
+def test_a_value_set_to_what_it_is_leaves_the_file_byte_for_byte(override: Any):
+    assert override(TEXT, {"ghmc.bins": 30}) == TEXT
+    assert override(TEXT, {key: value_of(COMMITTED, key) for key in keys()}) == TEXT
+
+
+def test_one_value_changed_is_one_line_changed(override: Any):
+    before, after = TEXT.splitlines(), override(TEXT, {"ghmc.bins": 10}).splitlines()
+    assert len(before) == len(after)
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert [line.split("#")[0].strip() for line in changed] == ["bins: 10"]
+
+
+def test_values_changed_one_after_the_other_change_their_own_lines_and_go_back_to_the_same_bytes(override: Any):
+    before = TEXT
+    for key in keys():
+        value = other(value_of(COMMITTED, key))
+        after = override(before, {key: value})
+        require_only(before, after, key, value)
+        before = after
+    assert override(before, {key: value_of(COMMITTED, key) for key in keys()}) == TEXT
+
+
+LISTS = [key for key in keys() if isinstance(value_of(COMMITTED, key), list)]
+NULLS = [key for key in keys() if value_of(COMMITTED, key) is None]
+CHANGES = [
+    *((key, value) for key in LISTS for value in ([], [5, 6, 7, 8], None)),
+    *((key, value) for key in NULLS for value in (5, "text")),
+    ("custom.test", {"annotations": "annotations/test.json", "images": "test"}),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), CHANGES, ids=word)
+def test_a_list_or_null_takes_another_value_and_goes_back_to_the_same_bytes(override: Any, key: str, value: object):
+    changed = override(TEXT, {key: value})
+    require_only(TEXT, changed, key, value)
+    assert override(changed, {key: value_of(COMMITTED, key)}) == TEXT

@@ -5,14 +5,12 @@ import importlib
 import importlib.util
 import io
 import logging
-import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import pandas as pd
 from tqdm import tqdm
@@ -20,7 +18,6 @@ from tqdm import tqdm
 from ghm import files
 from ghm.errors import InputError
 
-TRACKERS = ("tensorboard", "dvclive")
 COLUMNS = ["step", "epoch", "loss", "loss_cls", "loss_bbox", "lr", "grad_norm", "positives"]
 
 _MEANS = ("loss", "loss_cls", "loss_bbox", "grad_norm", "positives")
@@ -32,7 +29,6 @@ _SHORTEST_BAR = 6  # characters, between two bars
 _log = logging.getLogger(__name__)
 
 Row = dict[str, float | int | str]
-Point = tuple[int, dict[str, float]]  # the step, and scalars by name
 
 
 class Progress:
@@ -48,11 +44,11 @@ class Progress:
         steps: in an epoch.
         interval: steps between rows of the log, at most `steps`.
         batch_size: images in a step, of all processes together.
-        trackers: of TRACKERS, to show the rows in as well.
+        trackers: where to show the rows as well: tensorboard, or nothing.
         stream: where the bar goes if it is a terminal; without one, standard error.
 
     Raises:
-        InputError: a tracker is not known or not installed.
+        InputError: a tracker is not installed.
     """
 
     def __init__(
@@ -77,8 +73,7 @@ class Progress:
         self._interval = interval
         self._batch_size = batch_size
         self._trackers = trackers
-        self._open: list[_Tracker] | None = None
-        self._earlier: list[Point] = []
+        self._board: _TensorBoard | None = None
         self._first_step = 1
         self._tables = _Tables(folder)
         self._sums = dict.fromkeys(_MEANS, 0.0)
@@ -155,7 +150,6 @@ class Progress:
         self._seconds = state["seconds"]
         self._since = perf_counter()
         self._first_step = self._step + 1
-        self._earlier = self._points()
         if self._bar is not None:
             self._bar.start_at(self._step)
 
@@ -173,9 +167,9 @@ class Progress:
         self._seconds, self._since = self.seconds, None
         if self._bar is not None:
             self._bar.close()
-        for tracker in self._open or ():
-            tracker.close()
-        self._open = None
+        if self._board is not None:
+            self._board.close()
+        self._board = None
 
     def _clear(self) -> None:
         self._sums = dict.fromkeys(_MEANS, 0.0)
@@ -233,21 +227,13 @@ class Progress:
         seconds = self._pace.left(self._epochs * self._steps - self._step, epochs)
         return [] if seconds is None else [seconds]
 
-    def _points(self) -> list[Point]:
-        rows = self._tables.rows
-        points = [(int(row["step"]), _scalars(row)) for row in rows["log"]]
-        for row in rows["validation"]:
-            if float(row["AP"]) >= 0:
-                points.append((int(row["epoch"]) * self._steps, {"AP": float(row["AP"])}))
-        return sorted(points, key=lambda point: point[0])
-
     def _track(self, step: int, values: dict[str, float]) -> None:
-        if self._open is None:
+        if "tensorboard" not in self._trackers:
+            return
+        if self._board is None:
             # Not before: only now is it known where a restored training goes on.
-            makers = {"tensorboard": _TensorBoard, "dvclive": _DVCLive}
-            self._open = [makers[name](self._folder / name, self._first_step, self._earlier) for name in self._trackers]
-        for tracker in self._open:
-            tracker.write(step, values)
+            self._board = _TensorBoard(self._folder / "tensorboard", self._first_step)
+        self._board.write(step, values)
 
 
 class _Tables:
@@ -369,16 +355,10 @@ class _Bar(tqdm):
         self.write(text, file=self.fp)
 
 
-class _Tracker(Protocol):
-    def write(self, step: int, values: dict[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class _TensorBoard:
     """Event files; TensorBoard hides what an earlier start wrote at `first_step` and later."""
 
-    def __init__(self, folder: Path, first_step: int, _earlier: list[Point]) -> None:
+    def __init__(self, folder: Path, first_step: int) -> None:
         module = importlib.import_module("torch.utils.tensorboard")
         self._writer = module.SummaryWriter(str(folder), purge_step=first_step)
 
@@ -391,52 +371,13 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _DVCLive:
-    """Files of DVCLive, written anew with the earlier points. It leaves Git, DVC and Studio alone."""
-
-    def __init__(self, folder: Path, _first_step: int, earlier: list[Point]) -> None:
-        module = importlib.import_module("dvclive")
-        with _environment("DVC_STUDIO_OFFLINE", "true"):
-            self._live = module.Live(dir=str(folder), resume=False, report=None, save_dvc_exp=False, dvcyaml=None)
-        for step, values in earlier:
-            self._log(step, values)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._log(step, values)
-        self._live.make_summary()
-
-    def close(self) -> None:
-        # Not `Live.end`: within `dvc exp run` it changes what Git tracks.
-        self._live.make_summary()
-
-    def _log(self, step: int, values: dict[str, float]) -> None:
-        self._live.step = step
-        for name, value in values.items():
-            self._live.log_metric(name, value)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def _require(trackers: Sequence[str]) -> None:
     for name in trackers:
-        if name not in TRACKERS:
-            raise InputError(f"machine.trackers: {name} is not known, only {' and '.join(TRACKERS)}: take it out")
         if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"machine.trackers: {name} is not installed: `pip install {name}`, or take it out of machine.trackers"
             )
-        importlib.import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
+        importlib.import_module("torch.utils.tensorboard")
 
 
 def _scalars(row: Row) -> dict[str, float]:
