@@ -1,10 +1,12 @@
-"""Time and memory of the data stage and of `dvc status` on a data set as large as COCO.
+"""Time and memory of the data stage, of its check and of `dvc status` on a data set as large as COCO.
 
     python -m benchmarks.scale
 
 Makes a COCO data set of 118,287 + 5,000 images, with 860,000 boxes whose polygons make the annotation file as long as
 COCO's (450 MB), in a temporary folder, 1.2 GB. The images are hard links to small files, so that 200 a split can be
-decoded as by default. Then, in a copy of this repository: `dvc repro data` and `dvc status`, as a user would run them.
+decoded as by default. Then, in a copy of this repository, as a user would run them: `dvc repro data` for the first time
+and again, when nothing has changed; `dvc status`; and the check that each later stage makes before it reads images,
+alone. How fast checksums are made is measured on a gigabyte of files as large as COCO's images.
 Writes `benchmarks/results/scale.json`.
 """
 
@@ -25,6 +27,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from benchmarks.losses import processor
+from ghm.data.content import Memory
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "scale.json"
@@ -34,6 +37,7 @@ CLASSES = 80
 POINTS = 24  # of a polygon, on average: COCO's file has about as many bytes a box then
 SIDES = (640, 480)
 LINKS = 1000  # names a file on disk has
+FILES, BYTES = 6_600, 160_000  # a gigabyte, in files as large as COCO's
 
 
 def main() -> None:
@@ -51,6 +55,7 @@ def main() -> None:
             "boxes": sum(BOXES.values()),
             "annotations_mb": round(sum(path.stat().st_size for path in root.glob("annotations/*")) / 1e6),
             **measured(clone),
+            "checksums_gb_per_second": checksum_rate(Path(folder) / "files"),
         }
     RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=1))
@@ -123,7 +128,30 @@ def measured(clone: Path) -> dict[str, Any]:
 
     stage = seconds("dvc", "repro", "data")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kilobytes on Linux
-    return {"stage_seconds": stage, "stage_peak_gb": round(peak, 2), "status_seconds": seconds("dvc", "status")}
+    check = "import time; from ghm import data, params; p = params.load(); t = time.time(); data.ensure(p)"
+    ensured = subprocess.run(
+        [sys.executable, "-c", f"{check}; print(time.time() - t)"],
+        cwd=clone, env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return {
+        "stage_seconds": stage,
+        "stage_peak_gb": round(peak, 2),
+        "stage_again_seconds": seconds("dvc", "repro", "data"),
+        "check_seconds": round(float(ensured.stdout), 1),
+        "status_seconds": seconds("dvc", "status"),
+    }
+
+
+def checksum_rate(folder: Path) -> float:
+    """Gigabytes per second that the content of images is read and summed at, from the page cache."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = [f"{number}.jpg" for number in range(FILES)]
+    for name in names:
+        (folder / name).write_bytes(rng.bytes(BYTES))
+    start = time.perf_counter()
+    Memory(folder / "index", lambda _content: None).contents(folder, names)
+    return round(FILES * BYTES / (time.perf_counter() - start) / 1e9, 2)
 
 
 if __name__ == "__main__":
