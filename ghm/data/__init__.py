@@ -33,7 +33,9 @@ def prepare(params: Params) -> None:
             check_place(place, store(), wanted=f"a link into {store()}")
     located = locate(params)
     _link(params, located)
-    content = manifest.describe(params.data.name, located.root, located.splits, params.data.check_images)
+    content = manifest.describe(
+        params.data.name, located.root, located.splits, params.data.check_images, params.data.max_bad_images
+    )
     files.write_json(manifest_path(params), content)
 
 
