@@ -190,7 +190,7 @@ def _training(params: Params, manifest: dict[str, Any], root: Path, seed: int) -
     pipeline = [
         {"type": "ghm.LoadImage"},
         {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "Resize", "scale": tuple(train.image_scale), "keep_ratio": True},
+        {"type": "ghm.Resize", "scale": tuple(train.image_scale), "keep_ratio": True},
         {"type": "RandomFlip", "prob": train.flip},
         {"type": "PackDetInputs"},
     ]
@@ -286,7 +286,7 @@ def _validation(params: Params, manifest: dict[str, Any], root: Path) -> dict[st
 def _test_samples(params: Params, manifest: dict[str, Any], split: str, root: Path) -> dict[str, Any]:
     pipeline = [
         {"type": "ghm.LoadImage"},
-        {"type": "Resize", "scale": tuple(params.train.image_scale), "keep_ratio": True},
+        {"type": "ghm.Resize", "scale": tuple(params.train.image_scale), "keep_ratio": True},
         {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
     ]
     return {"type": "ghm.Samples", "dataset": {**_dataset(manifest, split, root, pipeline), "test_mode": True}}

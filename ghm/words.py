@@ -2,6 +2,6 @@
 
 
 def count(number: int, noun: str) -> str:
-    """`1 image`, `1,200 images`. A plural that takes more than an `s` follows a bar: `box|boxes`."""
+    """`1 image`, `1,200 images`. Where the plural takes more than an `s`, it follows a bar: `box|boxes`."""
     one, _, many = noun.partition("|")
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -42,7 +42,7 @@ def prepare(params: Params) -> None:
     located = locate(params)
     _link(params, located)
     path, memory, checks = manifest_path(params), _memory(), _checks(params, located)
-    if path.is_file() and memory.is_known(checks, files.digest(path)) and _difference(params, located.root) is None:
+    if path.is_file() and memory.is_known(checks, files.digest(path)) and _difference(params, located) is None:
         images = sum(split["images"] for split in read_manifest(params)["splits"].values())
         _log.info("%s: nothing has changed, %s", FOLDER / params.data.name, count(images, "image"))
         return
@@ -68,7 +68,7 @@ def ensure(params: Params) -> None:
     """
     located = locate(params)
     _link(params, located)
-    changed = _difference(params, located.root)
+    changed = _difference(params, located)
     if changed:
         raise InputError(
             f"the data are not those that {manifest_path(params)} describes: {changed}. Run `dvc repro`, which checks "
@@ -93,11 +93,12 @@ def _memory() -> Memory:
     return Memory(store() / "index", fault)
 
 
-def _difference(params: Params, root: Path) -> str | None:
+def _difference(params: Params, located: Located) -> str | None:
     """What is otherwise than the manifest says, in words; None where nothing is."""
     memory = _memory()
-    for split in read_manifest(params)["splits"].values():
-        found = content.difference(memory, root, split)
+    for name, described in read_manifest(params)["splits"].items():
+        split = located.splits.get(name)
+        found = content.difference(memory, located.root, described, split.source if split else None)
         if found:
             return found
     return None
@@ -107,9 +108,8 @@ def _checks(params: Params, located: Located) -> str:
     """All that a manifest follows from, but for the data themselves."""
     code = {path.name: files.digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
     splits = {name: asdict(split) for name, split in located.splits.items()}
-    return json.dumps(
-        [params.data.name, splits, params.machine.check_images, params.data.max_bad_images, code], sort_keys=True
-    )
+    checks = [params.data.name, splits, params.machine.check_images, params.data.max_bad_images, code]
+    return json.dumps(checks, sort_keys=True, default=str)
 
 
 def _link(params: Params, located: Located) -> None:

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from ghm.errors import InputError
 
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what NumPy and pycocotools can hold
+Rectangle = tuple[float, float, float, float]  # x, y, width, height in pixels
+
 
 class Image(msgspec.Struct, gc=False):
-    id: int
+    id: Id
     file_name: str
     width: int
     height: int
@@ -19,16 +22,28 @@ class Image(msgspec.Struct, gc=False):
 class Box(msgspec.Struct, gc=False):
     """An annotation; masks and keypoints are passed over."""
 
-    id: int
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]  # x, y, width, height in pixels
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: Rectangle
     area: float
     iscrowd: int | bool = 0
+    ignore: int | bool = 0  # mmdet does not train on such a box; pycocotools does not know the key
+
+
+class LooseBox(msgspec.Struct, gc=False):
+    """An annotation of a file that is to be normalised: it needs no id and no area."""
+
+    image_id: Id
+    category_id: Id
+    bbox: Rectangle
+    area: float | None = None
+    iscrowd: int | bool | None = 0
+    ignore: int | bool | None = 0
 
 
 class Category(msgspec.Struct, gc=False):
-    id: int
+    id: Id
     name: str
 
 
@@ -43,37 +58,59 @@ class Annotations(Unlabelled):
     annotations: list[Box]
 
 
-Content = TypeVar("Content", Unlabelled, Annotations)
+class LooseAnnotations(Unlabelled):
+    annotations: list[LooseBox]
+
+
+Content = TypeVar("Content", Unlabelled, Annotations, LooseAnnotations)
 
 
 def read(path: Path, kind: type[Content]) -> Content:
-    """Read a COCO annotation file.
+    """Read a COCO annotation file: in UTF-8, which is all that mmdet and pycocotools read; into `LooseAnnotations` also
+    with a byte-order mark, in UTF-16 or UTF-32.
 
     Raises:
-        InputError: it is missing, is no JSON, lacks a key or holds a value of another type, has no images or no
-            categories.
+        InputError: it is missing, is in another encoding, is no JSON, lacks a key or holds a value of another type, has
+            no images or no categories.
     """
     try:
         text = path.read_bytes()
-    except OSError:
-        raise InputError(f"the annotation file {path} is missing") from None
+    except OSError as error:
+        said = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise InputError(f"the annotation file {path} {said}") from None
+    if not text.strip():
+        raise InputError(f"the annotation file {path} is empty")
+    encoding = json.detect_encoding(text)
+    if encoding != "utf-8" and kind is not LooseAnnotations:
+        raise InputError(f"the annotation file {path} must be UTF-8 without a byte-order mark, it is {encoding}")
     try:
-        content = msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError as error:
-        raise InputError(f"the annotation file {path} is not in COCO format: {error}") from None
-    except msgspec.DecodeError:
-        content = _read_lenient(path, text, kind)
-    for key in ("images", "categories"):
-        if not getattr(content, key):
-            raise InputError(f"the annotation file {path} holds no {key}: there is nothing to train on or to measure")
-    return content
-
-
-def _read_lenient(path: Path, text: bytes, kind: type[Content]) -> Content:
-    """Python's own reader knows NaN and Infinity, which are no JSON; what holds them is found by `validation`."""
-    try:
-        return msgspec.convert(json.loads(text), kind)
+        if kind is not LooseAnnotations and not text.isascii():
+            text.decode()  # msgspec passes over what it does not need, pycocotools does not
+        return _require_content(path, _decode(text, encoding, kind))
+    except UnicodeDecodeError:
+        raise InputError(
+            f"the annotation file {path} is neither UTF-8 nor UTF-16, perhaps GBK or Latin-1: save it as UTF-8"
+        ) from None
     except msgspec.ValidationError as error:
         raise InputError(f"the annotation file {path} is not in COCO format: {error}") from None
     except ValueError as error:
         raise InputError(f"the annotation file {path} is not JSON: {error}") from None
+
+
+def _decode(text: bytes, encoding: str, kind: type[Content]) -> Content:
+    if encoding != "utf-8":
+        text = text.decode(encoding).encode()
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        # Python's own reader knows NaN and Infinity, which are no JSON; what holds them is found by `validation`.
+        return msgspec.convert(json.loads(text), kind)
+
+
+def _require_content(path: Path, content: Content) -> Content:
+    for key in ("images", "categories"):
+        if not getattr(content, key):
+            raise InputError(f"the annotation file {path} holds no {key}: there is nothing to train on or to measure")
+    return content

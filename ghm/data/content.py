@@ -120,20 +120,24 @@ def combined(names: Iterable[str], found: dict[str, Content]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def difference(memory: Memory, root: Path, split: dict[str, Any]) -> str | None:
-    """What of a split, as a manifest describes it, is otherwise below `root`; None where nothing is."""
+def difference(memory: Memory, root: Path, split: dict[str, Any], source: Path | None = None) -> str | None:
+    """What of a split, as a manifest describes it, is otherwise below `root`; None where nothing is.
+
+    Args:
+        source: the user's file that the annotations were made from, for the words.
+    """
     path = root / split["annotations"]
     own = memory.contents(path.parent, [path.name], images=False).get(path.name)
     if own is None:
-        return f"{path} is missing"
+        return f"{source or path} is missing"
     if own.sha256 != split["annotations_sha256"]:
-        return f"{path} has changed"
+        return f"{source or path} has changed"
     names = memory.listing(path, own.sha256)
     found = memory.contents(root / split["folder"], names)
     if combined(names, found) == split["files_sha256"]:
         return None
     missing = [name for name in names if name not in found]
-    if missing and len(missing) > len(split.get("unreadable", [])):
+    if set(missing) - set(split["unreadable"]):
         return f"{count(len(missing), 'image')} missing in {root / split['folder']}, for example {missing[0]}"
     return f"images in {root / split['folder']} have changed"
 
@@ -158,7 +162,7 @@ def _stats(root: Path, names: Sequence[str]) -> dict[str, os.stat_result]:
 
 
 def _read_all(root: Path, names: Sequence[str], size: int, fault: Fault | None) -> dict[str, Content]:
-    bar = tqdm(total=size, desc=f"checksums of {root.name}", unit="B", unit_scale=True, mininterval=2, leave=False)
+    bar = tqdm(total=size, desc=f"checksums of {root.name}", unit="B", unit_scale=True, delay=1, leave=False)
     read: dict[str, Content] = {}
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, content in zip(names, pool.map(lambda name: _content(root / name, fault), names), strict=True):

@@ -1,15 +1,10 @@
 """Image files: the one way to decode them, for training, evaluation and detection, and why one cannot be read."""
 
 import io
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 FORMATS = "JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF"
 HEAD = 64  # bytes that tell a format
@@ -29,8 +24,8 @@ def decode(content: bytes) -> np.ndarray:
     Of an animation, it is the first image.
 
     Raises:
-        UnreadableError: it is no image, it is cut off, which OpenCV would fill with grey, or it holds numbers that would
-            turn almost black in 8 bits.
+        UnreadableError: it is no image; it is cut off, which OpenCV would fill with grey; or its numbers would turn
+            almost black in 8 bits.
     """
     reason = fault(content)
     image = None
@@ -74,29 +69,6 @@ def fault(content: bytes) -> str | None:
     except cv2.error:
         known = False
     return None if known else f"it is no image that OpenCV can decode ({FORMATS} are)"
-
-
-def faults(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """File name -> `fault`, of the images `names` below `folder` that have one. Little more than their ends is read."""
-    names = list(names)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda name: _fault_of(folder / name), names)
-        shown = tqdm(found, total=len(names), desc="looking at images", unit="image", mininterval=2, leave=False)
-        return {name: reason for name, reason in zip(names, shown, strict=True) if reason is not None}
-
-
-def _fault_of(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            if _is_whole(head, file.read(TAIL), size):
-                return None
-            file.seek(0)
-            return fault(file.read())
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _is_whole(head: bytes, tail: bytes, size: int) -> bool:

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ghm import files
-from ghm.data import digits, sources, voc
+from ghm.data import annotations, custom, digits, sources, voc
 from ghm.data.manifest import Split
 from ghm.errors import InputError
 from ghm.params import CustomSplit, Params
 
+IMAGES = "images"  # the link to the user's folder in a custom data set of ours
 COCO_SPLITS = {name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")}
 
 
@@ -85,39 +88,74 @@ def _voc(params: Params) -> Located:
     format_ = voc.SETS[name]
     key = _key(Path(voc.__file__).read_bytes() + voc.fingerprint(format_, images).encode())
     root = store() / f"{name}-{key}"
-    if not root.exists():
-        _convert(format_, images, root, home)
+    _make(root, images, home, lambda folder: voc.convert(format_, images, folder / "annotations"))
     splits = {split: Split(f"annotations/instances_{split}.json", home) for split in format_.splits}
     return Located(root, splits, {home: images} if name == "voc" else {})
 
 
-def _convert(format_: voc.Voc, images: Path, root: Path, home: str) -> None:
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with files.alone(root.with_name(f".{root.name}.lock"), f"the annotations of {images}"):
-        if not root.exists():  # whoever waited here finds them made
-            with files.whole_folder(root) as folder:
-                voc.convert(format_, images, folder / "annotations")
-                (folder / home).symlink_to(images)
-
-
 def _custom(params: Params) -> Located:
+    """The user's files stay as they are: plain COCO files made from them lie in a folder of ours, beside a link."""
     parts: dict[str, CustomSplit | None] = {name: getattr(params.custom, name) for name in ("train", "val", "test")}
     splits = {name: Split(part.annotations, part.images) for name, part in parts.items() if part}
+    given = _custom_root(params, splits)
+    texts = [_digest(given / split.annotations) for split in splits.values()]
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (custom, annotations))
+    shape = json.dumps([str(given), texts, asdict(params.custom)], sort_keys=True).encode()
+    root = store() / f"custom-{_key(code + shape)}"
+    _make(root, given, IMAGES, partial(custom.convert, splits, given), partial(custom.is_outdated, splits, given))
+    return Located(
+        root,
+        {
+            name: Split(
+                f"annotations/instances_{name}.json", f"{IMAGES}/{split.folder}", source=given / split.annotations
+            )
+            for name, split in splits.items()
+        },
+    )
+
+
+def _custom_root(params: Params, splits: dict[str, Split]) -> Path:
+    """The folder with the user's annotation files and images."""
     source = params.data.source
     if source and not Path(source).expanduser().is_dir():
         archive = sources.own_archive(source, tuple(split.annotations for split in splits.values()))
         root = store() / f"custom-{_key(source.encode())}"
-        return Located(sources.find_or_fetch("custom", root, (archive,), source.partition("#")[0]), splits)
-    return Located(_folder_with(params.data.root or source or str(store() / "custom"), splits), splits)
+        return sources.find_or_fetch("custom", root, (archive,), source.partition("#")[0])
+    return _folder_with(params.data.root or source or str(store() / "custom"), splits)
+
+
+def _make(
+    root: Path,
+    given: Path,
+    link: str,
+    fill: Callable[[Path], None],
+    is_outdated: Callable[[Path], bool] = lambda _root: False,
+) -> None:
+    """Let `fill` write the annotations of the data set at `given` into the new folder `root`, beside a link to it."""
+    if root.exists() and not is_outdated(root):
+        return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with files.alone(root.with_name(f".{root.name}.lock"), f"the annotations of {given}"):
+        if not root.exists() or is_outdated(root):  # whoever waited here finds them made
+            with files.whole_folder(root) as folder:
+                fill(folder)
+                (folder / link).symlink_to(given)
 
 
 def _folder_with(folder: str, splits: dict[str, Split]) -> Path:
     root = Path(folder).expanduser().absolute()
-    lacking = [path for split in splits.values() for path in (split.annotations, split.folder)]
-    lacking = [path for path in lacking if not (root / path).exists()]
+    lacking = [split.annotations for split in splits.values() if not (root / split.annotations).is_file()]
+    lacking += [split.folder for split in splits.values() if not (root / split.folder).is_dir()]
     if lacking:
         raise InputError(f"{root} has no {', '.join(lacking)}: set data.root to the folder that has, or mend `custom`")
     return root
+
+
+def _digest(path: Path) -> str:
+    try:
+        return files.digest(path)
+    except OSError as error:
+        raise InputError(f"the annotation file {path} cannot be read: {error.strerror}") from None
 
 
 def _key(content: bytes) -> str:

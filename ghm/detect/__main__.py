@@ -17,11 +17,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import files, params
 from ghm.cli import run
+from ghm.data.images import UnreadableError
 from ghm.detect import drawing, images, submission
 from ghm.detect.detector import Detections, Detector, Sample, Source, find_run
 from ghm.detect.images import Listed
 from ghm.errors import InputError
-from ghm.training.samples import UnreadableError
+from ghm.words import count
 
 DETECTIONS = "detections.json"
 _log = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ def detect(
         pictures: whether to draw.
 
     Raises:
-        InputError: a place is not there or no image: then nothing is written. Or an image of a folder cannot be read:
-            then everything else is.
+        InputError: a place is not there, or no image can be read: then nothing is written. Or some images cannot be
+            read: then everything else is.
     """
     listed = images.collect(places, out)
     if pictures:
@@ -56,11 +57,14 @@ def detect(
                 if pictures:
                     _draw(detector, sample, found, drawn[sample.path])
             bar.update(len(record.images) + len(unreadable) - bar.n)
+    if not record.images:
+        raise InputError(f"none of {count(len(listed), 'file')} is an image that can be read, see above")
     files.write_json(out / DETECTIONS, record.content())
-    _log.info("%s boxes on %s images: %s", f"{len(record.boxes):,}", f"{len(record.images):,}", out / DETECTIONS)
+    boxes, shown = count(len(record.boxes), "box|boxes"), count(len(record.images), "image")
+    _log.info("%s on %s: %s", boxes, shown, out / DETECTIONS)
     if unreadable:
         raise InputError(
-            f"{len(unreadable)} of {len(listed)} images cannot be read and are left out, see above: mend or remove them"
+            f"{len(unreadable):,} of {count(len(listed), 'image')} cannot be read, see above: all others are done"
         )
 
 
@@ -85,6 +89,7 @@ class _Record:
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
+        self.labels = len(detector.classes)  # how many are known
         self.images: list[dict[str, Any]] = []
         self.boxes: list[dict[str, Any]] = []
 
@@ -99,11 +104,12 @@ class _Record:
             found.label_N.tolist(),
             strict=True,
         ):
+            self.labels = max(self.labels, label + 1)
             self.boxes.append(
                 {
                     "id": len(self.boxes) + 1,
                     "image_id": number,
-                    "category_id": label + 1,
+                    "category_id": self.detector.category(label),
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": 0,
@@ -112,8 +118,8 @@ class _Record:
             )
 
     def content(self) -> dict[str, Any]:
-        labels = max([len(self.detector.classes), *(box["category_id"] for box in self.boxes)])
-        categories = [{"id": label + 1, "name": self.detector.name(label)} for label in range(labels)]
+        detector = self.detector
+        categories = [{"id": detector.category(label), "name": detector.name(label)} for label in range(self.labels)]
         return {"images": self.images, "annotations": self.boxes, "categories": categories}
 
 

@@ -94,13 +94,15 @@ class Detector:
         init_default_scope(self.cfg.get("default_scope") or "mmdet")
         _lower_threshold(self.cfg, score)
         self.model: Any = _build(self.cfg, source)
-        self.classes = _classes(_load_weights(self.model, source), self.cfg, self.model)
+        meta = _load_weights(self.model, source)
+        self.classes = _classes(meta, self.cfg, self.model)
+        self.category_ids = _category_ids(meta, len(self.classes))
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         if self.cfg.get("speed", {}).get("channels_last"):  # as the run was trained and evaluated
             self.model.to(memory_format=torch.channels_last)
         self._load = LoadImage()
         pipeline: Any = get_test_pipeline_cfg(self.cfg)  # type: ignore[arg-type]
-        self._prepare = Compose(_without_loading(pipeline))
+        self._prepare = Compose(_after_loading(pipeline))
 
     def read(self, path: Path) -> Sample:
         """Read an image as the evaluation does, and change it as the config's test pipeline says.
@@ -143,6 +145,10 @@ class Detector:
     def name(self, label: int) -> str:
         """The class of a label, its number where the detector does not know more."""
         return self.classes[label] if label < len(self.classes) else str(label)
+
+    def category(self, label: int) -> int:
+        """The id of a label's class in the data set that the detector was trained on; else counted from 1."""
+        return self.category_ids[label] if label < len(self.category_ids) else label + 1
 
     def _padded(self, sample: Sample) -> tuple[int, int]:
         divisor = getattr(self.model.data_preprocessor, "pad_size_divisor", 1)
@@ -224,9 +230,22 @@ def _classes(meta: dict[str, Any], cfg: Config, model: torch.nn.Module) -> list[
     return [str(label) for label in range(number or 0)]
 
 
-def _without_loading(pipeline: Sequence[Any]) -> list[Any]:
-    """The steps after the image is read: they need neither the file nor annotations."""
-    return [copy.deepcopy(step) for step in pipeline if not _kind(step).startswith("Load")]
+def _category_ids(meta: dict[str, Any], classes: int) -> list[int]:
+    """The ids that the checkpoint names, where there is one for each class; else 1, 2, ..."""
+    dataset = meta.get("dataset_meta")
+    ids = dataset.get("category_ids") if isinstance(dataset, dict) else None
+    if isinstance(ids, (list, tuple)) and len(set(ids)) == classes and all(isinstance(number, int) for number in ids):
+        return list(ids)
+    return list(range(1, classes + 1))
+
+
+def _after_loading(pipeline: Sequence[Any]) -> list[Any]:
+    """The steps after the image is read: they need neither the file nor annotations. Our `Resize` takes every image."""
+    steps = [copy.deepcopy(step) for step in pipeline if not _kind(step).startswith("Load")]
+    for step in steps:
+        if _kind(step) == "Resize":
+            step["type"] = "ghm.Resize"
+    return steps
 
 
 def _kind(step: Any) -> str:

@@ -15,6 +15,7 @@ TEXT = 0.022  # height of the letters as a share of the image's side, the side o
 SMALLEST = 10  # pixels: smaller letters cannot be read
 LINE = 1 / 8  # width of a line as a share of the letters
 QUALITY = 95
+LONGEST = 65_500  # pixels of a side that Pillow writes as JPEG
 
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -50,8 +51,10 @@ def draw(image: np.ndarray, box_N4: np.ndarray, label_N: np.ndarray, texts: Sequ
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a JPEG whose thin coloured lines stay sharp."""
+    """Write a JPEG whose thin coloured lines stay sharp; what is too long for one is made smaller."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if max(picture.size) > LONGEST:
+        picture.thumbnail((LONGEST, LONGEST))
     picture.save(path, "JPEG", quality=QUALITY, subsampling=0)
 
 

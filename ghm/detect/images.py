@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghm.errors import InputError
-from ghm.training.samples import LoadImage, UnreadableError
 
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-SHOWN = 3  # files in a message
+ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ def collect(places: Sequence[Path], out: Path) -> list[Listed]:
     """The images that `places` name, each once. Folders are searched, not for hidden files, and not below `out`.
 
     Raises:
-        InputError: a place does not exist, a file that was named is no image, or a folder holds none.
+        InputError: a place does not exist, or a folder holds no image.
     """
     paths: dict[Path, Path] = {}  # where it really is -> as it was named
     for place in places:
@@ -31,7 +29,6 @@ def collect(places: Sequence[Path], out: Path) -> list[Listed]:
             raise InputError(f"{place} does not exist: name an image or a folder of images")
         for path in _search(place, out) if place.is_dir() else [place]:
             paths.setdefault(path.resolve(), path)
-    _require_images([place for place in places if not place.is_dir()])
     return [Listed(path, name) for path, name in zip(paths.values(), _pictures(list(paths.values())), strict=True)]
 
 
@@ -54,21 +51,8 @@ def _search(folder: Path, out: Path) -> list[Path]:
         and (ours == folder.resolve() or ours not in path.resolve().parents)
     ]
     if not found:
-        raise InputError(f"{folder} holds no image ({', '.join(ENDINGS)}): name a folder that does")
+        raise InputError(f"{folder} holds no image that can be read ({', '.join(ENDINGS)}): name a folder that does")
     return found
-
-
-def _require_images(paths: Sequence[Path]) -> None:
-    """A file that was named by itself is an image, or a mistake that is said before anything is written."""
-    load, wrong = LoadImage(), []
-    for path in paths:
-        try:
-            load.transform({"img_path": str(path)})
-        except UnreadableError as error:
-            wrong.append(f"{path} ({error})")
-    if wrong:
-        shown = ", ".join(wrong[:SHOWN]) + ", ..." * (len(wrong) > SHOWN)
-        raise InputError(f"not an image that can be read: {shown}; leave out what is none, and mend what is cut off")
 
 
 def _pictures(paths: Sequence[Path]) -> list[str]:

@@ -11,6 +11,7 @@ from ghm import data
 from ghm.errors import InputError
 from ghm.evaluation.run import detect
 from ghm.params import Params
+from ghm.words import count
 
 SERVER_NAMES = {"test-dev": "test-dev2017"}  # a split -> the server's word for it
 PIXEL_DIGITS = 2  # the server asks for tenths of a pixel at most, to keep the file small
@@ -45,9 +46,9 @@ def write(params: Params, variant: str, seed: int, model: Path, split: str, out:
             file.write(result, result.name)
         for whole in (result, archive):
             whole.replace(out / whole.name)
-    _log.info("%s detections on %s in %s", f"{len(found):,}", split, out / archive.name)
+    _log.info("%s on %s in %s", count(len(found), "detection"), split, out / archive.name)
     if left_out:
-        _log.warning("%d images could not be read and have no detections", left_out)
+        _log.warning("%s no detections, for want of a file that can be read", count(left_out, "image has|images have"))
     return out / archive.name
 
 

@@ -38,6 +38,7 @@ from ghm.export.onnx_check import SCORE, Outcome, Rules, pixels, predict
 from ghm.export.onnx_model import Runtime
 from ghm.registry import DATASETS
 from ghm.training.samples import Unreadable
+from ghm.words import count
 
 IMAGES = 100  # of the validation split, for the comparison
 ONNX = "model.onnx"
@@ -129,7 +130,9 @@ def _testing(cfg: Config) -> dict[str, Any]:
 
 def _resize(cfg: Config) -> Any:
     pipeline: Any = get_test_pipeline_cfg(cfg)  # type: ignore[arg-type]
-    return next(copy.deepcopy(step) for step in pipeline if step.type == "Resize")
+    [step] = [copy.deepcopy(step) for step in pipeline if step.type in ("ghm.Resize", "Resize")]
+    step.type = "Resize"
+    return step
 
 
 def _write_mmdet(detector: Detector, variant: str, folder: Path) -> None:
@@ -141,7 +144,8 @@ def _write_mmdet(detector: Detector, variant: str, folder: Path) -> None:
     text = f"# RetinaNet of the variant {variant}, in the types of mmdet 3.\n{cfg.pretty_text}"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     state = {name: value.contiguous() for name, value in found.items()}
-    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": detector.classes}}}, folder / MODEL)
+    dataset = {"classes": detector.classes, "category_ids": detector.category_ids}
+    torch.save({"state_dict": state, "meta": {"dataset_meta": dataset}}, folder / MODEL)
 
 
 def _metadata(detector: Detector, variant: str, seed: int) -> dict[str, str]:
@@ -174,7 +178,8 @@ def _check(original: Detector, runtime: Runtime, images: int) -> None:
     _log.info("%s", outcome)
     if outcome.differ:
         raise InputError(
-            f"{ONNX} and PyTorch differ in {len(outcome.differ)} detections of {outcome.images} images and nothing is "
+            f"{ONNX} and PyTorch differ in {count(len(outcome.differ), 'detection')} of "
+            f"{count(outcome.images, 'image')} and nothing is "
             f"written, for example {outcome.differ[0]}"
         )
     if not outcome.agree:

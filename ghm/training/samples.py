@@ -4,7 +4,6 @@ The random changes of an image depend on the seed, the epoch and the image alone
 processes nor a stop and a new start changes what a training sees, and no state of a worker needs to be kept.
 """
 
-import io
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mmcv
 from mmcv.transforms import BaseTransform
 from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.transforms import Resize as MMDetResize
 from mmengine.dataset import pseudo_collate
-from PIL import Image
 
+from ghm.data.images import UnreadableError, decode
 from ghm.errors import InputError
 from ghm.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS
 from ghm.training import randomness
-
-# How a file of a format ends, within so many bytes, when nothing is cut off.
-ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
-TAIL = 64
+from ghm.words import count
 
 
 @dataclass(frozen=True)
@@ -40,40 +36,40 @@ class Unreadable:
         return f"image {self.image} ({self.path}): {self.reason}"
 
 
-class UnreadableError(Exception):
-    """An image cannot be read; the message says why."""
-
-
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """Read `img_path` as mmcv does, in B, G, R: uint8 [height, width, 3] under `img`.
-
-    A file that ends too early is refused: OpenCV would fill the rest with grey.
+    """Read `img_path`: uint8 [height, width, 3] in B, G, R under `img`.
 
     Raises:
-        UnreadableError: the file is missing, no image or not whole.
+        UnreadableError: the file is missing, or `ghm.data.images.decode` cannot read it.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         try:
             content = Path(results["img_path"]).read_bytes()
-            _require_whole(content)
-            image = mmcv.imfrombytes(content, flag="color", backend="cv2")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, cv2.error) as error:
-            raise UnreadableError(getattr(error, "strerror", None) or str(error).strip() or "unknown format") from None
-        if image is None:
-            raise UnreadableError("it is no image that OpenCV can decode")
-        results["img"] = image
+        except (OSError, ValueError) as error:  # a ValueError of a path that cannot be one
+            raise UnreadableError(getattr(error, "strerror", None) or str(error)) from None
+        results["img"] = image = decode(content)
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
 
 
-def _require_whole(content: bytes) -> None:
-    """Raise OSError for an image that is cut off. What ends in an unusual way is decoded by Pillow, which notices."""
-    ending = next((ending for start, ending in ENDINGS.items() if content.startswith(start)), b"")
-    if ending not in content[-TAIL:]:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
+@TRANSFORMS.register_module()
+class Resize(MMDetResize):
+    """mmdet's, which cannot scale an image to less than half a pixel: at least one pixel of each side is left."""
+
+    def _resize_img(self, results: dict[str, Any]) -> None:
+        image = results["img"]
+        height, width = image.shape[:2]
+        new_width, new_height = mmcv.rescale_size((width, height), results["scale"])
+        if not self.keep_ratio or min(new_width, new_height) > 0:
+            super()._resize_img(results)
+            return
+        size = max(1, new_width), max(1, new_height)
+        resized: Any = mmcv.imresize(image, size, interpolation=self.interpolation, backend=self.backend)
+        results["img"], results["img_shape"] = resized, resized.shape[:2]
+        results["scale_factor"] = (size[0] / width, size[1] / height)
+        results["keep_ratio"] = True
 
 
 @DATASETS.register_module()
@@ -171,6 +167,6 @@ class BadImages:
         if len(self.found) > self.most:
             shown = "; ".join(list(self.found.values())[:3]) + "; ..." * (len(self.found) > 3)
             raise InputError(
-                f"{len(self.found)} images cannot be read and data.max_bad_images is {self.most}: {shown}. "
+                f"{count(len(self.found), 'image')} cannot be read and data.max_bad_images is {self.most}: {shown}. "
                 "Mend them, or raise data.max_bad_images to leave them out"
             )

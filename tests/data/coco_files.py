@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ghm.data import manifest
+from ghm.data.content import Memory
+from ghm.data.images import fault
+from ghm.data.manifest import Split
+
 SPLITS = ("train", "val")
 
 
@@ -33,3 +38,11 @@ def write(root: Path, split: str, file: dict[str, Any] | str, folder: str | None
         path.parent.mkdir(exist_ok=True)
         noise = np.random.default_rng([image["id"], len(split)]).integers(0, 255, (30, 40, 3), np.uint8)
         Image.fromarray(noise).save(path)
+
+
+def describe(
+    name: str, root: Path, splits: dict[str, Split], check_images: str, max_bad_images: int = 0
+) -> dict[str, Any]:
+    """The manifest of the files below `root`, read for the first time."""
+    memory = Memory(root / ".memory", fault)
+    return manifest.describe(name, root, splits, memory, check_images=check_images, max_bad_images=max_bad_images)

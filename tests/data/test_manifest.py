@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from ghm.data import annotations, manifest
+from ghm.data import annotations
 from ghm.data.annotations import Annotations
 from ghm.data.manifest import Split
 from ghm.errors import InputError
+from tests.data import coco_files
 from tests.data.coco_files import SPLITS, content, write
 
 PLACES = {name: Split(f"annotations/{name}.json", name) for name in SPLITS}
@@ -23,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def describe(root: Path) -> dict[str, Any]:
-    return manifest.describe("own", root, PLACES, "all")
+    return coco_files.describe("own", root, PLACES, "all")
 
 
 def without(section: str, key: str) -> dict[str, Any]:
@@ -36,12 +37,15 @@ def without(section: str, key: str) -> dict[str, Any]:
     ("text", "words"),
     [
         ("{", "is not JSON"),
-        ("", "is not JSON"),
+        ("", "is empty"),
+        (" \n", "is empty"),
         ("[]", "Expected `object`, got `array`"),
         (json.dumps({**content(), "images": []}), "holds no images: there is nothing"),
         (json.dumps({**content(), "categories": []}), "holds no categories"),
         (json.dumps({**content(), "annotations": {}}), r"Expected `array`, got `object` - at `$.annotations`"),
         (json.dumps({**content(), "images": [{"id": "a"}]}), "Expected `int`, got `str` - at `$.images[0].id`"),
+        (json.dumps({**content(), "images": [{"id": 2**63}]}), "Expected `int` <= 9223372036854775807 - at `$.images"),
+        (json.dumps({**content(), "categories": [{"id": -(2**63) - 1}]}), "Expected `int` >= -9223372036854775808"),
         (json.dumps(without("images", "width")), "missing required field `width` - at `$.images[1]`"),
         (json.dumps(without("annotations", "area")), "missing required field `area` - at `$.annotations[1]`"),
         (json.dumps(without("annotations", "bbox")), "missing required field `bbox` - at `$.annotations[1]`"),
@@ -70,12 +74,13 @@ def test_a_missing_annotation_file_and_a_missing_image_folder_are_named(root: Pa
 def test_classes_keep_the_order_of_the_file_as_mmdet_numbers_them(root: Path):
     result = describe(root)
     assert result["classes"] == ["seven", "three"]
+    assert result["category_ids"] == [7, 3]
     train = result["splits"]["train"]
     assert (train["images"], train["boxes"], train["images_without_boxes"]) == (2, 3, 0)
     assert train["files_bytes"] == sum(path.stat().st_size for path in (root / "train").iterdir())
     assert train["boxes_per_class"] == {"seven": 2, "three": 1}
     assert train["boxes_per_size"] == {"small": 1, "medium": 2, "large": 0}
-    assert train["warnings"] == {}
+    assert train["warnings"] == {} and train["unreadable"] == []
 
 
 def test_the_manifest_tells_data_apart_and_holds_no_path_of_the_machine(root: Path):
@@ -101,8 +106,31 @@ def test_splits_must_agree_in_their_classes(root: Path):
     other = content("val")
     other["categories"][0]["name"] = "siete"
     write(root, "val", other)
-    with pytest.raises(InputError, match="split val differ"):
+    with pytest.raises(InputError) as caught:
         describe(root)
+    assert str(caught.value) == (
+        "own's splits train and val must have the same classes: only train has 'seven'; only val has 'siete'; "
+        "train: 'seven', 'three'; val: 'siete', 'three'"
+    )
+    other["categories"] = content()["categories"][::-1]
+    write(root, "val", other)
+    with pytest.raises(InputError, match="must have the same classes: their order differs; train: 'seven', 'three'; v"):
+        describe(root)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gb18030", "latin-1"])
+def test_a_file_that_pycocotools_would_not_read_is_refused(tmp_path: Path, encoding: str):
+    path = tmp_path / "instances.json"
+    path.write_bytes(json.dumps({**content(), "info": "é"}, ensure_ascii=False).encode(encoding))
+    with pytest.raises(InputError, match=r"instances\.json (must be|is neither) UTF-8") as caught:
+        annotations.read(path, Annotations)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_ones_own_under_the_name_of_coco_are_told_where_they_belong(root: Path):
+    (root / "annotations" / "val.json").write_bytes(json.dumps(content("val")).encode("utf-16"))
+    with pytest.raises(InputError, match=r"val\.json must be UTF-8 .*files of your own belong to `data.name: custom`"):
+        coco_files.describe("coco", root, PLACES, "all")
 
 
 def test_a_split_without_labels_needs_none(root: Path):
@@ -112,7 +140,7 @@ def test_a_split_without_labels_needs_none(root: Path):
     with pytest.raises(InputError, match="missing required field `annotations`"):
         describe(root)
     places = {"train": PLACES["train"], "val": Split("annotations/val.json", "val", labelled=False)}
-    val = manifest.describe("own", root, places, "all")["splits"]["val"]
+    val = coco_files.describe("own", root, places, "all")["splits"]["val"]
     assert (val["images"], val["boxes"], val["images_without_boxes"]) == (2, 0, 2)
 
 
@@ -124,4 +152,4 @@ def test_the_log_sums_up_each_split(root: Path, caplog: pytest.LogCaptureFixture
         assert describe(root)["splits"]["train"]["warnings"] == {"crowd_boxes": 1}
     assert "own train: 2 images (0 without boxes), 3 boxes (1 small, 2 medium, 0 large)" in caplog.text
     assert "seven 2, three 1" in caplog.text
-    assert "warning: 1 boxes are marked as crowd" in caplog.text
+    assert "warning: 1 box is marked as crowd" in caplog.text

@@ -32,6 +32,7 @@ from ghm.errors import InputError
 from ghm.registry import DATASETS
 from ghm.training import randomness
 from ghm.training.samples import BadImages, LoadImage, PlacedBatches, Samples, Unreadable, collate, deaf_worker
+from ghm.words import count
 
 FORK = multiprocessing.get_context("fork")
 
@@ -356,8 +357,8 @@ def refusal(path: Path) -> str:
         (None, "No such file or directory"),
         (b"", "empty"),
         (b"text, no image\n" * 20, "no image that OpenCV can decode"),
-        (b"\xff\xd8", "cannot identify image file"),
-        (b"\x89PNG\r\n\x1a\n", "cannot identify image file"),
+        (b"\xff\xd8", "it is cut off"),
+        (b"\x89PNG\r\n\x1a\n", "it is cut off"),
         (b"\xff\xd8\xff\xd9", "no image that OpenCV can decode"),
         (bytes(1000), "no image that OpenCV can decode"),
     ],
@@ -502,7 +503,7 @@ def test_so_many_images_may_be_left_out_and_not_one_more(most: int, images: list
     with pytest.raises(InputError) as caught:
         bad.require()
     text = str(caught.value)
-    assert text.startswith(f"{len(set(images))} images cannot be read and data.max_bad_images is {most}: ")
+    assert text.startswith(f"{count(len(set(images)), 'image')} cannot be read and data.max_bad_images is {most}: ")
     shown = [image for image in dict.fromkeys(images) if str(unreadable(image)) in text]
     assert shown == list(dict.fromkeys(images))[:3]
     assert ("..." in text) == (len(set(images)) > 3)

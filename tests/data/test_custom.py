@@ -1,0 +1,356 @@
+"""Laws of a data set of one's own: whatever tool exported it, training, evaluation and report read the same in it."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+from unicodedata import normalize
+
+import pytest
+from mmdet.datasets import CocoDataset
+from pycocotools.coco import COCO
+
+from ghm import data, params
+from ghm.errors import InputError
+from ghm.params import Custom, CustomSplit
+from tests.conftest import ROOT
+from tests.data.coco_files import content, write
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CUSTOM = Custom(
+    train=CustomSplit("annotations/train.json", "train"), val=CustomSplit("annotations/val.json", "val"), test=None
+)
+CHESS = Custom(
+    **{
+        name: CustomSplit(f"{folder}/_annotations.coco.json", folder)
+        for name, folder in (("train", "train"), ("val", "valid"), ("test", "test"))
+    }
+)
+TEXT = json.dumps(content())
+Form = Literal["NFC", "NFD"]
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder; the current folder is an empty repository with a store of its own."""
+    monkeypatch.setenv("GHM_DATA_ROOT", str(tmp_path / "store"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for split in ("train", "val"):
+        write(tmp_path / "own", split, content(split))
+    return tmp_path / "own"
+
+
+def given(root: Path, custom: Custom = CUSTOM, check_images: Any = "sample", **changes: Any) -> params.Params:
+    loaded = params.load(ROOT / "params.yaml")
+    return replace(
+        loaded,
+        data=replace(loaded.data, name="custom", root=str(root), **changes),
+        custom=custom,
+        evaluate=replace(loaded.evaluate, split="val"),
+        machine=replace(loaded.machine, check_images=check_images),
+    )
+
+
+def prepared(root: Path, custom: Custom = CUSTOM, **changes: Any) -> dict[str, Any]:
+    """The manifest that the stage `data` writes."""
+    setting = given(root, custom, **changes)
+    data.prepare(setting)
+    data.ensure(setting)
+    return data.read_manifest(setting)
+
+
+def read(split: str) -> dict[str, Any]:
+    """The annotation file that everything downstream reads."""
+    return json.loads((Path("data/custom/annotations") / f"instances_{split}.json").read_text("ascii"))
+
+
+def change(root: Path, split: str, *changes: Change) -> None:
+    file = content(split)
+    for each in changes:
+        each(file)
+    write(root, split, file)
+
+
+def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_the_users_files_stay_as_they_are_and_are_read_once(root: Path):
+    before = snapshot(root)
+    prepared(root)
+    place = Path("data/custom").resolve()
+    assert place.parent == root.parent / "store" and snapshot(root) == before
+    made = snapshot(place)
+    prepared(root)
+    assert snapshot(Path("data/custom").resolve()) == made
+
+
+def test_no_place_on_the_machine_is_in_the_manifest_and_a_folder_that_moved_is_the_same_data(root: Path):
+    first = prepared(root)
+    assert str(root.parent) not in json.dumps(first)
+    moved = root.with_name("moved")
+    root.rename(moved)
+    assert prepared(moved) == first
+
+
+def test_an_annotation_file_that_changed_is_not_the_one_of_the_manifest(root: Path):
+    prepared(root)
+    change(root, "train", lambda file: file["annotations"].pop())
+    with pytest.raises(InputError, match=r"data/custom\.json describes: .*own/annotations/train\.json has changed"):
+        data.ensure(given(root))
+    assert prepared(root)["splits"]["train"]["boxes"] == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_every_encoding_of_unicode_is_read(root: Path, encoding: str):
+    change(root, "train", lambda file: file["categories"][0].update(name="犬é"))
+    change(root, "val", lambda file: file["categories"][0].update(name="犬é"))
+    expected = prepared(root)
+    path = root / "annotations" / "train.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    assert prepared(root) == expected
+    path.write_bytes(json.dumps(json.loads(path.read_bytes()), ensure_ascii=False).encode(encoding))
+    assert prepared(root) == expected
+    assert read("train")["categories"][0] == {"id": 7, "name": "犬é"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (TEXT.replace("seven", "汽车和行人").encode("gbk"), "is neither UTF-8 nor UTF-16, perhaps GBK or Lat"),
+        (b"", "is empty"),
+        (b"\xff\xfe", "is not JSON"),
+        (TEXT.encode("utf-16")[:-3], "is neither UTF-8 nor UTF-16"),
+        (
+            TEXT.replace('"id": 1,', '"id": "1",', 1).encode(),
+            r"Expected `int`, got `str` - at `\$.images",
+        ),
+        (
+            TEXT.replace('"id": 2', f'"id": {2**63}', 1).encode(),
+            r"Expected `int` <= 92.* at `\$.images",
+        ),
+        (
+            TEXT.replace('"id": 3, "n', f'"id": {2**63}, "n').encode(),
+            r"Expected `int` <= .*categories",
+        ),
+        (
+            TEXT.replace("train2.jpg", "tr\\u0000ain2.jpg").encode(),
+            "1 file name leaves the image folder or",
+        ),
+        (TEXT.replace("20, 25", "20, NaN").encode(), r"1 box holds a number that is not .* \(train1"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence_that_names_the_users_file(root: Path, text: bytes, words: str):
+    path = root / "annotations" / "train.json"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=words) as caught:
+        prepared(root)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and "store" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2], [5, 5, 5], [7_700_000_000_000_000_001 + n for n in range(3)], [2**70] * 3])
+def test_ids_of_boxes_mean_nothing(root: Path, ids: list[int]):
+    expected = prepared(root)
+    change(
+        root,
+        "train",
+        lambda file: [box.update(id=number) for box, number in zip(file["annotations"], ids, strict=True)],
+    )
+    assert prepared(root) == expected
+    assert [box["id"] for box in read("train")["annotations"]] == [1, 2, 3]
+    change(root, "train", lambda file: [box.pop("id") for box in file["annotations"]])
+    assert prepared(root) == expected
+
+
+def test_ids_of_images_and_classes_stay(root: Path):
+    large = 2**63 - 1
+    change(
+        root,
+        "train",
+        lambda file: file["images"][0].update(id=large),
+        lambda file: [box.update(image_id=large) for box in file["annotations"] if box["image_id"] == 1],
+    )
+    assert prepared(root)["category_ids"] == [7, 3]
+    assert [image["id"] for image in read("train")["images"]] == [large, 2]
+    assert [box["image_id"] for box in read("train")["annotations"]] == [large, large, 2]
+
+
+def test_area_is_that_of_the_box_and_crowd_is_no_where_the_file_says_nothing(root: Path):
+    def leave_out(file: dict[str, Any]) -> None:
+        first, second, third = file["annotations"]
+        del first["area"], first["iscrowd"], third["area"]
+        second.update(area=None, iscrowd=None, segmentation=[[1, 2, 3, 4]], keypoints=[0] * 6)
+        third.update(iscrowd=True)
+
+    change(root, "train", leave_out)
+    prepared(root)
+    boxes = read("train")["annotations"]
+    assert [(box["area"], box["iscrowd"]) for box in boxes] == [(9, 0), (500, 0), (1200, 1)]
+    assert all(set(box) == {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore"} for box in boxes)
+
+
+def rename(number: int, name: str) -> Change:
+    return lambda file: file["images"][number - 1].update(file_name=name)
+
+
+def test_a_file_name_with_backslashes_is_found(root: Path):
+    (root / "train" / "a" / "b").mkdir(parents=True)
+    (root / "train" / "train1.jpg").rename(root / "train" / "a" / "b" / "1.jpg")
+    change(root, "train", rename(1, "a\\b\\1.jpg"))
+    prepared(root)
+    assert read("train")["images"][0]["file_name"] == "a/b/1.jpg"
+
+
+@pytest.mark.parametrize(("on_disk", "in_file"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC"), ("NFD", "NFD")])
+def test_a_name_is_found_in_either_form_of_unicode_and_written_as_on_the_disk(root: Path, on_disk: Form, in_file: Form):
+    folder, name = "Fotos à", "Glück é한.jpg"
+    expected = f"{normalize(on_disk, folder)}/{normalize(on_disk, name)}"
+    (root / "train" / normalize(on_disk, folder)).mkdir()
+    (root / "train" / "train1.jpg").rename(root / "train" / expected)
+    change(root, "train", rename(1, f"{normalize(in_file, folder)}/{normalize(in_file, name)}"))
+    prepared(root)
+    assert read("train")["images"][0]["file_name"] == expected
+
+
+def test_two_names_that_differ_in_their_form_alone_are_two_files(root: Path):
+    names = [normalize(form, "é.jpg") for form in get_args(Form)]
+    for number, name in enumerate(names, start=1):
+        (root / "train" / f"train{number}.jpg").rename(root / "train" / name)
+    if len(list((root / "train").iterdir())) < 2:
+        pytest.skip("this file system takes both names for one file")
+    change(root, "train", rename(1, names[0]), rename(2, names[1]))
+    prepared(root)
+    assert [image["file_name"] for image in read("train")["images"]] == names
+
+
+def test_an_image_that_comes_later_under_another_spelling_is_found(root: Path):
+    decomposed, composed = normalize("NFD", "é.jpg"), normalize("NFC", "é.jpg")
+    lost = (root / "train" / "train1.jpg").rename(root / "away.jpg")
+    change(root, "train", rename(1, composed))
+    (root / "train" / "train1.jpg").unlink()  # `write` made it again
+    with pytest.raises(InputError, match="1 image is not in the image folder, for example é.jpg; data.max_bad"):
+        prepared(root)
+    lost.rename(root / "train" / decomposed)
+    prepared(root)
+    assert read("train")["images"][0]["file_name"] == decomposed
+
+
+@pytest.mark.parametrize("name", ["..\\train\\train1.jpg", "../train/train1.jpg", "/etc/passwd", "\\\\server\\1.jpg"])
+def test_a_name_that_leaves_the_folder_stays_refused(root: Path, name: str):
+    change(root, "train", rename(1, name))
+    with pytest.raises(InputError, match="1 file name leaves the image folder or cannot be a file's name, for example"):
+        prepared(root)
+
+
+def labels(split: str, classes: list[str]) -> list[list[tuple[str, tuple[float, ...]]]]:
+    """Image by image, the class and corners of each box as mmdet trains on them."""
+    place = Path("data/custom/annotations") / f"instances_{split}.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset = CocoDataset(str(place), metainfo={"classes": tuple(classes)}, data_prefix={"img": ""})
+    infos: list[Any] = [dataset.get_data_info(index) for index in range(len(dataset))]
+    return [[(classes[box["bbox_label"]], tuple(box["bbox"])) for box in info["instances"]] for info in infos]
+
+
+def reorder(file: dict[str, Any]) -> None:
+    file["categories"].reverse()
+
+
+def renumber(file: dict[str, Any]) -> None:
+    """The ids of the classes exchanged: `seven` is 3 now, and `three` 7."""
+    for entry in file["categories"]:
+        entry["id"] = 10 - entry["id"]
+    for box in file["annotations"]:
+        box["category_id"] = 10 - box["category_id"]
+
+
+@pytest.mark.parametrize("changes", [[reorder], [renumber], [reorder, renumber]])
+def test_classes_of_another_order_or_other_ids_are_those_of_train(root: Path, changes: list[Change]):
+    expected = prepared(root)
+    before = labels("val", expected["classes"])
+    change(root, "val", *changes)
+    manifest = prepared(root)
+    assert manifest == expected
+    assert labels("val", manifest["classes"]) == before != []
+    assert (
+        read("val")["categories"]
+        == read("train")["categories"]
+        == [
+            {"id": 7, "name": "seven"},
+            {"id": 3, "name": "three"},
+        ]
+    )
+
+
+def test_one_class_more_or_less_is_refused_with_both_lists(root: Path):
+    change(root, "val", lambda file: file["categories"].append({"id": 9, "name": "nine"}))
+    with pytest.raises(InputError) as caught:
+        prepared(root)
+    assert str(caught.value) == (
+        "custom's splits train and val must have the same classes: only val has 'nine'; train: 'seven', 'three'; "
+        "val: 'seven', 'three', 'nine'"
+    )
+
+
+def test_a_class_that_no_category_names_is_refused_and_never_taken_for_another(root: Path):
+    change(root, "val", renumber, lambda file: file["categories"].__setitem__(0, {"id": 4, "name": "seven"}))
+    with pytest.raises(InputError, match=r"val\.json: 2 boxes name a category that the file does not have.* 3"):
+        prepared(root)
+
+
+def test_a_bad_image_is_named_in_the_manifest_and_missing_ones_count(root: Path):
+    (root / "train" / "train1.jpg").write_bytes(b"")
+    (root / "val" / "val2.jpg").unlink()
+    manifest = prepared(root, max_bad_images=1)
+    assert {name: split["unreadable"] for name, split in manifest["splits"].items()} == {
+        "train": ["train1.jpg"],
+        "val": ["val2.jpg"],
+    }
+    with pytest.raises(InputError, match=r"train\.json: 1 image cannot be decoded, .*data\.max_bad_images is 0"):
+        prepared(root)
+
+
+@pytest.mark.skipif(not (SHARED / "chess").exists(), reason="a copy of the chess export is not there")
+def test_an_export_of_roboflow_is_the_same_data_in_every_encoding(root: Path, tmp_path: Path):
+    own = tmp_path / "chess"
+    shutil.copytree(SHARED / "chess", own, copy_function=os.symlink)
+    expected = prepared(own, CHESS, check_images="none")
+    assert expected["category_ids"] == list(range(14)) and expected["classes"][0] == "pieces"
+    boxes = {name: split["boxes"] for name, split in expected["splits"].items()}
+    assert boxes == {"train": 1056, "val": 386, "test": 376}
+    assert all(set(split["warnings"]) <= {"classes_without_boxes"} for split in expected["splits"].values())
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs, ours = (
+            COCO(str(own / "test/_annotations.coco.json")),
+            COCO("data/custom/annotations/instances_test.json"),
+        )
+    assert sorted(ours.anns) == list(range(1, 377)) and sorted(theirs.anns) == list(range(376))
+    kept = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    assert [[box[key] for key in kept] for box in ours.dataset["annotations"]] == [
+        [box[key] for key in kept] for box in theirs.dataset["annotations"]
+    ]
+    for encoding in ("utf-8-sig", "utf-16"):
+        for part in (CHESS.train, CHESS.val, CHESS.test):
+            assert part
+            path = own / part.annotations
+            text = (SHARED / "chess" / part.annotations).read_text(encoding="utf-8")
+            path.unlink()
+            path.write_bytes(text.encode(encoding))
+        assert prepared(own, CHESS, check_images="none") == expected
+
+
+@pytest.mark.skipif(not (SHARED / "carla").exists(), reason="a copy of CARLA is not there")
+@pytest.mark.parametrize("split", ["train", "val", "test", "trainval"])
+def test_broken_coco_files_of_the_wild_are_refused_in_one_sentence(root: Path, split: str):
+    part = CustomSplit(f"annotations/{split}.json", "images")
+    with pytest.raises(
+        InputError, match=r"carla/annotations/.*\.json is not in COCO format: Expected `int`, got `str`"
+    ):
+        prepared(SHARED / "carla", replace(CUSTOM, train=part, val=part))
