@@ -64,7 +64,7 @@ def test_an_unknown_data_set_is_refused(workspace: Path, monkeypatch: pytest.Mon
 def test_a_data_set_without_images_is_refused_and_no_manifest_is_left(workspace: Path, monkeypatch: pytest.MonkeyPatch):
     root = workspace / "copy"
     set_data(workspace, "name: digits", "name: coco")
-    set_data(workspace, "root: null", f"root: {root}")
+    set_data(workspace, "  root:", f"  root: {root}")
     ends_with("data", f"{root} is missing: set data.root or GHM_DATA_ROOT to a copy of coco with", monkeypatch)
     for split in sets.COCO_SPLITS.values():
         (root / split.annotations).parent.mkdir(parents=True, exist_ok=True)
