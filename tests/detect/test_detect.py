@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from ghm import cli, data, params
 from ghm.detect import __main__ as detect
@@ -153,7 +154,7 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_the_rest_is_written(
     monkeypatch.setattr(sys, "argv", ["detect", "--variant", VARIANT, str(photos), "--out", "out"])
     with pytest.raises(SystemExit) as caught:
         cli.run(detect.main)
-    assert str(caught.value.code).startswith("error: 2 of 6 images cannot be read and are left out")
+    assert str(caught.value.code).startswith("error: 2 of 6 images cannot be read, see above: all others")
     named = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [str(photos / name) in text for name, text in zip(("cut.jpg", "empty.png"), named, strict=True)] == [
         True
@@ -168,8 +169,8 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_the_rest_is_written(
     ("words", "sentence"),
     [
         (["photos", "nowhere.jpg"], "nowhere.jpg does not exist: name an image or a folder of images"),
-        (["photos", "photos/notes.txt"], "not an image that can be read: photos/notes.txt .*; leave out what is none"),
-        (["photos", "empty"], "empty holds no image .*: name a folder that does"),
+        (["photos/notes.txt"], "none of 1 file is an image that can be read, see above"),
+        (["photos", "empty"], "empty holds no image that can be read .*gif.*: name a folder that does"),
         ([], "name images or folders, or else a --split"),
         (["photos", "--split", "val"], "name images or folders, or else a --split"),
         (["photos", "--score", "1.5"], r"--score must be in \[0, 1\], got 1.5"),
@@ -187,6 +188,91 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     with pytest.raises(InputError, match=sentence):
         command(monkeypatch, *words, "--out", "out")
     assert not Path("out").exists()
+
+
+def test_a_file_that_is_no_image_does_not_keep_the_named_ones_from_being_done(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(InputError, match="1 of 2 images cannot be read, see above: all others are done"):
+        command(monkeypatch, photos / "notes.txt", photos / "b.png", "--out", "out")
+    assert "photos/notes.txt cannot be read: it is no image that OpenCV can decode (JPEG, PNG, " in caplog.text
+    assert [Path(image["file_name"]).name for image in written(Path("out"))["images"]] == ["b.png"]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_long_and_narrow_image_is_one_like_the_others(photos: Path, monkeypatch: pytest.MonkeyPatch, own: bool):
+    sizes = {"wide.png": (6000, 40), "line.png": (3000, 1), "post.png": (1, 3000), "wider.png": (70_000, 9)}
+    for name, shape in sizes.items():
+        with Image.open(TEST / "000001.jpg") as image:
+            image.resize(shape).save(photos / name)
+    source = foreign(config={"'ghm.Resize'": "'Resize'"})
+    words = [] if own else ["--config", source.config, "--checkpoint", source.checkpoint]
+    command(monkeypatch, photos, *words, "--out", "out", "--score", 0, variant=VARIANT if own else None)
+    found = {Path(image["file_name"]).name: image for image in written(Path("out"))["images"]}
+    assert len(found) == 8
+    for name, shape in sizes.items():
+        assert (found[name]["width"], found[name]["height"]) == shape
+        drawn = Path("out", name).with_suffix(".jpg")
+        assert size(drawn) == (shape if max(shape) < 65_500 else (65_500, 8))
+
+
+def test_images_of_every_format_are_found_in_a_folder(photos: Path, monkeypatch: pytest.MonkeyPatch):
+    Path("formats").mkdir()
+    kinds = ("avif", "bmp", "gif", "jpeg", "png", "tiff", "webp")
+    with Image.open(TEST / "000001.jpg") as image:
+        for kind in kinds:
+            image.save(f"formats/{kind}.{kind}", **({"lossless": True} if kind == "webp" else {}))
+    command(monkeypatch, "formats", "--out", "out", "--score", 0, "--no-pictures")
+    found = by_image(written(Path("out")))
+    assert sorted(found) == [f"{kind}.{kind}" for kind in kinds]
+    for kind in ("bmp", "tiff", "webp"):
+        require_equal(found[f"{kind}.{kind}"], found["png.png"])
+
+
+def test_categories_have_the_ids_of_the_data_set_so_that_its_own_file_can_judge(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """Ids in no order, from 0, and a parent class without boxes in the place of a digit: as exports have them."""
+    ids = [0, 7, 3, 40, 12, 5, 99, 1, 2, 2**40]
+    words = (TEST, "--score", 0, "--no-pictures")
+    own = truth("test")
+    own["annotations"] = [box for box in own["annotations"] if box["category_id"] != own["categories"][-1]["id"]]
+    command(monkeypatch, *words, "--out", "counted")
+    expected = precision(own, written(Path("counted")))
+
+    model = torch.load(RUN / "model.pth", weights_only=True)
+    model["meta"]["dataset_meta"]["category_ids"] = ids
+    torch.save(model, RUN / "model.pth")
+    numbers = {entry["id"]: number for entry, number in zip(own["categories"], ids, strict=True)}
+    for entry in own["categories"]:
+        entry["id"] = numbers[entry["id"]]
+    for box in own["annotations"]:
+        box["category_id"] = numbers[box["category_id"]]
+    command(monkeypatch, *words, "--out", "out")
+    found = written(Path("out"))
+    assert [(entry["id"], entry["name"]) for entry in found["categories"]] == list(zip(ids, "0123456789", strict=True))
+    assert precision(own, found) == expected > 0
+    capsys.readouterr()
+
+
+def precision(own: dict[str, Any], found: dict[str, Any]) -> float:
+    """AP of detections by pycocotools, with a data set's own annotations."""
+    images = {image["file_name"]: image["id"] for image in own["images"]}
+    names = {image["id"]: Path(image["file_name"]).name for image in found["images"]}
+    results: Any = [{**box, "image_id": images[names[box["image_id"]]]} for box in found["annotations"]]
+    Path("own.json").write_text(json.dumps(own))
+    judge = COCO("own.json")
+    judged = COCOeval(judge, judge.loadRes(results), "bbox")
+    judged.evaluate()
+    judged.accumulate()
+    judged.summarize()
+    return float(judged.stats[0])
+
+
+def test_ids_that_do_not_fit_the_classes_are_counted_from_1(place: Path):
+    for ids in (None, [1, 2], [1] * 10, list("abcdefghij"), 5):
+        meta = {"dataset_meta": {"classes": tuple("abcdefghij"), "category_ids": ids}}
+        assert Detector(foreign(meta=meta)).category_ids == list(range(1, 11))
 
 
 @pytest.mark.parametrize(

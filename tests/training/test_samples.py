@@ -1,6 +1,7 @@
 """Laws of what a training is fed: the same samples from any place on, and images that cannot be read are named."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -20,9 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.transforms import Resize as MMDetResize
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import Compose, DefaultSampler
 from mmengine.dataset import sampler as samplers
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -31,7 +34,7 @@ from ghm import params, training
 from ghm.errors import InputError
 from ghm.registry import DATASETS
 from ghm.training import randomness
-from ghm.training.samples import BadImages, LoadImage, PlacedBatches, Samples, Unreadable, collate, deaf_worker
+from ghm.training.samples import BadImages, LoadImage, PlacedBatches, Resize, Samples, Unreadable, collate, deaf_worker
 from ghm.words import count
 
 FORK = multiprocessing.get_context("fork")
@@ -442,6 +445,61 @@ def test_a_size_that_pillow_takes_for_an_attack_is_refused(tmp_path: Path, monke
     path.write_bytes(FILES["png"][:4000])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 120 // 3)
     assert "decompression bomb" in refusal(path)
+
+
+def resized(width: int, height: int, kind: type[Any], scale: tuple[int, int] = (128, 96)) -> dict[str, Any]:
+    """An image with a box on its right half, resized."""
+    corners = torch.tensor([[width / 2, 0.0, width, height]])
+    results = {"img": picture(height, width), "gt_bboxes": HorizontalBoxes(corners)}
+    return kind(scale=scale, keep_ratio=True).transform(results)
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+@settings(deadline=None, max_examples=50)
+def test_images_are_resized_as_mmdet_resizes_them(width: int, height: int):
+    if min(int(side * 128 / max(width, height) + 0.5) for side in (width, height)) < 1:
+        return
+    ours, theirs = resized(width, height, Resize), resized(width, height, MMDetResize)
+    assert ours.keys() == theirs.keys()
+    assert torch.equal(ours.pop("gt_bboxes").tensor, theirs.pop("gt_bboxes").tensor)
+    for name in ours:
+        assert np.array_equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize(("width", "height"), [(6000, 40), (6000, 20), (3000, 1), (1, 3000), (1, 1)])
+def test_a_long_and_narrow_image_keeps_a_pixel_of_each_side(width: int, height: int):
+    found = resized(width, height, Resize)
+    new_height, new_width = found["img"].shape[:2]
+    assert min(new_height, new_width) >= 1 and max(new_height, new_width) <= 128
+    assert found["img_shape"] == (new_height, new_width)
+    assert found["scale_factor"] == (new_width / width, new_height / height)
+    assert torch.equal(found["gt_bboxes"].tensor, torch.tensor([[new_width / 2, 0, new_width, new_height]]))
+
+
+@pytest.mark.usefixtures("scope")
+@pytest.mark.parametrize(("width", "height"), [(6000, 40), (3000, 1), (1, 3000)])
+def test_a_long_and_narrow_image_is_trained_on(width: int, height: int):
+    path = Path("data/digits/annotations/instances_train.json")
+    content = json.loads(path.read_text())
+    image = content["images"][0]
+    image.update(width=width, height=height)
+    Image.fromarray(picture(height, width)).save(path.parents[1] / "train" / image["file_name"])
+    for box in content["annotations"]:
+        if box["image_id"] == image["id"]:
+            box.update(bbox=[0, 0, width, height], area=width * height)
+    path.write_text(json.dumps(content))
+    cfg = training.build_config(params.load(), "ghmc_ghmr", 5)
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    loader = Runner.build_dataloader(train_config(), seed=5)
+    seen: list[int] = []
+    for batch in loader:
+        assert batch.pop("unreadable") == []
+        seen += [sample.img_id for sample in batch["data_samples"]]
+        if image["id"] in seen[-len(batch["inputs"]) :]:
+            losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
+            assert all(torch.isfinite(sum(values)) for values in losses.values())
+    assert image["id"] in seen
 
 
 def unreadable(image: int | str, reason: str = "gone") -> Unreadable:
