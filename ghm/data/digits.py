@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from tqdm import tqdm
 
@@ -40,7 +40,7 @@ _INFO = {
         "photos: scikit-learn's sample images china.jpg (danielbuechele, flickr.com/photos/danielbuechele/6061409035) "
         "and flower.jpg (vultilion, flickr.com/photos/vultilion/6056698931), CC BY 2.0",
     ],
-    "version": "1",
+    "version": "2",
 }
 _LICENSES = [
     {"id": 1, "name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"},
@@ -80,7 +80,7 @@ def material(split: str, seed: int) -> render.Material:
     scans: Any = load_digits()
     photos = load_sample_images().images
     indices = split_digits(scans.target)[split]
-    patterns = (scans.images[indices] / 16).astype(np.float32)
+    patterns = scans.images[indices].astype(np.uint8)
     clutter = render.clutter_patterns(_generator(seed, _CLUTTER, SPLITS.index(split)), patterns)
     return render.Material(patterns, scans.target[indices].astype(np.int64), clutter, split_photos(photos)[split])
 
@@ -192,8 +192,7 @@ def _write_split(digits: Digits, split: str, label_noise: float, folder: Path) -
     for number in tqdm(range(1, count + 1), desc=f"digits {split}", unit="image", disable=None):
         photo, sprites = picture(digits.seed, split, number, source, side)
         name = f"{number:06d}.jpg"
-        _, jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        (folder / name).write_bytes(jpeg.tobytes())
+        Image.fromarray(photo).save(folder / name, quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": name, "width": side, "height": side})
         found += [(number, sprite) for sprite in sprites]
     labels = noisy_labels(np.array([sprite.label for _, sprite in found], np.int64), label_noise, digits.seed)
