@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from ghm.params import Digits
 
 CLASSES: tuple[str, ...] = tuple("0123456789")
 SPLITS = ("train", "val", "test")
-JPEG_QUALITY = 92
+JPEG_QUALITY = 92  # JPEG and not PNG, whose bytes depend on the processor: zlib-ng takes other matches there
 
 # First keys of the random streams: a picture depends on its split and its number, not on how many there are.
 _PICTURES, _CROPS, _CLUTTER, _NOISE = range(4)
@@ -40,7 +40,7 @@ _INFO = {
         "photos: scikit-learn's sample images china.jpg (danielbuechele, flickr.com/photos/danielbuechele/6061409035) "
         "and flower.jpg (vultilion, flickr.com/photos/vultilion/6056698931), CC BY 2.0",
     ],
-    "version": "1",
+    "version": "2",
 }
 _LICENSES = [
     {"id": 1, "name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"},
@@ -80,7 +80,7 @@ def material(split: str, seed: int) -> render.Material:
     scans: Any = load_digits()
     photos = load_sample_images().images
     indices = split_digits(scans.target)[split]
-    patterns = (scans.images[indices] / 16).astype(np.float32)
+    patterns = scans.images[indices].astype(np.uint8)
     clutter = render.clutter_patterns(_generator(seed, _CLUTTER, SPLITS.index(split)), patterns)
     return render.Material(patterns, scans.target[indices].astype(np.int64), clutter, split_photos(photos)[split])
 
@@ -117,9 +117,9 @@ def noisy_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 def write(digits: Digits, label_noise: float, root: Path) -> None:
     """Write `root/annotations/instances_{train,val,test}.json` and `root/{train,val,test}/000001.jpg`, ...
 
-    With the same libraries and arguments every byte is the same. Only the classes of training boxes depend on
-    `label_noise`. `root` is whole or absent. A data set that is there, or that another process finishes first, stays as
-    it is, so name `root` after the arguments.
+    With the same libraries and arguments every byte is the same, on every processor. Only the classes of training boxes
+    depend on `label_noise`. `root` is whole or absent. A data set that is there, or that another process finishes first,
+    stays as it is, so name `root` after the arguments.
 
     Raises:
         InputError: `root` exists and holds something else.
@@ -192,8 +192,7 @@ def _write_split(digits: Digits, split: str, label_noise: float, folder: Path) -
     for number in tqdm(range(1, count + 1), desc=f"digits {split}", unit="image", disable=None):
         photo, sprites = picture(digits.seed, split, number, source, side)
         name = f"{number:06d}.jpg"
-        _, jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        (folder / name).write_bytes(jpeg.tobytes())
+        Image.fromarray(photo).save(folder / name, quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": name, "width": side, "height": side})
         found += [(number, sprite) for sprite in sprites]
     labels = noisy_labels(np.array([sprite.label for _, sprite in found], np.int64), label_noise, digits.seed)
