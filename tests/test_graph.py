@@ -23,6 +23,7 @@ GLUE = {
     "ghm/losses/__init__.py",
     "ghm/evaluation/__init__.py",
     "ghm/cli.py",
+    "ghm/devices.py",
     "ghm/errors.py",
     "ghm/files.py",
 }

@@ -27,6 +27,7 @@ from ghm.errors import InputError
 from ghm.params import Params, Train
 from ghm.training import guards, shape, state
 from ghm.training.loop import TrainLoop
+from ghm.training.optimizer import set_precision
 from ghm.training.processes import Processes
 from ghm.training.progress import Progress
 from ghm.training.samples import BadImages
@@ -249,7 +250,7 @@ def _runner(params: Params, cfg: Config, folder: Path, processes: Processes, *, 
             "device_ids": devices,
             "broadcast_buffers": False,
         }
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
+    set_precision(cfg)
     runner = _Runner.from_cfg(cfg)
     detector: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if train.compile:
