@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import faults
+from tests.gpus import nvidia_smi
+
 ROOT = Path(__file__).parents[1] / "benchmarks"
 README = (ROOT / "README.md").read_text()
 
@@ -214,3 +217,19 @@ def test_the_wheels_for_a_bare_machine_are_all_that_a_training_imports() -> None
     assert set(done.stdout.split()) - THERE - OPTIONAL <= carried
     pinned = (ROOT.parent / "requirements.txt").read_text() + (ROOT.parent / "constraints.txt").read_text()
     assert [line for line in lines if "==" in line and line not in pinned] == []
+
+
+def test_where_a_gpu_is_visible_a_training_gets_an_interpreter_of_its_own(
+    workspace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("gpus")
+    started = folder / "started"  # a line for each interpreter
+    note = f"import sys; open({str(started)!r}, 'a').write(' '.join(sys.orig_argv[1:]) + '\\n')"
+    (folder / "sitecustomize.py").write_text(note)
+    for name, value in {"PYTHONPATH": str(folder), "TMPDIR": str(folder), "PATH": nvidia_smi(folder)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with faults.Trainer() as trainer:
+        assert trainer.run(workspace) == 1
+    assert started.read_text() == f"-m stages.train {faults.VARIANT}\n"
+    assert "error: 1 GPU is visible (NVIDIA driver" in (workspace / "log.txt").read_text()

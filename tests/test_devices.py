@@ -16,7 +16,7 @@ from ghm import devices
 from ghm.devices import claim
 from ghm.errors import InputError
 from ghm.training import processes
-from tests.gpus import DRIVER, GPUS, claimed_by, holder_of, kill, nvidia_smi
+from tests.gpus import AT_TORCH, DRIVER, GPUS, claimed_by, holder_of, kill, nvidia_smi
 
 
 @pytest.fixture(autouse=True)
@@ -265,22 +265,11 @@ def test_a_process_that_takes_all_gpus_leaves_their_names_alone(cuda: pytest.Mon
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
 
 
-FIRST = """
-import os, sys
-class Spy:
-    def find_spec(self, name, *_):
-        if name == "torch":
-            print(os.environ.get("CUDA_DEVICE_ORDER"), os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"), flush=True)
-            os._exit(0)
-sys.meta_path.insert(0, Spy())
-import stages.{stage}
-"""
-
-
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_gpus_are_numbered_as_nvidia_smi_does_before_anything_can_start_cuda(stage: str):
+    said = 'os.environ.get("CUDA_DEVICE_ORDER"), os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")'
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FIRST.format(stage=stage)],
+        [sys.executable, "-W", "ignore", "-c", AT_TORCH.format(said=said, module=f"stages.{stage}")],
         cwd=Path(__file__).parents[1],
         env={name: value for name, value in os.environ.items() if not name.startswith(("CUDA_", "PYTORCH_"))},
         capture_output=True,
