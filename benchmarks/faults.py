@@ -7,8 +7,9 @@
 Trains `ghmc_ghmr` of the default, with random flips, a moving average of the weights, two workers that load data and a
 checkpoint every two seconds, so that all that a checkpoint must hold is there. SIGKILL comes at random moments, every
 other one at the sight of a checkpoint that is being written. With `--processes` the training is one of torchrun on
-gloo. Compared are model, tables, and the whole of the last checkpoint: optimiser, schedule, moving average, buffers and
-random numbers of each process. One thread a process. Results go to `benchmarks/results/faults.json`, but for presets.
+gloo, without GPUs. Compared are model, tables, and the whole of the last checkpoint: optimiser, schedule, moving
+average, buffers and random numbers of each process. One thread a process. Results go to
+`benchmarks/results/faults.json`, but for presets.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks.losses import processor
-from ghm import files
+from ghm import devices, files
 from ghm.training import state
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,8 @@ VARIANT = "ghmc_ghmr"
 TABLES = ("log.csv", "validation.csv", "gradient_norms.csv", "density.csv")
 BEGUN = "learning rate "  # what a training says first
 CHANGES = {"flip": 0.5, "ema_momentum": 0.002}
-# Imports once, and gives each start a process that is ready: `import mmdet` takes longer than a small training.
+# Imports once, and gives each start a process that is ready: `import mmdet` takes longer than a small training. Only
+# where no GPU is visible: what is forked after CUDA has started cannot use it.
 NURSERY = """
 import json, os, sys, traceback
 from stages import run, train
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--preset", help="a preset for a quick run; its result is only printed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments to kill at")
     arguments = parser.parse_args()
+    end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="ghm-faults-") as folder:
         record = measured(Path(folder), arguments.kills, arguments.processes, arguments.preset, arguments.seed)
     print(json.dumps(record, indent=1))
@@ -86,6 +89,11 @@ def main() -> None:
     sys.exit(bool(record["different"]) or record["kills"] == 0)
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM end this process as an exception does: what it has started ends with it."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 def measured(place: Path, kills: int, processes: int, preset: str | None, seed: int) -> dict[str, Any]:
     """Train twice, once left alone and once killed, and compare."""
     prepare(place / "alone", preset, processes)
@@ -93,8 +101,10 @@ def measured(place: Path, kills: int, processes: int, preset: str | None, seed: 
     rng, found = random.Random(seed), {"kills": 0, "while_writing": 0}
     with Trainer(processes) as trainer:
         trainer.finish(place / "alone")
-        context = place / "alone" / "runs" / VARIANT / "seed_0" / "context.json"
-        seconds = json.loads(context.read_text(encoding="utf-8"))["seconds"]
+        record = json.loads(
+            (place / "alone" / "runs" / VARIANT / "seed_0" / "context.json").read_text(encoding="utf-8")
+        )
+        seconds = record["seconds"]
         while found["kills"] < kills:
             # Spread over the training; a second more than that, for what a start measures first.
             moment = rng.uniform(0, 1 + 1.5 * seconds / kills)
@@ -112,13 +122,17 @@ def measured(place: Path, kills: int, processes: int, preset: str | None, seed: 
         "different": list(differences(place / "alone", place / "killed")),
         "steps": int(_newest(place / "alone").name[5:13]),
         "seconds_undisturbed": seconds,
-        "device": f"{processor()}, one thread a process",
+        "device": f"{record['device'] if devices.visible() and processes == 1 else processor()}, one thread a process",
         "torch": torch.__version__,
     }
 
 
-def prepare(folder: Path, preset: str | None, processes: int) -> None:
-    """A folder with parameters, data and backbone, as the stages before the training leave them."""
+def prepare(folder: Path, preset: str | None, processes: int, images: int | None = None) -> None:
+    """A folder with parameters, data and backbone, as the stages before the training leave them.
+
+    Args:
+        images: to train on; None: as many as the parameters say.
+    """
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "params.yaml", folder)
     (folder / "presets").symlink_to(ROOT / "presets")
@@ -132,6 +146,8 @@ def prepare(folder: Path, preset: str | None, processes: int) -> None:
     if preset:
         content["train"]["epochs"] = 4
         content["machine"]["checkpoint_minutes"] = 1e-6  # after each step
+    if images:
+        content["digits"]["train_images"] = images
     yaml.dump(content, folder / "params.yaml")
     _run(folder, "stages.data")
     _run(folder, "stages.backbone")
@@ -143,7 +159,9 @@ class Trainer:
     def __init__(self, processes: int = 1, **environment: str) -> None:
         self.environment = {**_environment(), "GHM_PROCESSES": str(processes), **environment}
         self.nursery: subprocess.Popen[str] | None = None
-        if processes == 1:
+        if processes > 1:
+            self.environment["CUDA_VISIBLE_DEVICES"] = ""
+        elif not devices.visible():
             self.nursery = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-c", NURSERY],
                 env=self.environment,
@@ -184,23 +202,31 @@ class Trainer:
         def begun() -> bool:
             return log.read_text(encoding="utf-8").count(BEGUN) > starts
 
+        leader, ended, wait = self._start(folder, log)
+        try:
+            if number is not None:
+                _signal(folder, leader, number, after, at_write, group, begun, ended)
+            return wait()
+        except BaseException:
+            _kill(leader, signal.SIGKILL, group=True)
+            raise
+
+    def _start(self, folder: Path, log: Path) -> tuple[int, Callable[[], bool], Callable[[], int]]:
+        """Start the stage: the id of its process, and how to see that it ended and with which code."""
         if self.nursery is None:
             with log.open("a", encoding="utf-8") as file:
                 command = [sys.executable, "-m", "stages.train", VARIANT]
                 process = subprocess.Popen(
                     command, cwd=folder, env=self.environment, stdout=file, stderr=file, start_new_session=True
                 )
-            if number is not None:
-                _signal(folder, process.pid, number, after, at_write, group, begun, lambda: process.poll() is not None)
-            return process.wait()
-        assert self.nursery.stdin
-        assert self.nursery.stdout
-        self.nursery.stdin.write(json.dumps([str(folder), "stages.train", VARIANT]) + "\n")
-        self.nursery.stdin.flush()
-        child = int(self.nursery.stdout.readline())
-        if number is not None:
-            _signal(folder, child, number, after, at_write, group, begun, lambda: not Path(f"/proc/{child}").exists())
-        return int(self.nursery.stdout.readline())
+            return process.pid, lambda: process.poll() is not None, process.wait
+        requests, answers = self.nursery.stdin, self.nursery.stdout
+        assert requests
+        assert answers
+        requests.write(json.dumps([str(folder), "stages.train", VARIANT]) + "\n")
+        requests.flush()
+        child = int(answers.readline())
+        return child, lambda: not Path(f"/proc/{child}").exists(), lambda: int(answers.readline())
 
 
 def _signal(
@@ -230,7 +256,7 @@ def differences(alone: Path, killed: Path) -> Iterator[str]:
     for name in ("model.pth", *TABLES):
         if len({(run / name).read_bytes() for run in runs}) > 1:
             yield name
-    contents = [torch.load(_newest(folder), weights_only=True) for folder in (alone, killed)]
+    contents = [torch.load(_newest(folder), map_location="cpu", weights_only=True) for folder in (alone, killed)]
     for content in contents:
         del content["records"]["seconds"]
     yield from unequal(*contents, name="checkpoint")
@@ -279,7 +305,8 @@ def _descendants(process: int) -> list[int]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _run(folder: Path, module: str, *words: str) -> None:

@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     started, rows = time.monotonic(), []
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"losses_{torch.device(arguments.device).type}"
     bandwidth = copy_bandwidth(arguments.device)
+    result = {**context(arguments.device), "copy_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
     for dtype in DTYPES:
         for logits in map(int, arguments.logits):
             if time.monotonic() - started > arguments.budget:
@@ -61,11 +64,9 @@ def main() -> None:
                 continue
             for make in (classification, regression):
                 rows += measure(make, logits, dtype, arguments.device, arguments.rounds, bandwidth)
-    result = {**context(arguments.device), "copy_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"losses_{torch.device(arguments.device).type}"
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(table(result) + "\n", encoding="utf-8")
+            # After each size: what runs out of time keeps what it has.
+            path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            path.with_suffix(".md").write_text(table(result) + "\n", encoding="utf-8")
     draw(result).savefig(path.with_suffix(".png"), dpi=120)
     print(table(result))
 

@@ -19,7 +19,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ghm import checkpoints, config, data, files, fingerprint, runs
+from ghm import checkpoints, config, data, devices, files, fingerprint, runs
 from ghm.data import digits, download
 from ghm.data.part import Remote
 from ghm.errors import InputError
@@ -222,7 +222,7 @@ def _pretrain(params: Params) -> tuple[dict[str, Tensor], float]:
     """Classify digit crops; return the weights with torchvision's names, and the accuracy on crops held out."""
     settings = params.backbone
     images, labels = digits.crops(params.digits, settings.crops, settings.crop_size)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose()
     image_N3HW = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     label_N = torch.from_numpy(labels)
     held_out = max(1, int(HELD_OUT * len(labels)))

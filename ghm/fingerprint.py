@@ -40,6 +40,7 @@ WITHOUT_EFFECT = (
     "backbones.py",  # its result is in the fingerprint
     "cli.py",
     "data/",  # likewise, but for how an image is read
+    "devices.py",
     "errors.py",
     "files.py",
     "fingerprint.py",

@@ -20,6 +20,7 @@ from ghm.losses.density import (
 KIND = "gradient_norms"  # the table of a training
 BINS = 120  # a multiple of the 5, 10, 20, 30 and 40 unit regions that the paper compares
 IMAGES = 64  # of the training set, evenly spaced
+AT_ONCE = 4  # images: the norms need several times the memory of a training, and one process has them all
 MU = 0.02  # the paper's, for boxes of a variant without GHM-R
 
 
@@ -32,6 +33,7 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
 
     Args:
         model: the detector.
+        batch_size: images at once; 4 at the most.
         dataset: of `ghm.training.samples.Samples`; images that cannot be read are left out.
         epoch: how many the network has been trained.
 
@@ -41,8 +43,9 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int))
     total = {"cls": torch.zeros(BINS, dtype=torch.int64), "box": torch.zeros(BINS, dtype=torch.int64)}
     model.eval()
-    for start in range(0, len(chosen), batch_size):
-        samples = [dataset[int(index)] for index in chosen[start : start + batch_size]]
+    size = min(batch_size, AT_ONCE)
+    for start in range(0, len(chosen), size):
+        samples = [dataset[int(index)] for index in chosen[start : start + size]]
         read = [sample for sample in samples if isinstance(sample, dict)]
         if read:
             for kind, count_K in histograms(model, pseudo_collate(read)).items():

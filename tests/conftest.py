@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+# Before torch is imported: importing mmengine may start CUDA, and what is forked after that cannot use it. Tests that
+# look at GPUs say which.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The tests of the Triton kernels run them in its interpreter. Triton reads this when it is imported.
 os.environ["TRITON_INTERPRET"] = "1"
 

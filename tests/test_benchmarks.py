@@ -1,10 +1,17 @@
-"""Laws of the lab page: its tables have the rows that the benchmarks printed."""
+"""Laws of the lab page, whose tables have the rows that the benchmarks printed, and of the checks for a GPU."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import faults
+from tests.gpus import nvidia_smi
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
 README = (ROOT / "README.md").read_text()
@@ -118,3 +125,111 @@ def test_the_intervals_at_the_size_of_coco_are_those_that_were_timed() -> None:
 
 def test_every_file_that_the_page_names_is_there() -> None:
     assert [name for name in re.findall(r"\]\(([\w./]+)\)", README) if not (ROOT / name).exists()] == []
+
+
+# Takes the place of Python in `gpu_checks.sh`: each part writes its table, and then passes, fails or hangs.
+STAND_IN = """#!/bin/sh
+case "$*" in
+  *torch.cuda.init*) [ -n "$GPU" ] && echo "Some GPU" || { echo "RuntimeError: Found no NVIDIA driver"; exit 1; } ;;
+  *benchmarks.gpu_checks*) echo "a check fails" >&2; echo "| checks so far |" > "$OUT/gpu_checks.md"; exit $FAILS ;;
+  *benchmarks.speed*) echo "| settings so far |" > "$OUT/training_speed.md"; [ $FAILS = 0 ] || sleep 30 ;;
+  *benchmarks.losses*) echo "| losses |" > "$OUT/losses_${GPU:-cpu}.md" ;;
+  *benchmarks.faults*) echo '{"different": []}' ;;
+esac
+"""
+
+
+def checked(folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run `gpu_checks.sh` with a stand-in for Python, and a second for each part."""
+    programs = {"python3": STAND_IN, "timeout": f'#!/bin/sh\nshift 2\nexec {shutil.which("timeout")} 1 "$@"\n'}
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(ROOT / "gpu_checks.sh")],
+        env={**os.environ, "PATH": path, "OUT": str(folder / "out"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_gpu_checks_go_on_to_their_end_and_print_what_they_have_whatever_fails(tmp_path: Path) -> None:
+    done = checked(tmp_path, GPU="cuda", FAILS="1")
+    assert done.stdout.splitlines()[:-1] == [
+        "GPU: Some GPU",
+        "",
+        "== checks (160 s at most)",
+        "a check fails",
+        "FAILED: exit code 1",
+        "| checks so far |",
+        "",
+        "== training speed (180 s at most)",
+        "FAILED: out of time",
+        "| settings so far |",
+        "",
+        "== losses (100 s at most)",
+        "| losses |",
+        "",
+        "== killed trainings (100 s at most)",
+        '{"different": []}',
+        "",
+    ]
+    assert done.stdout.splitlines()[-1].startswith("not passed: checks, training speed; results are in ")
+    assert done.returncode == 1
+    limits = [int(seconds) for seconds in re.findall(r"\((\d+) s at most\)", done.stdout)]
+    assert sum(limits) + 5 * len(limits) < 570
+
+
+def test_the_gpu_checks_pass_where_all_parts_do_and_not_without_a_gpu(tmp_path: Path) -> None:
+    done = checked(tmp_path, GPU="cuda", FAILS="0")
+    assert (done.returncode, done.stdout.splitlines()[-1][:11]) == (0, "all passed;")
+    done = checked(tmp_path, GPU="", FAILS="0")
+    assert done.returncode == 1
+    assert done.stdout.startswith("no GPU: RuntimeError: Found no NVIDIA driver\n")
+    assert done.stdout.splitlines()[-1].startswith("not passed: no GPU; results are in ")
+
+
+NEEDED = """
+import sys
+from importlib.metadata import packages_distributions
+import benchmarks.gpu_checks, benchmarks.speed, ghm.detect.detector, stages.backbone, stages.data, stages.train
+names = packages_distributions()
+print(*sorted({each for module in sys.modules for each in names.get(module.partition(".")[0], [])}))
+"""
+# What the script says a machine must have, and what these bring along.
+THERE = {
+    *("torch", "torchvision", "triton", "opencv-python", "scikit-learn", "pandas", "matplotlib", "tabulate"),
+    *("requests", "certifi", "charset-normalizer", "cycler", "idna", "joblib", "kiwisolver", "mpmath", "numpy"),
+    *("packaging", "pillow", "pyparsing", "python-dateutil", "pytz", "PyYAML", "scipy", "setuptools", "sympy"),
+    *("threadpoolctl", "typing_extensions", "urllib3"),
+}
+OPTIONAL = {"cloudpickle", "colorama", "psutil", "pydot"}  # tried and done without
+
+
+def test_the_wheels_for_a_bare_machine_are_all_that_a_training_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NEEDED], cwd=ROOT.parent, capture_output=True, text=True, check=True
+    )
+    lines = (ROOT / "gpu_wheels.txt").read_text().splitlines()
+    carried = {line.split("==")[0] for line in lines if not line.startswith("#")}
+    assert set(done.stdout.split()) - THERE - OPTIONAL <= carried
+    pinned = (ROOT.parent / "requirements.txt").read_text() + (ROOT.parent / "constraints.txt").read_text()
+    assert [line for line in lines if "==" in line and line not in pinned] == []
+
+
+def test_where_a_gpu_is_visible_a_training_gets_an_interpreter_of_its_own(
+    workspace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("gpus")
+    started = folder / "started"  # a line for each interpreter
+    note = f"import sys; open({str(started)!r}, 'a').write(' '.join(sys.orig_argv[1:]) + '\\n')"
+    (folder / "sitecustomize.py").write_text(note)
+    for name, value in {"PYTHONPATH": str(folder), "TMPDIR": str(folder), "PATH": nvidia_smi(folder)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with faults.Trainer() as trainer:
+        assert trainer.run(workspace) == 1
+    assert started.read_text() == f"-m stages.train {faults.VARIANT}\n"
+    assert "error: 1 GPU is visible (NVIDIA driver" in (workspace / "log.txt").read_text()

@@ -2,10 +2,16 @@
 
 import io
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 from multiprocessing.synchronize import Event
 
 from tqdm import tqdm
+
+from tests.conftest import ROOT
+from tests.gpus import AT_TORCH
 
 FORK = multiprocessing.get_context("fork")
 
@@ -29,3 +35,19 @@ def test_a_killed_child_does_not_stop_the_progress_bars_of_others():
     bar.start()
     bar.join(10)
     assert not bar.is_alive()
+
+
+def test_gpus_are_hidden_from_the_tests_before_torch_is_there():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            AT_TORCH.format(said='repr(os.environ["CUDA_VISIBLE_DEVICES"])', module="tests.conftest"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "''\n"

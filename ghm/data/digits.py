@@ -118,8 +118,8 @@ def write(digits: Digits, label_noise: float, root: Path) -> None:
     """Write `root/annotations/instances_{train,val,test}.json` and `root/{train,val,test}/000001.jpg`, ...
 
     With the same libraries and arguments every byte is the same, on every processor. Only the classes of training boxes
-    depend on `label_noise`. `root` is whole or absent. A data set that is there, or that another process finishes first,
-    stays as it is, so name `root` after the arguments.
+    depend on `label_noise`. `root` is whole or absent. A data set that is there, or that another process finishes
+    first, stays as it is, so name `root` after the arguments.
 
     Raises:
         InputError: `root` exists and holds something else.

@@ -18,9 +18,10 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
-from ghm import checkpoints, params
+from ghm import checkpoints, devices, params
 from ghm.errors import InputError
 from ghm.registry import DATASETS
+from ghm.training.optimizer import set_precision
 from ghm.training.samples import LoadImage
 
 RUNS = Path("runs")
@@ -97,7 +98,8 @@ class Detector:
         meta = _load_weights(self.model, source)
         self.classes = _classes(meta, self.cfg, self.model)
         self.category_ids = _category_ids(meta, len(self.classes))
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.model.to(device or devices.choose()).eval()
+        set_precision(self.cfg)
         if self.cfg.get("speed", {}).get("channels_last"):  # as the run was trained and evaluated
             self.model.to(memory_format=torch.channels_last)
         self._load = LoadImage()

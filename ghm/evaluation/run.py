@@ -20,6 +20,7 @@ from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import coco_metrics, judge, voc_ap50
 from ghm.params import Params
 from ghm.training import build_config
+from ghm.training.optimizer import set_precision
 from ghm.training.samples import BadImages
 
 DETECTIONS = "detections.json"
@@ -124,6 +125,7 @@ def detect(params: Params, variant: str, seed: int, model: Path, out: Path, spli
         dataset = cfg.test_dataloader.dataset.dataset
         dataset.ann_file, dataset.data_prefix.img = described["annotations"], f"{described['folder']}/"
         cfg.test_evaluator.ann_file = f"{dataset.data_root}{dataset.ann_file}"
+    set_precision(cfg)
     runner = Runner.from_cfg(cfg)
     detector: Any = runner.model
     detector.load_state_dict(torch.load(model, map_location="cpu", weights_only=True)["state_dict"])

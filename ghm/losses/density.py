@@ -31,7 +31,8 @@ def region_edges(bins: int, *, end: float, device: torch.device | None = None) -
     """
     if not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins must be a whole number, 1 or greater, got {bins!r}")
-    edge_E = torch.arange(bins + 1, device=device).float() / bins
+    # In float64: CUDA divides by multiplying with 1 / bins, which in float32 is an ulp off for every other edge.
+    edge_E = (torch.arange(bins + 1, dtype=torch.float64, device=device) / bins).float()
     edge_E[-1] = end
     return edge_E
 

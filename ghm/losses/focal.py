@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
+from torch.nn import functional
 
 from ghm.losses import ops
 from ghm.losses.statistics import REDUCTIONS, Reduction, check_choice
@@ -101,7 +101,12 @@ class FocalLoss(nn.Module):
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if target.shape != logit.shape:
             target = target[..., None] == torch.arange(logit.shape[-1], device=target.device)
-        loss = sigmoid_focal_loss(logit, target.float(), alpha=self.alpha, gamma=self.gamma)
+        target = target.float()
+        probability = logit.sigmoid()
+        error = probability * (1 - target) + (1 - probability) * target  # 1 - p_t
+        balance = self.alpha * target + (1 - self.alpha) * (1 - target)
+        entropy = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        loss = balance * error**self.gamma * entropy
         if weight is None:
             return loss
         return loss * (weight if weight.shape == loss.shape else weight[..., None])

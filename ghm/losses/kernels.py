@@ -326,7 +326,8 @@ def _launch(
     if programs and pred.shape[1]:
         padded = sizes + [0] * (MOST_POPULATIONS - len(sizes))
         shape = {"L": len(sizes), "C": pred.shape[1], "ROWS": ROWS, "TILE": TILE, "WIDTH": _width(pred.shape[1])}
-        kernel[(programs,)](*arguments, *padded, K=bins, EXACT=product_is_exact(bins), **shape, **constants)
+        with torch.cuda.device_of(pred):  # Triton launches on the current device
+            kernel[(programs,)](*arguments, *padded, K=bins, EXACT=product_is_exact(bins), **shape, **constants)
 
 
 def _slots(bins: int) -> int:
@@ -408,4 +409,5 @@ def _launch_focal(
     if logit.numel():
         arguments = (logit, label.contiguous(), weight.contiguous(), *rest, gamma, alpha, len(logit))
         constants = {"SQUARE": gamma == 2, "C": logit.shape[1], "WIDTH": _width(logit.shape[1])}
-        kernel[(triton.cdiv(len(logit), ROWS),)](*arguments, **constants, ROWS=ROWS, TILE=TILE)
+        with torch.cuda.device_of(logit):
+            kernel[(triton.cdiv(len(logit), ROWS),)](*arguments, **constants, ROWS=ROWS, TILE=TILE)

@@ -8,7 +8,13 @@ Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K u
 """
 
 import importlib.util
+import logging
+import os
+import shutil
+import sysconfig
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,12 +24,32 @@ from torch.library import custom_op
 
 from ghm.losses import vectorised
 
+_log = logging.getLogger(__name__)
+
+
+def lacking() -> list[str]:
+    """What Triton needs and this machine lacks: it compiles C that starts its kernels. Looked for as Triton does."""
+    scheme = "posix_prefix" if sysconfig.get_default_scheme() == "posix_local" else sysconfig.get_default_scheme()
+    header = Path(sysconfig.get_paths(scheme)["include"]) / "Python.h"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    found = [] if any(map(shutil.which, compilers)) else [f"a C compiler ({' or '.join(compilers)})"]
+    return found if header.is_file() else [*found, f"the headers of Python ({header})"]
+
+
 TRITON = importlib.util.find_spec("triton") is not None
+LACKING = lacking() if TRITON else []
 
 
 def uses_kernels(tensor: Tensor) -> bool:
-    """Whether the Triton kernels take a tensor: on CUDA, where Triton is installed."""
-    return TRITON and tensor.is_cuda
+    """Whether the Triton kernels take a tensor: on CUDA, where Triton is installed and can compile."""
+    if tensor.is_cuda and LACKING and not torch.compiler.is_compiling():
+        _warn(" or ".join(LACKING))
+    return TRITON and tensor.is_cuda and not LACKING
+
+
+@cache
+def _warn(things: str) -> None:
+    _log.warning("Triton does not find %s: the losses run in plain PyTorch on CUDA, which is slower", things)
 
 
 def _passes(tensor: Tensor) -> ModuleType:

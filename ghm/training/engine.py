@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ghm import checkpoints
 from ghm.params import Train
+from ghm.training.optimizer import set_precision
 from ghm.training.processes import Processes
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def build(train: Train, cfg: Config, folder: Path, processes: Processes, *, load
             "device_ids": devices,
             "broadcast_buffers": False,
         }
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
+    set_precision(cfg)
     runner = _Runner.from_cfg(cfg)
     detector: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if train.compile:

@@ -1,14 +1,28 @@
-"""mmengine's optimiser wrapper with a loss scaler on any device. Its own wants CUDA."""
+"""Precision: what the device may round, and mmengine's optimiser wrapper with a loss scaler on any device.
+
+mmengine's own scaler wants CUDA.
+"""
 
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ghm.registry import OPTIM_WRAPPERS
+
+
+def set_precision(cfg: Config) -> None:
+    """Have CUDA multiply float32 in TF32 or not, as a run was trained.
+
+    Args:
+        cfg: of a run; the config of another detector says nothing, and changes nothing.
+    """
+    if "speed" in cfg:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.speed.tf32
 
 
 @OPTIM_WRAPPERS.register_module()

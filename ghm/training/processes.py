@@ -1,4 +1,4 @@
-"""The processes that share a training: how they are started, what they tell each other, and which GPUs they take.
+"""The processes that share a training: how they are started, what they tell each other, and which GPU each has.
 
 Settings of the machine are environment variables:
 
@@ -10,7 +10,6 @@ torch is imported where it is used: what takes GPUs and starts the others does n
 """
 
 import ctypes
-import fcntl
 import logging
 import os
 import re
@@ -19,20 +18,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
+from ghm import devices
 from ghm.errors import InputError
 
-FOLDER = Path(tempfile.gettempdir()) / "ghm-gpus"
-POLL = 1.0  # seconds between two looks at GPUs that are taken
 PATIENCE = timedelta(hours=12)  # with the first process, which may fetch data or validate; a death is seen at once
 PRECEDENCE = 3.0  # seconds for the process that failed to end first, so that the launcher blames no other
 _LAUNCHER = "GHM_LAUNCHER"  # id of the process that has started us and claims our GPUs
@@ -42,7 +38,6 @@ _GONE = re.compile(
     r"connection (closed|reset) by peer|connection was likely closed|broken pipe|ncclRemoteError|recvValue failed",
     re.IGNORECASE,
 )
-_held: dict[Path, int] = {}  # lock -> descriptor, open until this process ends
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +108,9 @@ def join(launcher: str, command: list[str]) -> Iterator[Processes]:
     """
     if launcher == "none":
         _require_alone()
-        _take(1, visible())
+        gpus = devices.visible()
+        if gpus:
+            devices.use(_take(1, gpus)[0], 0)
         yield Processes()
         return
     if launcher == "slurm":
@@ -163,7 +160,7 @@ def _member(*, bound: bool) -> Iterator[Processes]:
 
 def _device(local_rank: int, *, bound: bool) -> Any:
     """The GPU of this process, claimed and current; None where there is none."""
-    gpus = visible()
+    gpus = devices.visible()
     if not gpus:
         return None
     number = 0 if bound and len(gpus) == 1 else local_rank
@@ -172,13 +169,8 @@ def _device(local_rank: int, *, bound: bool) -> Any:
             f"{len(gpus)} GPUs are visible, too few for process {number + 1} of this machine: start fewer processes"
         )
     if not _launcher_is_parent():
-        claim([gpus[number]], 1, wait=False)
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+        devices.claim([gpus[number]], 1, wait=False)
+    return devices.use(gpus[number], number)
 
 
 def _loss_of_a_process(error: RuntimeError) -> str | None:
@@ -256,7 +248,7 @@ def _number(name: str) -> int:
 
 def _torchrun_arguments() -> list[str]:
     """Arguments up to the program's, after claiming the GPUs for what they start."""
-    given, gpus = _words("GHM_TORCHRUN") or ["--standalone"], visible()
+    given, gpus = _words("GHM_TORCHRUN") or ["--standalone"], devices.visible()
     named = [
         word.partition("=")[2] or following
         for word, following in zip(given, [*given[1:], ""], strict=True)
@@ -271,9 +263,19 @@ def _torchrun_arguments() -> list[str]:
     else:
         name = "--nproc-per-node in GHM_TORCHRUN" if named else "GHM_PROCESSES"
         raise InputError(f"{name} must be a whole number, 1 or more, got {asked!r}")
-    _take(count, gpus)
+    if gpus:
+        devices.require_cuda(gpus)
+        _take(count, gpus)
     os.environ[_LAUNCHER] = str(os.getpid())
     return given if named else [*given, f"--nproc-per-node={count}"]
+
+
+def _take(count: int, gpus: list[str]) -> list[str]:
+    """Claim so many of the GPUs, and have CUDA show no others from now on."""
+    taken = devices.claim(gpus, count)
+    if taken != gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+    return taken
 
 
 def _words(name: str) -> list[str]:
@@ -287,7 +289,7 @@ def _become(command: list[str]) -> NoReturn:
     """Go on as another program under the same id, so that what ends one ends the other. Claims stay."""
     if shutil.which(command[0]) is None:
         raise InputError(f"machine.launcher needs {command[0]}, which is not on the PATH")
-    for lock in _held.values():
+    for lock in devices.held.values():
         os.set_inheritable(lock, True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -304,135 +306,3 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if _LAUNCHER in os.environ and not _launcher_is_parent():
         sys.exit(128 + signal.SIGTERM)  # it died before
-
-
-def visible() -> list[str]:
-    """The GPUs that CUDA shows to this process, as UUIDs where nvidia-smi knows them. Does not start CUDA."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None and not allowed.strip():
-        return []
-    import torch
-
-    uuids = _uuids() if torch.version.cuda else {}
-    if not uuids:
-        count = torch.cuda.device_count()
-        names = [word.strip() for word in allowed.split(",")] if allowed else [str(number) for number in range(count)]
-        return names[:count]
-    if allowed is None:
-        return list(uuids.values())
-    found: list[str] = []
-    for word in (word.strip() for word in allowed.split(",")):
-        begun = [uuid for uuid in uuids.values() if word and uuid.startswith(word)]
-        name = uuids.get(word) or (begun[0] if len(begun) == 1 else word if word.startswith("MIG-") else None)
-        if name is None:
-            break  # as CUDA does: what follows a name that it does not know is invisible
-        found.append(name)
-    return found
-
-
-def _uuids() -> dict[str, str]:
-    """UUIDs of the machine's GPUs by their indices; empty where nvidia-smi is missing or finds no driver."""
-    words = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    try:
-        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    rows = (line.partition(",") for line in shown.splitlines())
-    return {index.strip(): uuid.strip() for index, comma, uuid in rows if comma}
-
-
-def _take(count: int, gpus: list[str]) -> None:
-    """Claim so many of the GPUs, and have CUDA show no others from now on. Without GPUs nothing is to be done."""
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claim(gpus, count))
-
-
-def claim(devices: list[str], count: int, folder: Path = FOLDER, wait: bool = True) -> list[str]:
-    """Take `count` of the devices for this process alone, until it ends, however it ends.
-
-    All or none: who waits holds nothing, so that no two processes wait for each other. What the process holds already
-    is taken first.
-
-    Args:
-        devices: their names, the same to every process.
-        folder: of the locks, one for all users of the machine.
-        wait: until so many are free.
-
-    Raises:
-        InputError: there are not so many, too few are free and `wait` is false, or the locks are out of reach.
-    """
-    if count > len(devices):
-        raise InputError(f"{count} processes need a GPU each, and {len(devices)} are visible: start fewer processes")
-    told = False
-    while True:
-        try:
-            free = _take_turn(devices, count, folder)
-        except OSError as error:
-            raise InputError(
-                f"the locks of the GPUs in {folder} cannot be used ({error.strerror}): make the folder and its files "
-                "readable and writable for all, or set TMPDIR to another one"
-            ) from error
-        if len(free) == count:
-            return free
-        taken = f"all {len(devices)}" if not free else f"{len(devices) - len(free)} of {len(devices)}"
-        if not wait:
-            raise InputError(f"{taken} GPUs ({', '.join(devices)}) are taken by other trainings: use others or wait")
-        if not told:
-            _log.warning("%s GPUs are taken by other trainings: waiting", taken)
-            told = True
-        time.sleep(POLL)
-
-
-def _take_turn(devices: list[str], count: int, folder: Path) -> list[str]:
-    """The first `count` free devices, claimed; or fewer, which are free but not claimed. One process at a time."""
-    if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _open_to_all(folder, 0o1777)
-    turn = _open(folder / ".turn")
-    new: dict[Path, int] = {}
-    try:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        free: list[str] = []
-        for device in sorted(devices, key=lambda device: _lock(folder, device) not in _held):
-            path = _lock(folder, device)
-            if len(free) < count and (path in _held or _try(path, new)):
-                free.append(device)
-        if len(free) == count:
-            _held.update(new)
-            new = {}
-        return [device for device in devices if device in free]
-    finally:
-        for file in (*new.values(), turn):
-            os.close(file)
-
-
-def _lock(folder: Path, device: str) -> Path:
-    return folder / device.replace("/", "_")
-
-
-def _try(path: Path, new: dict[Path, int]) -> bool:
-    """Add the lock to `new` unless another process holds it."""
-    file = _open(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return False
-    new[path] = file
-    return True
-
-
-def _open(path: Path) -> int:
-    """Open a file of all users. Linux lets nobody create what another has created in such a folder, but open it."""
-    while True:
-        with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        with suppress(FileExistsError):
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o666)
-            _open_to_all(path, 0o666)
-            return file
-
-
-def _open_to_all(path: Path, mode: int) -> None:
-    with suppress(PermissionError):
-        path.chmod(mode)

@@ -13,6 +13,8 @@ from pycocotools.cocoeval import COCOeval
 from ghm.registry import DATASETS
 from ghm.training.samples import collate
 
+AT_ONCE = 4  # images: of the first process's share or less, however many processes the training has
+
 
 class ValidationSample:
     """A few images of a split, evenly spaced, and their true boxes.
@@ -25,7 +27,7 @@ class ValidationSample:
         self.dataset: Any = DATASETS.build(cfg.validation.dataset)
         count = min(cfg.validation.images, len(self.dataset))
         self.chosen = np.unique(np.linspace(0, len(self.dataset) - 1, count).astype(int)).tolist()
-        self.batch_size = cfg.train_dataloader.batch_size
+        self.batch_size = min(cfg.train_dataloader.batch_size, AT_ONCE)
         with contextlib.redirect_stdout(io.StringIO()):
             self.truth = COCO(cfg.validation.annotations)
         for box in self.truth.dataset["annotations"]:

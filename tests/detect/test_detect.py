@@ -1,6 +1,7 @@
 """Laws of `python -m ghm.detect`: a trained detector on images that no data set knows."""
 
 import json
+import re
 import sys
 import zipfile
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ghm import cli, data, params
+from ghm import cli, data, params, training
 from ghm.detect import __main__ as detect
 from ghm.detect.detector import Detector, Source, find_run
 from ghm.errors import InputError
@@ -90,6 +91,27 @@ def test_an_image_gets_the_boxes_that_the_evaluation_gives_it(place: Path, monke
     assert len(found) == 12
     for name in expected:
         require_equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("what", ["train", "evaluate", "detect"])
+def test_cuda_rounds_to_tf32_where_the_run_says_so_and_nowhere_else(
+    place: Path, monkeypatch: pytest.MonkeyPatch, what: str, tf32: bool
+):
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(backend, "allow_tf32", not tf32)
+    given = params.load()
+    given = replace(given, train=replace(given.train, tf32=tf32, epochs=1, val_images=0))
+    if what == "train":
+        training.train(given, VARIANT, place / "again")
+    elif what == "evaluate":
+        evaluate(given, VARIANT, 0, RUN / "model.pth", place / "detections" / "seed_0" / "detections.json")
+    else:
+        config = RUN / "config.py"
+        config.write_text(re.sub(r"tf32=\w+", f"tf32={tf32}", config.read_text()))
+        Detector(find_run(VARIANT, 0))
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cudnn.allow_tf32 is tf32
 
 
 def test_neighbours_and_the_size_of_a_batch_change_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch):

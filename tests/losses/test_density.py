@@ -30,6 +30,16 @@ def loop_index(norm: torch.Tensor, valid: torch.Tensor, edge_E: torch.Tensor) ->
     return result
 
 
+def test_edges_are_the_same_where_a_device_divides_by_multiplying(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bins in [*range(1, 300), 1000, 4095, 2**15 - 2]:
+        expected = (torch.arange(bins + 1).float() / bins)[:-1]
+        assert torch.equal(edges(bins)[:-1], expected)
+        # CUDA's way to divide by a number.
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "__truediv__", lambda tensor, number: tensor * (1.0 / number))
+            assert torch.equal(edges(bins)[:-1], expected), bins
+
+
 @pytest.mark.parametrize("bins", BINS)
 def test_a_region_holds_its_lower_edge_and_not_its_upper_one(bins: int) -> None:
     edge_E = edges(bins)

@@ -51,6 +51,18 @@ def test_focal_loss_is_that_of_torchvision(monkeypatch: pytest.MonkeyPatch, pass
     torch.testing.assert_close((loss, ours), (expected.detach(), gradient))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+@pytest.mark.parametrize("soft", [False, True])
+def test_focal_loss_of_each_logit_is_that_of_torchvision(gamma: float, soft: bool) -> None:
+    pred, label, _ = labelled(3)
+    target = torch.rand(pred.shape) if soft else one_hot(label, 3)
+    plain = pred.clone().requires_grad_()
+    expected = sigmoid_focal_loss(plain, target, alpha=0.3, gamma=gamma)
+    (gradient,) = torch.autograd.grad(expected.sum(), plain)
+    found = run(FocalLoss(gamma=gamma, alpha=0.3, reduction="none"), pred, target)
+    torch.testing.assert_close(found, (expected.detach(), gradient))
+
+
 def test_focal_loss_with_gamma_zero_and_alpha_one_half_is_half_of_cross_entropy(passes: str) -> None:
     pred, label, _ = labelled(1)
     loss, _ = run(FocalLoss(gamma=0.0, alpha=0.5), pred, label)

@@ -2,6 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +60,49 @@ def test_kernels_are_what_plain_pytorch_is(interpreter: None, classes: int, dtyp
         focal = (logit, label, weight, gamma, 0.25, torch.tensor(0.3))
         torch.testing.assert_close(kernels.focal_loss(*focal), vectorised.focal_loss(*focal))
         torch.testing.assert_close(kernels.focal_gradient(*focal), vectorised.focal_gradient(*focal))
+
+
+def test_every_kernel_starts_on_the_device_of_its_tensors(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[torch.Tensor] = []  # whose device is the current one
+    started: list[str] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+        entered.pop()
+
+    @dataclass
+    class Spy:
+        """A kernel that looks where it is started."""
+
+        name: str
+        kernel: Any
+
+        def __getitem__(self, grid: tuple) -> Callable[..., None]:
+            def start(*arguments: Any, **constants: Any) -> None:
+                assert [id(each) for each in entered] == [id(arguments[0])], self.name
+                started.append(self.name)
+                self.kernel[grid](*arguments, **constants)
+
+            return start
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    names = [name for name in vars(kernels) if name.endswith("_kernel")]
+    for name in names:
+        monkeypatch.setattr(kernels, name, Spy(name, getattr(kernels, name)))
+    logit, label, weight = step(4, torch.float32)
+    factor_LK, slot = torch.rand(L, K), torch.empty(0)
+    kernels.ghm_c_count(logit, label, weight, SIZES, K)
+    kernels.ghm_c_loss(logit, label, weight, slot, SIZES, factor_LK)
+    kernels.ghm_c_gradient(logit, label, weight, slot, SIZES, factor_LK)
+    kernels.focal_loss(logit, label, weight, 2.0, 0.25, torch.ones(()))
+    kernels.focal_gradient(logit, label, weight, 2.0, 0.25, torch.ones(()))
+    box = (logit, torch.zeros_like(logit), torch.ones_like(logit))
+    kernels.ghm_r_count(*box, SIZES, K, 0.02)
+    kernels.ghm_r_loss(*box, SIZES, factor_LK, 0.02)
+    kernels.ghm_r_gradient(*box, SIZES, factor_LK, 0.02)
+    assert sorted(started) == sorted(names)
 
 
 @pytest.mark.parametrize(("columns", "width"), [(1, 1), (2, 2), (3, 4), (10, 4), (17, 4), (20, 4), (64, 64), (80, 16)])

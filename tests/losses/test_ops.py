@@ -3,6 +3,11 @@
 Shapes: N examples, C classes, L populations, K unit regions.
 """
 
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,3 +48,81 @@ def test_pytorchs_own_check_of_an_operator_passes(passes: str, name: str) -> Non
 
 def test_kernels_are_for_cuda_alone() -> None:
     assert not ops.uses_kernels(torch.zeros(1))
+
+
+class OnCuda:
+    """What takes the place of a tensor on CUDA."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("compiler", [None, "icc"])
+def test_without_compiler_or_headers_the_losses_run_in_plain_pytorch_and_one_warning_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, compiler: str | None
+) -> None:
+    tensor: Any = OnCuda()
+    monkeypatch.delenv("CC", raising=False)
+    if compiler:
+        monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda *_: {"include": str(tmp_path)})
+    monkeypatch.setattr(ops, "LACKING", ops.lacking())
+    assert not ops.uses_kernels(tensor)
+    assert [ops._passes(tensor) for _ in range(3)] == [ops.vectorised] * 3
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"Triton does not find a C compiler ({compiler or 'gcc or clang'}) or the headers of Python "
+        f"({tmp_path / 'Python.h'}): the losses run in plain PyTorch on CUDA, which is slower"
+    )
+    (tmp_path / "Python.h").touch()
+    (tmp_path / (compiler or "clang")).touch(mode=0o755)
+    monkeypatch.setattr(ops, "LACKING", ops.lacking())
+    assert ops.uses_kernels(tensor) is ops.TRITON
+
+
+ALONE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Present(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *rest):
+        return None if name.split(".")[0] in sys.argv[1:] else super().find_spec(name, *rest)
+
+sys.meta_path = [Present if finder is PathFinder else finder for finder in sys.meta_path]
+import torch
+from ghm import losses
+
+logit, label = torch.randn(20, 3, requires_grad=True), torch.randint(0, 4, (20,))
+one_hot = torch.nn.functional.one_hot(label, 4)[:, :3]
+box, weight = torch.randn(20, 4, requires_grad=True), torch.ones(20)
+steps = {
+    "GHMC": [(logit, label, weight), (logit, one_hot, torch.ones(20, 3))],
+    "FocalLoss": [(logit, label), (logit, one_hot)],
+    "OHEMLoss": [(logit, label)],
+    "GHMR": [(box, torch.zeros(20, 4), torch.ones(20, 4))],
+    "SmoothL1Loss": [(box, torch.zeros(20, 4))],
+}
+assert steps.keys() == set(losses.__all__)
+for name, every in steps.items():
+    for step in every:
+        loss = getattr(losses, name)()(*step)
+        (gradient,) = torch.autograd.grad(loss, step[0])
+        assert loss > 0 and gradient.isfinite().all() and gradient.any(), name
+print("alone")
+"""
+
+
+def test_the_losses_need_torch_alone() -> None:
+    declared = (Path(__file__).parents[2] / "requirements.txt").read_text().splitlines()
+    absent = {line.split("==")[0].replace("-", "_") for line in declared if "==" in line} - {"torch", "filelock"}
+    absent |= {"mmcv", "cv2", "PIL", "sklearn", "google", "yaml"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE, *absent],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "alone\n", done.stderr

@@ -14,7 +14,6 @@ from ghm.evaluation.bootstrap import Resampled
 from ghm.study import __main__ as command
 from ghm.study import definition, trials
 from ghm.study.trials import Trial
-from ghm.training import shape
 from tests.study.conftest import Trainer, curve
 
 SPLITS = ("val", "test")

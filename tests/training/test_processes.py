@@ -1,14 +1,13 @@
-"""Laws of processes: who has a GPU has it alone, all of a job agree, and none outlives the others."""
+"""Laws of processes: all of a job agree, each has a GPU of its own, and none outlives the others."""
 
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,33 +15,29 @@ import pytest
 
 from ghm.errors import InputError
 from ghm.training import processes
-from ghm.training.processes import Processes, claim
+from ghm.training.processes import Processes
+from tests.gpus import GPUS, claimed_by, holder_of, kill, nvidia_smi
 
 ROOT = Path(__file__).parents[2]
-GPUS = ["GPU-aa", "GPU-ab", "GPU-b"]
 JOB = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
 FOREIGN = ("SLURM_", "GHM_", "TORCHELASTIC_")
 
-# The module by itself: the rest of the package takes long to import.
-LOAD = f"""
+# `talk`: say what was heard, into a file; `fail`: one process fails after that; `sleep`: all wait to be ended.
+TASK = f"""
 import importlib.util, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
+from ghm import devices
+from stages import run
+
+# The module by itself: the rest of its package takes long to import.
 spec = importlib.util.spec_from_file_location("processes", {processes.__file__!r})
 processes = sys.modules["processes"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(processes)
-processes.POLL = 0.01
+# These GPUs have a name and nothing else: they are counted and claimed, and nothing runs on them.
+devices.require_cuda = devices.use = lambda *_: None
 """
-
-HOLD = """
-claimed = processes.claim(json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-print(json.dumps(claimed), flush=True)
-"""
-
-# `talk`: say what was heard, into a file; `fail`: one process fails after that; `sleep`: all wait to be ended.
-TASK = """
-from stages import run
-
+TASK += """
 def main():
     launcher, what, folder = sys.argv[1:]
     command = [sys.executable, *sys.argv]
@@ -58,8 +53,8 @@ def main():
         }
         if found["gpus"]:
             try:
-                processes.claim(processes.visible(), 1, wait=False)
-            except processes.InputError as error:
+                devices.claim(devices.visible(), 1, wait=False)
+            except devices.InputError as error:
                 found["refused"] = str(error)
         early = time.time() if rank else None
         if rank == 0:
@@ -103,17 +98,9 @@ def _environment(folder: Path, **changes: str) -> dict[str, str]:
     return {**outer, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(folder), **changes}
 
 
-def _nvidia_smi(folder: Path) -> str:
-    """A PATH on which nvidia-smi names GPUs, for a machine that has none."""
-    program = folder / "nvidia-smi"
-    program.write_text("#!/bin/sh\n" + "".join(f"echo {number}, {gpu}\n" for number, gpu in enumerate(GPUS)))
-    program.chmod(0o755)
-    return f"{folder}:{os.environ['PATH']}"
-
-
 def _start(folder: Path, launcher: str, what: str, environment: dict[str, str]) -> subprocess.Popen:
     script = folder / "task.py"
-    script.write_text(LOAD + TASK)
+    script.write_text(TASK)
     command = [sys.executable, str(script), launcher, what, str(folder)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -148,12 +135,12 @@ def _runs(process: int) -> bool:
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """A job of two processes under torchrun on two of three GPUs, the first GPU taken; its second process fails."""
     folder = tmp_path_factory.mktemp("failed")
-    holder = _holder(folder / "ghm-gpus", GPUS[:1], 1)
-    assert _claimed(holder) == GPUS[:1]
-    environment = _environment(folder, PATH=_nvidia_smi(folder), GHM_PROCESSES="2")
+    holder = holder_of(folder / "ghm-gpus", GPUS[:1], 1)
+    assert claimed_by(holder) == GPUS[:1]
+    environment = _environment(folder, PATH=nvidia_smi(folder), GHM_PROCESSES="2")
     del environment["CUDA_VISIBLE_DEVICES"]
     ended = _end(folder, [_start(folder, "pytorch", "fail", environment)])
-    _kill(holder)
+    kill(holder)
     return ended
 
 
@@ -208,7 +195,7 @@ def test_processes_end_with_their_launcher(tmp_path: Path):
     assert _runs(process)
     launcher.kill()
     _until(lambda: not _runs(process), 5)
-    _kill(launcher)
+    kill(launcher)
 
 
 def test_one_process_hears_itself():
@@ -257,119 +244,3 @@ def test_what_does_not_fit_is_refused(
     monkeypatch.setattr(os, "environ", os.environ.copy())
     with pytest.raises(InputError, match=sentence), processes.join(launcher, [sys.executable, "-m", "a"]):
         pass
-
-
-@pytest.mark.parametrize(
-    ("allowed", "seen"),
-    [
-        (None, GPUS),
-        ("", []),
-        ("2, 0", ["GPU-b", "GPU-aa"]),
-        ("GPU-b,GPU-ab", ["GPU-b", "GPU-ab"]),
-        ("1,GPU-a,2", ["GPU-ab"]),
-        ("0,-1,1", ["GPU-aa"]),
-        ("MIG-1", ["MIG-1"]),
-    ],
-)
-def test_visible_gpus_have_names_that_all_processes_share(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str | None, seen: list[str]
-):
-    monkeypatch.setattr("torch.version.cuda", "13.0")
-    monkeypatch.setenv("PATH", _nvidia_smi(tmp_path))
-    if allowed is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
-    assert processes.visible() == seen
-
-
-def _holder(folder: Path, devices: list[str], count: int, then: str = "time.sleep(30)") -> subprocess.Popen:
-    """A process that has claimed devices, or waits for them."""
-    command = [sys.executable, "-c", LOAD + HOLD + then, json.dumps(devices), str(count), str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def _claimed(holder: subprocess.Popen) -> list[str]:
-    assert holder.stdout
-    return json.loads(holder.stdout.readline())
-
-
-def _kill(*holders: subprocess.Popen) -> None:
-    for holder in holders:
-        holder.kill()
-        holder.communicate()
-
-
-@pytest.fixture
-def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of locks; what the test itself has claimed is free afterwards."""
-    held: dict[Path, int] = {}
-    monkeypatch.setattr(processes, "_held", held)
-    yield tmp_path / "locks"
-    for file in held.values():
-        os.close(file)
-
-
-def test_no_two_processes_share_a_device_even_when_holders_are_killed(tmp_path: Path):
-    # Each writes a line when it has its devices, and dies of SIGKILL with them; nobody else may write in between.
-    then = """
-for name in claimed:
-    mark = Path(sys.argv[3]) / f"{name}.used"
-    os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-time.sleep(0.05)
-for name in claimed:
-    (Path(sys.argv[3]) / f"{name}.used").unlink()
-os.kill(os.getpid(), 9)
-"""
-    holders = [_holder(tmp_path, GPUS, 1 + number % 2, then) for number in range(12)]
-    errors = [holder.communicate(timeout=30)[1] for holder in holders]
-    assert "Traceback" not in "".join(errors)
-    assert [holder.returncode for holder in holders] == [-signal.SIGKILL] * 12
-
-
-def test_who_waits_holds_nothing_and_goes_on_when_a_holder_dies(locks: Path):
-    first = _holder(locks, GPUS, 2)
-    assert _claimed(first) == GPUS[:2]
-    second = _holder(locks, GPUS, 2)
-    assert second.stderr
-    assert second.stderr.readline() == "2 of 3 GPUs are taken by other trainings: waiting\n"
-    assert claim(GPUS, 1, locks, wait=False) == GPUS[2:]
-    _kill(first)
-    assert _claimed(second) == GPUS[:2]
-    with pytest.raises(InputError, match="all 2 GPUs \\(GPU-aa, GPU-ab\\) are taken"):
-        claim(GPUS[:2], 1, locks, wait=False)
-    second.kill()
-    assert "waiting" not in second.communicate()[1]
-
-
-def test_a_claim_outlives_what_the_process_becomes(locks: Path):
-    program = "print('become', flush=True); import time; time.sleep(30)"
-    holder = _holder(locks, GPUS[:1], 1, f"processes._become([sys.executable, '-c', {program!r}])")
-    assert holder.stdout
-    assert _claimed(holder) == GPUS[:1]
-    assert holder.stdout.readline() == "become\n"
-    with pytest.raises(InputError, match="taken by other trainings"):
-        claim(GPUS[:1], 1, locks, wait=False)
-    _kill(holder)
-    assert claim(GPUS[:1], 1, locks, wait=False) == GPUS[:1]
-
-
-def test_a_process_keeps_what_it_has_and_claims_it_again(locks: Path):
-    assert claim(GPUS, 1, locks) == GPUS[:1]
-    assert claim(GPUS[::-1], 1, locks) == GPUS[:1]
-    assert claim(GPUS, 3, locks) == GPUS
-
-
-def test_more_gpus_than_there_are_is_refused(locks: Path):
-    with pytest.raises(InputError, match="4 processes need a GPU each, and 3 are visible"):
-        claim(GPUS, 4, locks)
-
-
-def test_locks_are_open_to_all_users(locks: Path):
-    claim(GPUS, 1, locks)
-    assert oct(locks.stat().st_mode)[-4:] == "1777"
-    assert {oct(path.stat().st_mode)[-3:] for path in locks.iterdir()} == {"666"}
-
-
-def test_locks_out_of_reach_are_said_to_be(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="the locks of the GPUs in .* cannot be used"):
-        claim(GPUS, 1, tmp_path / "file")

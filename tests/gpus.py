@@ -1,0 +1,62 @@
+"""GPUs for a machine that has none: nvidia-smi names them, and nothing can run on them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GPUS = ["GPU-aa", "GPU-ab", "GPU-b"]
+DRIVER = "535.104.05"
+HOLD = f"""
+import json, os, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from ghm import devices
+devices.POLL = 0.01
+claimed = devices.claim(json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+print(json.dumps(claimed), flush=True)
+"""
+
+# Imports `module`, prints `said` when torch is about to be imported, and ends.
+AT_TORCH = """
+import os, sys
+class Spy:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print({said}, flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Spy())
+import {module}
+"""
+
+
+def nvidia_smi(folder: Path) -> str:
+    """A PATH whose nvidia-smi answers what the real one is asked."""
+    asked = {
+        "index,uuid": "\n".join(f"{number}, {gpu}" for number, gpu in enumerate(GPUS)),
+        "driver_version": "\n".join([DRIVER] * len(GPUS)),
+    }
+    cases = [f"*{fields}*) echo '{lines}' ;;" for fields, lines in asked.items()]
+    program = folder / "nvidia-smi"
+    program.write_text("\n".join(["#!/bin/sh", 'case "$*" in', *cases, "*) exit 2 ;;", "esac"]) + "\n")
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def holder_of(folder: Path, devices: list[str], count: int, then: str = "time.sleep(30)") -> subprocess.Popen:
+    """A process that has claimed devices by the locks in `folder`, or waits for them."""
+    command = [sys.executable, "-c", HOLD + then, json.dumps(devices), str(count), str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def claimed_by(holder: subprocess.Popen) -> list[str]:
+    assert holder.stdout
+    return json.loads(holder.stdout.readline())
+
+
+def kill(*holders: subprocess.Popen) -> None:
+    for holder in holders:
+        holder.kill()
+        holder.communicate()
