@@ -43,8 +43,8 @@ def table(given: Params, text_of: Callable[[str], str]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
     for name, variant in given.variants.items():
         metrics = json.loads(text_of(f"metrics/{name}.json"))
-        own = compared[(compared["variant"] == name) & (compared["metric"] == "AP")]
-        if len(own) != 1 or abs(own["estimate"].iloc[0] - metrics["AP"]) > 1e-4:
+        estimates = compared.query("variant == @name and metric == 'AP'")["estimate"].tolist()
+        if len(estimates) != 1 or abs(estimates[0] - metrics["AP"]) > 1e-4:
             raise InputError(f"{INTERVALS} is not of metrics/{name}.json: run `dvc repro`")
         figures = [f"{100 * metrics[key]:.1f}" for key in METRICS]
         minus = BASELINE if name == first else signed(comparison.row(compared, name, "AP"))
