@@ -134,11 +134,12 @@ def experiment(
         if setting.seeds == 1:
             truth = [*truth[:variant], float(np.polyval(curves[variant], qualities[0])), *truth[variant + 1 :]]
     row: dict[str, float] = {}
-    for name, value_SB, wanted in (
-        ("AP", values[0], truth[0]),
-        ("difference", values[1] - values[0], truth[1] - truth[0]),
-    ):
-        found = bootstrap.interval(value_SB, setting.images)
+    for name, found, value_SB, wanted in (
+        ("AP", bootstrap.interval(values[0], setting.images), values[0], truth[0]),
+        ("difference", bootstrap.difference(values[1], values[0], setting.images), values[1] - values[0],
+         truth[1] - truth[0]),
+    ):  # fmt: skip
+        assert found, "every split has boxes"
         row |= {f"{name} held": float(found.low <= wanted <= found.high), f"{name} width": found.high - found.low}
         drawn_B = plain(value_SB, rng)
         row[f"{name} held by plain resampling"] = float(np.mean(drawn_B <= wanted) > 0.025 < np.mean(drawn_B >= wanted))

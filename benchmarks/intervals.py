@@ -110,7 +110,8 @@ def main() -> None:
         "versions": context["versions"],
     }
     for name in bootstrap.METRICS:
-        difference = bootstrap.interval((rows[1][name] - rows[0][name])[None], arguments.images)
+        difference = bootstrap.difference(rows[1][name][None], rows[0][name][None], arguments.images)
+        assert difference, "the split has boxes"
         print(f"{name}: {100 * difference.estimate:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]")
     print(json.dumps(record, indent=1))
     files.write_json(RESULT, record)

@@ -1,18 +1,18 @@
-"""Laws of the README: its table is that of the report, and what it names exists."""
+"""Laws of the README: its table is that of the results, and what it names exists."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
+from ghm import files, params, readme
+from ghm.errors import InputError
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def rows(text: str) -> dict[str, list[str]]:
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    return {line[0].strip("`"): line[1:] for line in cells}
+BOUNDS = ("difference", "difference_low", "difference_high")
 
 
 def committed(path: str) -> str:
@@ -20,13 +20,50 @@ def committed(path: str) -> str:
     return subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_table_has_the_figures_of_the_metrics():
-    table = rows(committed("README.md").split("<!-- table")[1].split("<!-- end of table")[0])
-    assert list(table) == ["fl_sl1", "ghmc_sl1", "ghmc_ghmr", "ghmc_smooth"]
-    for variant, cells in table.items():
-        metrics = json.loads(committed(f"metrics/{variant}.json"))
-        expected = [f"{100 * metrics[name]:.1f}" for name in ("AP", "AP50", "AP75", "APs", "APm", "AR100")]
-        assert cells[: len(expected)] == expected
+def test_the_table_is_what_its_command_writes_from_the_committed_results(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text(committed("params.yaml"))
+    table = readme.table(params.load(tmp_path / "params.yaml"), committed)
+    assert readme.written(committed("README.md"), table) == committed("README.md")
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the table is made of, and numbers of its own."""
+    for name in ("README.md", "params.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    rows = []
+    for place, variant in enumerate(params.load(ROOT / "params.yaml").variants):
+        ap = 0.5 + place / 100
+        metrics = {"AP": ap, "AP50": ap + 0.1, "AP75": ap + 0.2, "AR100": ap + 0.3}
+        files.write_json(tmp_path / "metrics" / f"{variant}.json", metrics)
+        difference = dict(zip(BOUNDS, (place / 100, -0.001, 0.1) if place else (None,) * 3, strict=True))
+        rows.append({"variant": variant, "metric": "AP", "estimate": ap, **difference})
+    files.write_text(tmp_path / readme.INTERVALS, pd.DataFrame(rows).to_csv(index=False))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_writes_the_table_and_nothing_else(results: Path):
+    before = (results / "README.md").read_text()
+    readme.main()
+    after = (results / "README.md").read_text()
+    outside = [readme.PLACE.sub("", text) for text in (before, after)]
+    assert outside[0] == outside[1]
+    assert "| `fl_sl1` | 50.0 | 60.0 | 70.0 | 80.0 | baseline | Focal Loss + Smooth L1 |" in after
+    assert "| `ghmc_sl1` | 51.0 | 61.0 | 71.0 | 81.0 | +1.0 [-0.1, +10.0] | GHM-C + Smooth L1 |" in after
+    readme.main()
+    assert (results / "README.md").read_text() == after
+
+
+def test_a_report_of_other_metrics_and_a_missing_file_are_refused(results: Path):
+    before = (results / "README.md").read_text()
+    files.write_json(results / "metrics/ghmc_sl1.json", dict.fromkeys(readme.METRICS, 0.9))
+    with pytest.raises(InputError, match=r"intervals\.csv is not of metrics/ghmc_sl1\.json: run `dvc repro`"):
+        readme.main()
+    (results / "metrics/ghmc_sl1.json").unlink()
+    with pytest.raises(InputError, match=r"metrics/ghmc_sl1\.json is missing: run `dvc repro`"):
+        readme.main()
+    assert (results / "README.md").read_text() == before
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -65,7 +65,7 @@ def _require_split(params: Params, split: str) -> None:
 
 def _detect(params: Params, variant: str, seed: int, model: Path, path: Path, split: str) -> int:
     try:
-        return detect(params, variant, seed, model, path, split)
+        return len(detect(params, variant, seed, model, path, split))
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise

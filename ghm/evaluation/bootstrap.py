@@ -84,8 +84,8 @@ def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
     return np.concatenate([np.ones((1, images), np.int64), drawn]).astype(np.int32)
 
 
-def interval(value_SB: Array, images: int, level: float = LEVEL) -> Interval:
-    """The mean over seeds with its interval; without width where it is not defined.
+def interval(value_SB: Array, images: int, level: float = LEVEL) -> Interval | None:
+    """The mean over seeds with its interval, inside [0, 1]; None where it is not defined.
 
     Two parts add up to its variance. U, between the seeds: the variance of the mean of what they give. V - W, of the
     images that all seeds share: V is the variance between the weightings of the mean over seeds, W what of it is each
@@ -102,24 +102,16 @@ def interval(value_SB: Array, images: int, level: float = LEVEL) -> Interval:
         images: I.
     """
     defined_B = np.all(value_SB > -1, axis=0)
-    if not defined_B[0]:
-        estimate = float(value_SB[:, 0].mean())
-        return Interval(estimate, estimate, estimate)
-    return _interval(value_SB[:, defined_B], images, level)
+    return _interval(value_SB[:, defined_B], images, level, lowest=0.0) if defined_B[0] else None
 
 
-def difference(own_SB: Array, other_SB: Array, images: int, level: float = LEVEL) -> Interval:
-    """`interval` of own minus other, seed by seed, weighting by weighting; 0 without width where it is not defined.
-
-    A difference of -1 is one; `interval` would take it for a figure that is not defined.
-    """
+def difference(own_SB: Array, other_SB: Array, images: int, level: float = LEVEL) -> Interval | None:
+    """`interval` of own minus other, seed by seed, weighting by weighting, inside [-1, 1]."""
     defined_B = np.all((own_SB > -1) & (other_SB > -1), axis=0)
-    if not defined_B[0]:
-        return Interval(0.0, 0.0, 0.0)
-    return _interval((own_SB - other_SB)[:, defined_B], images, level)
+    return _interval((own_SB - other_SB)[:, defined_B], images, level, lowest=-1.0) if defined_B[0] else None
 
 
-def _interval(value_SB: Array, images: int, level: float) -> Interval:
+def _interval(value_SB: Array, images: int, level: float, lowest: float) -> Interval:
     point_S, drawn_SB = value_SB[:, 0], value_SB[:, 1:]
     estimate, seeds = float(point_S.mean()), len(value_SB)
     if drawn_SB.shape[1] < 2:
@@ -137,4 +129,4 @@ def _interval(value_SB: Array, images: int, level: float) -> Interval:
     share = of_seeds / variance
     many, few = (stats.t.ppf((1 + level) / 2, max(number, 1)) ** 2 for number in (images - 1, freedom))
     half = float(np.sqrt(variance * (many + (few - many) * share**2)))
-    return Interval(estimate, estimate - half, estimate + half)
+    return Interval(estimate, max(lowest, estimate - half), min(1.0, estimate + half))

@@ -8,18 +8,17 @@ Shapes: D detections, G boxes.
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pycocotools import mask
 
 from ghm.evaluation.matches import Array, Matches, weighted
+from ghm.truth import Record, counts
 
-Record = dict[str, Any]
 Kind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
 KINDS: tuple[Kind, ...] = ("classification", "localisation", "both", "duplicate", "background", "missed")
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU: from here on a box is meant; below, nothing is
-AREA = (0, 1e5**2)  # of the boxes that count, COCOeval's "all"
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ def analyse(truth: Record, detections: list[Record], found: Matches) -> dict[str
     Where every box was missed, that costs all of AP50: 1. Where there is none, nothing costs anything.
 
     Args:
-        truth: a COCO file's content.
+        truth: a COCO file's content, of `ghm.truth.read`.
         detections: in COCO's result format.
         found: how pycocotools matched them.
     """
-    boxes = {box["id"]: box for box in truth["annotations"] if _counts(box)}
+    boxes = {box["id"]: box for box in truth["annotations"] if counts(box)}
     errors = false_positives(boxes, detections, found)
     score_D = np.array([box["score"] for box in detections])
     class_D = np.searchsorted(found.class_id_K, [box["category_id"] for box in detections]).astype(int)
@@ -71,11 +70,6 @@ def analyse(truth: Record, detections: list[Record], found: Matches) -> dict[str
     result["missed"] = (1.0 if boxes and not rest_K.any() else without) - base
     result["boxes_missed"] = float(len(missed))
     return result
-
-
-def _counts(box: Record) -> bool:
-    """As COCOeval has it for objects of all sizes."""
-    return not box.get("iscrowd") and AREA[0] <= box["area"] <= AREA[1]
 
 
 def false_positives(boxes: dict[int, Record], detections: list[Record], found: Matches) -> list[Error]:

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ghm.errors import InputError
 from ghm.evaluation.matches import Array, Matches, joined, matches
+from ghm.truth import Record, index, read
 
 # Name -> place in COCOeval.stats.
 SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}
@@ -30,6 +31,8 @@ class Judged:
     precision_TRK: Array  # IoU, recall, class; all sizes, 100 detections an image; -1: the class has no box
     classes: list[str]  # by id
     matches: Matches
+    truth: Record  # content of the annotations, as `ghm.truth.read` has it
+    found: list[Record]  # the detections
 
 
 def judge(annotations: Path, detections: Path) -> Judged:
@@ -41,10 +44,9 @@ def judge(annotations: Path, detections: Path) -> Judged:
     found = json.loads(detections.read_text(encoding="utf-8"))
     if not found:
         _log.warning("%s holds no detection: AP is 0", detections)
+    content = read(annotations)
+    truth = index(content)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        for box in truth.dataset["annotations"]:
-            box.setdefault("iscrowd", 0)  # may be left out, but COCOeval asks for it
         _require_known(found, truth, detections, annotations)
         evaluation = COCOeval(truth, _results(truth, found), "bbox")
         classes = evaluation.params.catIds
@@ -62,10 +64,11 @@ def judge(annotations: Path, detections: Path) -> Judged:
         evaluation.summarize()
     _log.info("%d detections judged\n%s", len(found), printed.getvalue())
     names = [truth.cats[category]["name"] for category in classes]
-    return Judged(evaluation.stats, evaluation.eval["precision"][:, :, :, 0, -1], names, joined(matched))
+    precision_TRK = evaluation.eval["precision"][:, :, :, 0, -1]
+    return Judged(evaluation.stats, precision_TRK, names, joined(matched), content, found)
 
 
-def _require_known(found: list[dict[str, Any]], truth: COCO, detections: Path, annotations: Path) -> None:
+def _require_known(found: list[Record], truth: COCO, detections: Path, annotations: Path) -> None:
     for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
         unknown = sorted({box[key] for box in found} - known.keys())
         if unknown:
@@ -74,13 +77,22 @@ def _require_known(found: list[dict[str, Any]], truth: COCO, detections: Path, a
 
 
 def coco_metrics(judged: Judged) -> dict[str, float]:
-    """`AP, AP50, AP75, APs, APm, APl, AR100` and `AP_<class>` for every class, fractions, not rounded.
+    """`AP, AP50, AP75, APs, APm, APl, AR100`, fractions, not rounded: those that the split has a box for.
 
-    0 without any detection, -1 where the split has no box of that size or class (as pycocotools).
+    0 without any detection.
     """
     metrics = {name: float(judged.stats[place]) for name, place in SUMMARY.items()}
-    each = {f"AP_{name}": _mean(judged.precision_TRK[:, :, column]) for column, name in enumerate(judged.classes)}
-    return metrics | each
+    return {name: value for name, value in metrics.items() if value > -1}
+
+
+def class_ap(judged: Judged) -> dict[str, float]:
+    """AP of each class that the split has a box of, a fraction, not rounded."""
+    defined_TRK = judged.precision_TRK > -1  # pycocotools marks what is not defined by -1
+    return {
+        name: float(judged.precision_TRK[:, :, column][defined_TRK[:, :, column]].mean())
+        for column, name in enumerate(judged.classes)
+        if defined_TRK[:, :, column].any()
+    }
 
 
 def voc_ap50(annotations: Path, detections: Path) -> float:
@@ -88,7 +100,7 @@ def voc_ap50(annotations: Path, detections: Path) -> float:
 
     A detection whose best match is a difficult object (`iscrowd: 1`, see `ghm.data.voc`) counts neither way.
     """
-    content = json.loads(annotations.read_text(encoding="utf-8"))
+    content = read(annotations)
     labels = {entry["id"]: label for label, entry in enumerate(content["categories"])}
     truth = _by_image(content["images"], content["annotations"], labels, "iscrowd")
     found = _by_image(content["images"], json.loads(detections.read_text(encoding="utf-8")), labels, "score")
@@ -109,9 +121,7 @@ def voc_ap50(annotations: Path, detections: Path) -> float:
     return float(result)
 
 
-def _by_image(
-    images: list[dict[str, Any]], boxes: list[dict[str, Any]], labels: dict[int, int], key: str
-) -> list[np.ndarray]:
+def _by_image(images: list[Record], boxes: list[Record], labels: dict[int, int], key: str) -> list[np.ndarray]:
     """For each image the rows left, top, right, bottom, `key`, label: float32 [boxes, 6]."""
     rows: dict[int, list[tuple[float, ...]]] = {image["id"]: [] for image in images}
     for box in boxes:
@@ -120,7 +130,7 @@ def _by_image(
     return [np.array(each, dtype=np.float32).reshape(-1, 6) for each in rows.values()]
 
 
-def _results(truth: Any, found: list[dict[str, Any]]) -> COCO:
+def _results(truth: Any, found: list[Record]) -> COCO:
     """`loadRes` fails on an empty list; no detections are a result too."""
     if found:
         return truth.loadRes(found)
@@ -128,9 +138,3 @@ def _results(truth: Any, found: list[dict[str, Any]]) -> COCO:
     empty.dataset = {**truth.dataset, "annotations": []}
     empty.createIndex()
     return empty
-
-
-def _mean(precision: np.ndarray) -> float:
-    """Mean of what is defined; pycocotools marks classes without boxes by -1."""
-    defined = precision[precision > -1]
-    return float(defined.mean()) if defined.size else -1.0

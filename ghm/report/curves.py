@@ -6,8 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ghm.params import Params
+from ghm.report import names as written
 from ghm.report.inputs import Results
 from ghm.report.style import KINDS, Plot, colours, legend, new_figure
+from ghm.report.tables import LEVEL
 
 
 def loss(results: Results, params: Params) -> Plot:
@@ -24,7 +26,7 @@ def loss(results: Results, params: Params) -> Plot:
         for ax, section in zip(places[role], sections, strict=False):
             names = [name for name, variant in params.variants.items() if getattr(variant, role) == section]
             _loss_panel(ax, results.loss, names, f"loss_{'cls' if role == 'cls' else 'bbox'}", params)
-            ax.set_title(f"{KINDS[role]}: {section}")
+            ax.set_title(f"{KINDS[role]}: {written.figure(section)}")
         for ax in places[role][len(sections) :]:
             ax.set_axis_off()
     legend(figure, params.variants)
@@ -95,10 +97,10 @@ def precision_recall(table: pd.DataFrame, params: Params) -> Plot:
     legend(figure, params.variants)
     return Plot(
         figure,
-        alt="Precision against recall for every variant, at IoU 0.5 and at IoU 0.75, with 95 % intervals.",
+        alt="Precision against recall for every variant, at IoU 0.5 and at IoU 0.75, with intervals.",
         caption="**Precision and recall** on the reported split, mean over classes"
         + (" and seeds" if len(params.seeds) > 1 else "")
-        + ", with 95 % intervals; a detection counts from the IoU above the panel.",
+        + f", with {LEVEL} intervals; a detection counts from the IoU above the panel.",
     )
 
 

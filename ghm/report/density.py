@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from ghm.params import Ghmc, Ghmr, OtherLoss, Params
+from ghm.report import names
 from ghm.report.harmonise import weights
 from ghm.report.inputs import Results
 from ghm.report.style import KINDS, Plot, new_figure
@@ -30,7 +31,7 @@ def density(results: Results, params: Params) -> Plot | None:
         grid = own.query("variant == @name and kind == @kind").pivot(index="low", columns="step", values="density")
         count_KS, smoothing = grid.to_numpy(float), _smoothing(params, name, kind)
         weight_KS = np.stack([weights(count_K, smoothing) for count_K in count_KS.T], axis=1)
-        loss = f"{name}, {KINDS[kind]}"
+        loss = f"{names.figure(name)}, {KINDS[kind]}"
         drawn[kind, 0].append(_map(pair[0], grid.columns, count_KS, f"{loss}: density", "viridis"))
         drawn[kind, 1].append(_map(pair[1], grid.columns, weight_KS, f"{loss}: weight", "magma"))
         pair[0].set_ylabel("gradient norm g")

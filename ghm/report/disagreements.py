@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ghm.params import Params
+from ghm.report import names
 from ghm.report.gallery import LOOKS
 from ghm.report.inputs import Record, Results, existing
 from ghm.report.matching import MIN_IOU, compare
@@ -50,7 +51,8 @@ def disagreements(results: Results, params: Params, root: Path) -> Plot | None:
     for number, (finder, misser, only) in enumerate(rows):
         top = height - number * (side + TITLE)
         count = f"{len(only):,} of {len(results.truth['annotations']):,} boxes"
-        figure.text(0, (top - 0.75 * TITLE) / height, f"{finder} finds, {misser} misses: {count}", fontsize=10)
+        words = f"{names.figure(finder)} finds, {names.figure(misser)} misses: {count}"
+        figure.text(0, (top - 0.75 * TITLE) / height, words, fontsize=10)
         chosen = np.unique(np.linspace(0, len(only) - 1, min(CROPS, len(only))).round().astype(int))
         for column, place in enumerate(chosen):
             corner = (column * (side + GAP) / WIDTH, (top - TITLE - side) / height)
@@ -69,7 +71,7 @@ def disagreements(results: Results, params: Params, root: Path) -> Plot | None:
 
 def _draw(ax: Axes, item: Found, results: Results, root: Path, inches: float) -> None:
     image = next(image for image in results.truth["images"] if image["id"] == item.truth["image_id"])
-    names = {category["id"]: category["name"] for category in results.truth["categories"]}
+    classes = {category["id"]: category["name"] for category in results.truth["categories"]}
     left, upper, length = _square(item.truth["bbox"], image["width"], image["height"])
     path = existing(results.images / image["file_name"], root)
     ax.imshow(_crop(path, (left, upper, length), round(inches * DPI)), extent=(0, length, length, 0))
@@ -79,7 +81,8 @@ def _draw(ax: Axes, item: Found, results: Results, root: Path, inches: float) ->
         x, y, width, height = box["bbox"]
         ax.add_patch(Rectangle((x - left, y - upper), width, height, **look.outline()))
     tag = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    ax.text(0, 0, names[item.truth["category_id"]], fontsize=9, va="top", bbox=tag, clip_on=True)
+    name = names.figure(classes[item.truth["category_id"]])
+    ax.text(0, 0, name, fontsize=9, va="top", bbox=tag, clip_on=True)
 
 
 def _found(results: Results, variant: str) -> dict[int, Found]:

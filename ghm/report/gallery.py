@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from ghm.params import Params
+from ghm.report import names as written
 from ghm.report.inputs import Results, existing
 from ghm.report.matching import MIN_IOU, Kind, Mark, choose, compare
 from ghm.report.style import DPI, WIDTH, Plot
@@ -63,17 +64,17 @@ def gallery(results: Results, params: Params, root: Path) -> Plot:
     pictures = [_picture(existing(results.images / image["file_name"], root), width) for image in images]
     heights = [width * picture.height / picture.width for picture in pictures]
     figure = Figure(figsize=(WIDTH, LEGEND + lines * sum(TITLE + height for height in heights)))
-    names = {category["id"]: category["name"] for category in results.truth["categories"]}
+    names = {category["id"]: written.figure(category["name"]) for category in results.truth["categories"]}
     top = figure.get_figheight() - LEGEND
     for image, picture, height in zip(images, pictures, heights, strict=True):
-        for place, (title, content) in enumerate(_cells(results, image["id"]).items()):
+        for place, (title, content) in enumerate(_cells(results, image["id"])):
             line, column = divmod(place, columns)
             bottom = top - (line + 1) * (TITLE + height)
             total = figure.get_figheight()
             ax = figure.add_axes((column * (width + GAP) / WIDTH, bottom / total, width / WIDTH, height / total))
             ax.set_axis_off()
             ax.imshow(picture, extent=(0, image["width"], image["height"], 0))
-            ax.set_title(title, fontsize=9.5, fontweight="normal", pad=3)
+            ax.set_title(written.figure(title), fontsize=9.5, fontweight="normal", pad=3)
             for mark in content:
                 _draw(ax, mark, names[mark.box["category_id"]], label=LABEL * image["width"] / width)
         top -= lines * (TITLE + height)
@@ -94,20 +95,20 @@ def gallery(results: Results, params: Params, root: Path) -> Plot:
 def _from_score(results: Results) -> str:
     """Say from which score on each variant's detections are shown."""
     shown = (
-        f"`{name}` from score {min(box['score'] for box in found):.2f}" if found else f"`{name}` has none"
+        f"{written.code(name)} " + (f"from score {min(box['score'] for box in found):.2f}" if found else "has none")
         for name, found in results.detections.items()
     )
     return ", ".join(shown)
 
 
-def _cells(results: Results, image: int) -> dict[str, list[Mark]]:
-    """Return what to draw on each copy of an image, by title."""
+def _cells(results: Results, image: int) -> list[tuple[str, list[Mark]]]:
+    """Return the title of each copy of an image and what to draw on it."""
     truth = [box for box in results.truth["annotations"] if box["image_id"] == image]
-    compared = {
-        name: compare(truth, [box for box in found if box["image_id"] == image])
+    compared = [
+        (name, compare(truth, [box for box in found if box["image_id"] == image]))
         for name, found in results.detections.items()
-    }
-    return {"ground truth": [Mark(box, "truth") for box in truth], **compared}
+    ]
+    return [("ground truth", [Mark(box, "truth") for box in truth]), *compared]
 
 
 def _picture(path: Path, width: float) -> Image.Image:

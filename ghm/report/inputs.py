@@ -8,20 +8,20 @@ from typing import Any
 
 import pandas as pd
 
+from ghm import truth as annotated
 from ghm.errors import InputError
 from ghm.evaluation.bootstrap import Resampled
 from ghm.params import Params
 from ghm.report import fairness
-
-Record = dict[str, Any]  # of COCO: an image, an annotation, a detection
+from ghm.truth import Record
 
 
 @dataclass(frozen=True)
 class Results:
     """The finished runs of every variant and seed, in the order of `params.yaml`."""
 
-    metrics: dict[str, dict[str, float]]  # of each variant: fractions, mean over seeds, -1: no box of that kind
-    seed_metrics: dict[str, list[dict[str, float]]]  # of each variant: the same, seed by seed
+    metrics: dict[str, dict[str, Any]]  # of each variant: what `evaluation.run.summary` has, mean over seeds
+    seed_metrics: dict[str, list[dict[str, Any]]]  # of each variant: the same, seed by seed
     contexts: dict[str, list[dict[str, Any]]]  # of each variant, seed by seed: revision, device, seconds, ...
     resampled: dict[str, list[Resampled]]  # of each variant, seed by seed
     errors: dict[str, list[dict[str, float]]]  # of each variant, seed by seed: AP50 that each kind of error costs
@@ -35,15 +35,18 @@ class Results:
     images: Path  # folder of the reported split
 
 
-def read(params: Params, root: Path) -> Results:
+def read(params: Params, root: Path, data: str | None = None) -> Results:
     """Read the runs that `params` describes from the repository at `root`.
+
+    Args:
+        data: what `conditions.data` of a run on the present data is, for `fairness.require`.
 
     Raises:
         InputError: a file is missing, or the runs may not be compared.
     """
     manifest = _json(root, f"data/{params.data.name}.json")
     split = manifest["splits"][params.evaluate.split]
-    truth = _json(root, f"data/{params.data.name}/{split['annotations']}")
+    truth = annotated.read(existing(root / f"data/{params.data.name}/{split['annotations']}", root))
     first = params.seeds[0]
     contexts = _records(root, "runs", "context.json", params)
     resampled = {
@@ -53,15 +56,16 @@ def read(params: Params, root: Path) -> Results:
         ]
         for variant in params.variants
     }
-    fairness.require(params, contexts, resampled, split["annotations_sha256"])
+    fairness.require(params, contexts, resampled, split["annotations_sha256"], data)
+    validation = _tables(root, "runs", "validation.csv", params, columns=("epoch", "AP"))
     return Results(
-        metrics={name: _json(root, f"metrics/{name}.json") for name in params.variants},
+        metrics={name: _json(root, f"detections/{name}/metrics.json") for name in params.variants},
         seed_metrics=_records(root, "detections", "metrics.json", params),
         contexts=contexts,
         resampled=resampled,
         errors=_records(root, "detections", "errors.json", params),
         loss=_tables(root, "runs", "log.csv", params),
-        validation=_tables(root, "runs", "validation.csv", params, columns=("epoch", "AP")),
+        validation=validation.query("AP >= 0"),  # below: no box in the part of the split that was looked at
         density=_tables(root, "runs", "density.csv", params, columns=("step", "kind", "low", "high", "density")),
         gradient_norms=_shares(_tables(root, "runs", "gradient_norms.csv", params)),
         detections={

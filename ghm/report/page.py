@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from matplotlib import rc_context
 
 from ghm.params import Params
 from ghm.report import comparison, curves, gradients, html, intervals, tables, words
@@ -14,14 +13,17 @@ from ghm.report.disagreements import disagreements
 from ghm.report.gallery import gallery
 from ghm.report.inputs import Results, read
 from ghm.report.mistakes import mistakes
-from ghm.report.style import DPI, STYLE, Plot
+from ghm.report.style import DPI, Plot, look
 
 LONG = 20  # rows from which a table is folded away
 TITLE = "Does harmonising the gradients train a better detector than Focal Loss?"
 
 
-def write(params: Params, root: Path) -> str:
+def write(params: Params, root: Path, data: str | None = None) -> str:
     """Write `ap_table.md`, `index.html`, `figures/` and `plots/*.csv` in `reports/` below `root`.
+
+    Args:
+        data: what `conditions.data` of a run on the present data is, for `fairness.require`.
 
     Returns:
         The main table as text.
@@ -30,11 +32,12 @@ def write(params: Params, root: Path) -> str:
         InputError: a file of a variant is missing, the runs cannot be compared, or one of the sections focal, ghmc and
             ghmr is missing.
     """
-    results = read(params, root)
+    results = read(params, root, data)
     compared = comparison.table(results, params)
     curve = comparison.precision_recall(results, params)
-    main_table = tables.markdown(tables.main(results, params, compared))
-    with rc_context(STYLE), tempfile.TemporaryDirectory(dir=root, prefix=".report-") as folder:
+    main_table = tables.main(results, params, compared)
+    written = [*params.variants, *params.losses, *results.manifest["classes"]]
+    with look(written), tempfile.TemporaryDirectory(dir=root, prefix=".report-") as folder:
         new = Path(folder)
         plots = _plots(results, params, compared, curve, root)
         (new / "figures").mkdir()
@@ -95,7 +98,7 @@ def _plot_data(results: Results, compared: pd.DataFrame, curve: pd.DataFrame) ->
 
 
 def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: str, plots: dict[str, Plot]) -> str:
-    per_class = tables.markdown(tables.per_class(results, params))
+    per_class = tables.per_class(results, params)
     count = len(results.manifest["classes"])
     if count > LONG:
         per_class = f"<details><summary>{count} classes</summary>\n\n{per_class}\n\n</details>"
@@ -104,7 +107,7 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: 
         present = {name: plots[name] for name in names if name in plots}
         return [f"![{plot.alt}](figures/{name}.{plot.format})\n\n{plot.caption}" for name, plot in present.items()]
 
-    certain = [tables.markdown(tables.differences(params, compared))] if len(params.variants) > 1 else []
+    certain = [tables.differences(params, compared)] if len(params.variants) > 1 else []
     blocks = [
         f"# {TITLE}",
         words.answer(params, compared),
@@ -126,13 +129,13 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: 
         "### On the images",
         *shown("disagreements", "gallery"),
         "## Training",
-        tables.markdown(tables.training(results, params), texts=4),
+        tables.training(results, params),
         *shown("loss", "validation_ap"),
         "## Published figures, not comparable in level",
         "COCO minival, RetinaNet with ResNet-50 FPN, 12 epochs: the repository "
         "[libuyu/GHM_Detection](https://github.com/libuyu/GHM_Detection). Other images and another model; only the "
         "differences can be held against those above.",
-        tables.markdown(tables.published(params)),
+        tables.published(params),
         "The table of the paper itself has 36.4 for `ghmc_ghmr`.",
         "## Do it again",
         words.commands(),

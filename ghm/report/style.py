@@ -1,12 +1,18 @@
 """One look for all figures: sizes, colours, legend."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from ghm import fonts
+from ghm.report import names
 
 WIDTH = 9.0  # inches: about 900 px on a code host's page, where 9 pt are then 12 px
 DPI = 160  # more than the page shows, for dense screens
@@ -18,7 +24,6 @@ GREY = "#666666"
 KINDS = {"cls": "classification", "box": "box regression"}
 
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -57,6 +62,15 @@ class Plot:
     format: str = "png"  # jpg for photographs
 
 
+@contextmanager
+def look(texts: Iterable[str]) -> Iterator[None]:
+    """Draw and save figures in this look, with fonts that have the letters of `texts`: all names that occur."""
+    family = [entry.name for entry in fonts.covering(texts)]
+    with rc_context({**STYLE, "font.family": family}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # `fonts` has said it once
+        yield
+
+
 def colours(variants: Iterable[str]) -> dict[str, str]:
     """Return a colour for each variant, by its place in `params.yaml`; the ninth starts again."""
     return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(variants)}
@@ -69,7 +83,10 @@ def new_figure(height: float) -> Figure:
 
 def legend(figure: Figure, variants: Iterable[str], extra: Iterable[Artist] = ()) -> None:
     """Put one legend for the whole figure above its panels: the variants, then `extra` handles."""
-    lines = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in colours(variants).items()]
+    lines = [
+        Line2D([], [], color=colour, linewidth=3, label=names.figure(name))
+        for name, colour in colours(variants).items()
+    ]
     handles = [*lines, *extra]
     columns = len(handles) if len(handles) <= 5 else (len(handles) + 1) // 2
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.6)

@@ -2,20 +2,25 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from tabulate import tabulate
 
+from ghm import truth
+from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import METRICS
 from ghm.params import OtherLoss, Params
+from ghm.report import comparison, names
+from ghm.report.comparison import BASELINE
 from ghm.report.inputs import Results
 
 HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # the last one on VOC only
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
-BASELINE = "baseline"
-LEVEL = "95 %"
+LEVEL = f"{100 * bootstrap.LEVEL:g} %"
+ONE_IN = f"one in {1 / (1 - bootstrap.LEVEL):.0f}"  # so often an interval misses the truth
 OFF = {
     "statistics": "level",
     "sync": False,
@@ -29,45 +34,46 @@ OFF = {
 PUBLISHED = {"fl_sl1": 35.6, "ghmc_sl1": 35.8, "ghmc_ghmr": 37.0}
 
 
-def markdown(frame: pd.DataFrame, texts: int = 1) -> str:
-    """Return a table as Markdown: the first `texts` columns to the left, the others, numbers, to the right."""
-    align = ["left"] * texts + ["right"] * (frame.shape[1] - texts)
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """Return a table as Markdown: the first `texts` columns to the left, the others, numbers, to the right.
+
+    What stands in the head and in the first `texts` columns is shown as it is; the rest may have markup.
+    """
+    plain = [[*map(names.markdown, row[:texts]), *row[texts:]] for row in rows]
+    align = ["left"] * texts + ["right"] * (len(head) - texts)
     # tabulate would otherwise read the texts as numbers again and turn 57.0 into 57.
-    text = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-    assert text is not None  # it is only where a file is given to write to
-    return text
+    return tabulate([*plain], [names.markdown(cell) for cell in head], "pipe", colalign=align, disable_numparse=True)
 
 
-def main(results: Results, params: Params, compared: pd.DataFrame) -> pd.DataFrame:
+def main(results: Results, params: Params, compared: pd.DataFrame) -> str:
     """Return a row a variant: metrics in percent, AP with its interval, and AP minus the first's with a verdict.
 
     Args:
         compared: of `comparison.table`.
     """
+    keys = [key for key in HEADLINE if key != "VOC_AP50" or any(key in each for each in results.metrics.values())]
     baseline = next(iter(params.variants))
+    head = ["variant", *keys, f"AP, {LEVEL}", f"AP minus {names.line(baseline)}, {LEVEL}", "verdict"]
     rows = []
     for name in params.variants:
-        keys = [key for key in HEADLINE if key in results.metrics[name]]
-        row = {"variant": name} | {key: _percent(results, name, key) for key in keys}
-        (found,) = compared.query("variant == @name and metric == 'AP'").to_dict("records")
-        row[f"AP, {LEVEL}"] = between(found["low"], found["high"])
-        row[f"AP minus {baseline}, {LEVEL}"] = BASELINE if name == baseline else signed(found)
-        row["verdict"] = BASELINE if name == baseline else found["verdict"]
-        rows.append(row)
-    return pd.DataFrame(rows)
+        own = [_percent(results.metrics[name], results.seed_metrics[name], key) for key in keys]
+        found = comparison.row(compared, name, "AP")
+        minus = BASELINE if name == baseline else signed(found)
+        rows.append([name, *own, between(found["low"], found["high"]), minus, found["verdict"]])
+    return markdown(head, rows)
 
 
-def differences(params: Params, compared: pd.DataFrame) -> pd.DataFrame:
+def differences(params: Params, compared: pd.DataFrame) -> str:
     """Return a row for each variant but the first, with the difference in AP, AP50 and AP75 and what it says."""
+    head = ["variant", *(column for metric in METRICS for column in (metric, f"{metric} is"))]
     rows = []
     for name in list(params.variants)[1:]:
-        row = {"variant": name}
+        row = [name]
         for metric in METRICS:
-            (found,) = compared.query("variant == @name and metric == @metric").to_dict("records")
-            row[metric] = signed(found)
-            row[f"{metric} is"] = found["verdict"]
+            found = comparison.row(compared, name, metric)
+            row += [signed(found), found["verdict"]]
         rows.append(row)
-    return pd.DataFrame(rows)
+    return markdown(head, rows)
 
 
 def signed(found: dict[str, Any]) -> str:
@@ -79,7 +85,7 @@ def between(low: float, high: float, sign: str = "") -> str:
     return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
-def published(params: Params) -> pd.DataFrame:
+def published(params: Params) -> str:
     """Return the published AP of each variant whose name the reference repository has a figure for."""
     rows = []
     for name in params.variants:
@@ -87,36 +93,32 @@ def published(params: Params) -> pd.DataFrame:
         if name in PUBLISHED:
             ap = f"{PUBLISHED[name]:.1f}"
             difference = BASELINE if name == "fl_sl1" else f"{PUBLISHED[name] - PUBLISHED['fl_sl1']:+.1f}"
-        rows.append({"variant": name, "published AP": ap, "minus fl_sl1": difference})
-    return pd.DataFrame(rows)
+        rows.append([name, ap, difference])
+    return markdown(["variant", "published AP", "minus fl_sl1"], rows)
 
 
-def per_class(results: Results, params: Params) -> pd.DataFrame:
+def per_class(results: Results, params: Params) -> str:
     """Return AP in percent, a row a class in the data set's order, with the number of boxes it is measured on."""
-    boxes = Counter(box["category_id"] for box in results.truth["annotations"] if not box.get("iscrowd"))
+    boxes = Counter(box["category_id"] for box in results.truth["annotations"] if truth.counts(box))
     ids = {category["name"]: category["id"] for category in results.truth["categories"]}
     rows = []
     for name in results.manifest["classes"]:
-        row = {"class": name, "boxes": f"{boxes[ids[name]]:,}"}
-        rows.append(row | {variant: _percent(results, variant, f"AP_{name}") for variant in params.variants})
-    return pd.DataFrame(rows)
+        seeds = {variant: [seed["classes"] for seed in found] for variant, found in results.seed_metrics.items()}
+        own = [_percent(results.metrics[variant]["classes"], seeds[variant], name) for variant in params.variants]
+        rows.append([name, f"{boxes[ids[name]]:,}", *own])
+    return markdown(["class", "boxes", *params.variants], rows)
 
 
-def training(results: Results, params: Params) -> pd.DataFrame:
+def training(results: Results, params: Params) -> str:
     """Return how each variant was trained: its losses with their parameters, revision and time a seed."""
+    head = ["variant", "classification loss", "box loss", "revision", "minutes per seed"]
     rows = []
     for name, variant in params.variants.items():
         contexts = results.contexts[name]
-        rows.append(
-            {
-                "variant": name,
-                "classification loss": _loss(params, variant.cls),
-                "box loss": _loss(params, variant.box),
-                "revision": distinct(context["revision"] for context in contexts),
-                "minutes a seed": f"{np.mean([context['seconds'] for context in contexts]) / 60:.1f}",
-            }
-        )
-    return pd.DataFrame(rows)
+        minutes = np.mean([context["seconds"] for context in contexts]) / 60
+        losses = [_loss(params, variant.cls), _loss(params, variant.box)]
+        rows.append([name, *losses, distinct(context["revision"] for context in contexts), f"{minutes:.1f}"])
+    return markdown(head, rows, texts=4)
 
 
 def distinct(values: Iterable[str]) -> str:
@@ -124,10 +126,9 @@ def distinct(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _percent(results: Results, variant: str, key: str) -> str:
-    """Write a fraction in percent with its spread over seeds; -1 means that there was nothing to measure."""
-    mean = results.metrics[variant][key]
-    return DASH if mean < 0 else f"{100 * mean:.1f}" + _spread([seed[key] for seed in results.seed_metrics[variant]])
+def _percent(mean: dict[str, Any], seeds: list[dict[str, Any]], key: str) -> str:
+    """Write a fraction in percent with its spread over seeds; a dash where there was nothing to measure."""
+    return f"{100 * mean[key]:.1f}" + _spread([seed[key] for seed in seeds]) if key in mean else DASH
 
 
 def _spread(seeds: list[float]) -> str:

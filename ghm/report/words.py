@@ -5,9 +5,12 @@ from typing import Any
 
 import pandas as pd
 
+from ghm.evaluation.bootstrap import LEVEL, RESAMPLES
 from ghm.params import Params
-from ghm.report import tables
+from ghm.report import comparison, names, tables
 from ghm.report.inputs import Results
+
+NAMED = 5  # images at most
 
 
 def answer(params: Params, compared: pd.DataFrame) -> str:
@@ -19,10 +22,10 @@ def answer(params: Params, compared: pd.DataFrame) -> str:
     first, *others = params.variants
     lines = []
     for name in others:
-        (found,) = compared.query("variant == @name and metric == 'AP'").to_dict("records")
-        lines.append(f"- `{name}` {_verdict(found, first)}")
+        found = comparison.row(compared, name, "AP")
+        lines.append(f"- {names.code(name)} {_verdict(found, first)}")
     if not lines:
-        return f"There is nothing to compare `{first}` with: add a variant to `params.yaml`."
+        return f"There is nothing to compare {names.code(first)} with: add a variant to `params.yaml`."
     return "\n".join([*lines, "", _scope(params)])
 
 
@@ -30,21 +33,20 @@ def _verdict(found: dict[str, Any], first: str) -> str:
     points = f"{100 * found['difference']:+.1f} AP"
     low, high = f"{100 * found['difference_low']:+.1f}", f"{100 * found['difference_high']:+.1f}"
     said = "from" if found["verdict"] == "not distinguishable" else "than"
-    return f"is **{found['verdict']}** {said} `{first}`: {points}, 95 % interval {low} to {high}."
+    return f"is **{found['verdict']}** {said} {names.code(first)}: {points}, {tables.LEVEL} interval {low} to {high}."
 
 
 def _scope(params: Params) -> str:
     """Say what the intervals are about."""
     if len(params.seeds) == 1:
         return (
-            "**One seed**: these intervals are about these trained detectors on other images. Another training of the "
-            "same variant differs too, on the default by up to 2 AP "
-            "([benchmarks](../benchmarks/README.md#ap-by-seed)): `seeds: [0, 1, 2]` in `params.yaml` "
-            "puts that into the intervals."
+            "**One seed**: these intervals are about these trained detectors on other images. Another training run of "
+            "the same variant differs too ([measured on the embedded data set](../benchmarks/README.md#ap-by-seed)): "
+            "`seeds: [0, 1, 2]` in `params.yaml` puts that into the intervals."
         )
     return (
-        f"The intervals are about the losses: other images and other trainings ({len(params.seeds)} seeds) are both in "
-        "them."
+        f"The intervals are about the losses: other images and other training runs ({len(params.seeds)} seeds) are "
+        "both in them."
     )
 
 
@@ -58,12 +60,13 @@ def setting(results: Results, params: Params) -> str:
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
     backbone = (
-        f"all weights from a trained detector ({first['load_from']})"
+        f"all weights from a trained detector ({names.markdown(first['load_from'])})"
         if first.get("load_from")
-        else f"backbone pretrained ({first['pretrained']})"
+        else f"backbone pretrained ({names.markdown(first['pretrained'])})"
         if first["pretrained"]
-        else "**no pretrained backbone**, from which GHM-C suffers more than Focal Loss does"
+        else "**no pretrained backbone**"
     )
+    device = names.markdown(tables.distinct(run["device"] for run in contexts))
     versions = (", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in contexts)
     seeds = ", ".join(map(str, params.seeds))
     return "\n".join(
@@ -73,11 +76,12 @@ def setting(results: Results, params: Params) -> str:
             f"- **Data**: `{first['dataset']}`, {len(results.manifest['classes'])} classes, {first['images']:,} images "
             f"to train, {measured['images']:,} to measure (`{split}`, {measured['boxes']:,} boxes).{wrong}"
             f"{_warnings(results, split)}",
+            *left_out(results, split),
             f"- **Model**: RetinaNet, {model.backbone} with {model.base_channels} base channels, FPN of "
             f"{model.levels} levels, {first['parameters'] / 1e6:.1f} M parameters, {backbone}.",
-            f"- **Training**: {first['epochs']} epochs, {train.batch_size} images a step, {train.optimizer}, learning "
-            f"rate {train.learning_rate:g} ({train.schedule}), seed{'s' * (len(params.seeds) > 1)} {seeds}.",
-            f"- **Machine**: {tables.distinct(run['device'] for run in contexts)}; {tables.distinct(versions)}; "
+            f"- **Training**: {first['epochs']} epochs, {train.batch_size} images per step, {train.optimizer}, "
+            f"learning rate {train.learning_rate:g} ({train.schedule}), seed{'s' * (len(params.seeds) > 1)} {seeds}.",
+            f"- **Machine**: {device}; {tables.distinct(versions)}; "
             f"revision {tables.distinct(run['revision'] for run in contexts)}.",
         ]
     )
@@ -93,17 +97,37 @@ def _warnings(results: Results, split: str) -> str:
     return f" Found by its check: {', '.join(found)}." if found else ""
 
 
+def left_out(results: Results, split: str) -> list[str]:
+    """Say which images could not be read, if any: a list with one line."""
+    known = {name: set(results.manifest["splits"][name].get("unreadable", [])) for name in ("train", split)}
+    known[split] |= {image for found in results.metrics.values() for image in found["unreadable_images"]}
+    counts = {name: len(images) for name, images in known.items()}
+    runs = itertools.chain.from_iterable(results.contexts.values())
+    counts["train"] = max(counts["train"], *(run.get("unreadable_images", 0) for run in runs))
+    parts = []
+    for name, count in counts.items():
+        if count:
+            shown = [names.markdown(image) for image in sorted(known[name])[:NAMED]]
+            rest = f", and {count - len(shown)} more" if shown and count > len(shown) else ""
+            listed = f" ({', '.join(shown)}{rest})" if shown else ""
+            parts.append(f"{count:,} image{'s' * (count > 1)} of `{name}`{listed}")
+    if not parts:
+        return []
+    counted = f" One of `{split}` counts as an image in which nothing was found." if counts[split] else ""
+    return [f"- **Left out**, because they cannot be read: {' and '.join(parts)}.{counted}"]
+
+
 def reading(params: Params) -> str:
     """Say how to read the main table."""
     spread = "" if len(params.seeds) == 1 else f" Mean ± standard deviation over {len(params.seeds)} seeds."
     first = next(iter(params.variants))
     return (
         f"COCO metrics in percent on `{params.evaluate.split}`: APs, APm and APl for boxes of up to 32², up to 96² and "
-        f"more square pixels ({tables.DASH}: there are none), AR100 the recall with 100 detections an image.{spread} "
-        f"Intervals hold the truth in 95 of 100 cases, each for itself: images are resampled 1,000 times, the same for "
-        f"all variants; several seeds enter by the spread between them "
+        f"more square pixels ({tables.DASH}: there are none), AR100 the recall with 100 detections per image.{spread} "
+        f"Intervals hold the truth in {100 * LEVEL:g} of 100 cases, each for itself: images are resampled "
+        f"{RESAMPLES:,} times, the same for all variants; several seeds enter by the spread between them "
         f"([checked by simulation](../benchmarks/README.md#do-the-intervals-hold-the-truth)). *Better* and *worse* "
-        f"mean that the interval of the difference to `{first}` lies on one side of 0."
+        f"mean that the interval of the difference to {names.code(first)} lies on one side of 0."
     )
 
 

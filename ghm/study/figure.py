@@ -13,15 +13,23 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Transform
 
 from ghm.evaluation.bootstrap import Interval
+from ghm.report import names
 from ghm.report.style import GREY, Plot, colours, new_figure
+from ghm.report.tables import LEVEL
 from ghm.study.comparison import Comparison, Row
-from ghm.study.definition import Published, label
+from ghm.study.definition import Published, Study, label
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 COLUMNS = 3  # panels beside each other
 LINE = 115  # letters of a legend that fit into the width, 7 for each mark
 GROUND = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0}  # of small words
 APART = 0.14  # between the curves at a value, where values are 1 apart
+
+
+def texts(study: Study) -> list[str]:
+    """All that its author named."""
+    values = [label(value) for value in study.values]
+    return [*study.curves, *study.conditions, *values, *(each.dataset for each in study.published)]
 
 
 def draw(found: Comparison) -> Plot:
@@ -35,11 +43,11 @@ def draw(found: Comparison) -> Plot:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
         if isinstance(panel, Published):
-            ax.set_title(panel.dataset)
+            ax.set_title(names.figure(panel.dataset))
             ax.set_facecolor("#F7F7F7")
             (ax.set_ylim if study.parameter else ax.set_xlim)(*_limits(study.published))
         else:
-            ax.set_title(panel if len(study.conditions) > 1 else found.contexts[0]["dataset"])
+            ax.set_title(names.figure(panel) if len(study.conditions) > 1 else found.contexts[0]["dataset"])
         (_values if study.parameter else _curves)(ax, found, panel, first=place % columns == 0)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
@@ -51,22 +59,22 @@ def draw(found: Comparison) -> Plot:
 def _alt(found: Comparison) -> str:
     study = found.study
     against = f" against {study.parameter}" if study.parameter else " of each curve"
-    beside = f" Beside it published AP on {' and '.join(each.dataset for each in study.published)}."
+    beside = f" Beside it published AP on {' and '.join(names.markdown(each.dataset) for each in study.published)}."
     return (
-        f"AP on {found.splits[-1]} with 95 % intervals{against}, for {', '.join(study.curves)}."
+        f"AP on {found.splits[-1]} with {LEVEL} intervals{against}, for {', '.join(map(names.markdown, study.curves))}."
         f"{beside if study.published else ''} The tables have the numbers."
     )
 
 
 def _caption(found: Comparison) -> str:
-    study = found.study
+    study, reference = found.study, names.markdown(found.study.reference)
     words = (
-        f"**AP on `{found.splits[-1]}`** of `{found.contexts[0]['dataset']}`, mean over seeds with its 95 % interval"
+        f"**AP on `{found.splits[-1]}`** of `{found.contexts[0]['dataset']}`, mean over seeds with its {LEVEL} interval"
     )
     if study.chooses or not study.parameter:
-        words += f"; the band is that of {study.reference}"
+        words += f"; the band is that of {reference}"
     words += (
-        f". Hollow: not distinguishable from {study.reference}. That is judged by the difference on the same images "
+        f". Hollow: not distinguishable from {reference}. That is judged by the difference on the same images "
         "and seeds, whose interval is narrower: intervals here may overlap and the difference be clear."
     )
     if any(row.lacking for row in found.rows):
@@ -91,7 +99,7 @@ def _is_swept(ap: object) -> TypeGuard[Mapping[object, object]]:
 def _values(ax: Axes, found: Comparison, panel: str | Published, *, first: bool) -> None:
     """A line a curve over the values, equally spaced; a band for what has no value."""
     study = found.study
-    ax.set_xticks(range(len(study.values)), [label(value) for value in study.values])
+    ax.set_xticks(range(len(study.values)), [names.figure(label(value)) for value in study.values])
     ax.set(xlabel=study.parameter, xlim=(-0.5, len(study.values) - 0.5))
     if isinstance(panel, Published):
         ax.set_ylabel("published AP")
@@ -126,7 +134,7 @@ def _line(ax: Axes, rows: Sequence[Row], aside: float, style: dict[str, Any]) ->
 def _say_lacking(ax: Axes, found: Comparison, condition: str, swept: Sequence[str]) -> None:
     """Write how many of the seeds there are, where there are not all, a line a curve above the values."""
     short = [name for name in swept if any(row.lacking for row in found.of(condition, name))]
-    low, high = np.clip(ax.get_ylim(), 0, 100)  # intervals of two seeds can reach beyond
+    low, high = np.clip(ax.get_ylim(), 0, 100)
     ax.set_ylim(low - 0.08 * len(short) * (high - low), high)
     for line, name in enumerate(short):
         for place, row in enumerate(found.of(condition, name)):
@@ -153,13 +161,13 @@ def _published_line(
     ax.plot(places, [ap if isinstance(ap, int | float) else math.nan for _, ap in known], **style)
     for place, ap in known:
         if isinstance(ap, str):
-            _say(ax, ap, (place, 0.02), ax.get_xaxis_transform(), ha="center", color=style["color"])
+            _say(ax, names.figure(ap), (place, 0.02), ax.get_xaxis_transform(), ha="center", color=style["color"])
 
 
 def _curves(ax: Axes, found: Comparison, panel: str | Published, *, first: bool) -> None:
     """A dot a curve, from top to bottom."""
     study = found.study
-    ax.set_yticks(range(len(study.curves)), list(study.curves) if first else [""] * len(study.curves))
+    ax.set_yticks(range(len(study.curves)), [names.figure(name) if first else "" for name in study.curves])
     ax.set_ylim(len(study.curves) - 0.5, -0.5)
     ax.set_xlabel("published AP" if isinstance(panel, Published) else f"AP on {found.splits[-1]}")
     ax.grid(visible=False, axis="y")
@@ -171,7 +179,7 @@ def _curves(ax: Axes, found: Comparison, panel: str | Published, *, first: bool)
                 ax.plot(ap, number, **style)
                 _number(ax, ap, number)
             elif ap is not None:
-                _say(ax, str(ap), (0.5, number), ax.get_yaxis_transform(), ha="center", va="center")
+                _say(ax, names.figure(str(ap)), (0.5, number), ax.get_yaxis_transform(), ha="center", va="center")
             continue
         (row,) = found.of(panel, name)
         if row.lacking:
@@ -227,12 +235,14 @@ def _legend(figure: Figure, found: Comparison) -> None:
     handles: list[Artist] = []
     for number, (name, colour) in enumerate(colours(study.curves).items()):
         marker = MARKERS[number % len(MARKERS)] if study.curves[name].swept else ""
-        handles.append(Line2D([], [], color=colour, linewidth=2.4, marker=marker, markersize=5.5, label=name))
+        handles.append(
+            Line2D([], [], color=colour, linewidth=2.4, marker=marker, markersize=5.5, label=names.figure(name))
+        )
     if study.chooses:
-        handles.append(Patch(color=GREY, alpha=0.25, label="95 % interval"))
+        handles.append(Patch(color=GREY, alpha=0.25, label=f"{LEVEL} interval"))
         handles.append(Line2D([], [], label=f"chosen on {found.splits[0]}", marker="o", markersize=11, **marks))
     else:
-        handles.append(Line2D([], [], label="95 % interval", marker="|", markersize=11, **marks))
+        handles.append(Line2D([], [], label=f"{LEVEL} interval", marker="|", markersize=11, **marks))
     handles.append(Line2D([], [], label="not distinguishable", marker="s", markersize=5, **marks))
     length = sum(len(str(handle.get_label())) + 7 for handle in handles)
     columns = len(handles) if length <= LINE else (len(handles) + 1) // 2

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import numpy as np
-import pandas as pd
 
 from ghm.evaluation.bootstrap import Interval
+from ghm.report import names
 from ghm.report.style import Plot
-from ghm.report.tables import DASH, distinct, markdown
+from ghm.report.tables import DASH, LEVEL, ONE_IN, distinct, markdown
 from ghm.study.comparison import Comparison, Row
 from ghm.study.definition import label
 
@@ -32,7 +32,7 @@ def tables(found: Comparison) -> str:
     """What the terminal shows: a table for each condition."""
     parts = []
     for condition in found.study.conditions:
-        parts += [f"{_heading(found)}: {condition}", _table(found, condition), _sentences(found, condition)]
+        parts += [f"{_heading(found)}: {names.line(condition)}", _table(found, condition), _sentences(found, condition)]
     return "\n\n".join(parts)
 
 
@@ -78,8 +78,8 @@ def _incomplete(found: Comparison) -> list[str]:
         seeds: dict[str, list[str]] = {}
         for seed, reason in row.lacking.items():
             seeds.setdefault(reason, []).append(str(seed))
-        why = "; ".join(f"{', '.join(those)} {reason}" for reason, those in seeds.items())
-        lines.append(f"- {row.cell.condition}, {_name(found, row)}: {_seeds(found, row)} seeds ({why})")
+        why = "; ".join(f"{', '.join(those)} {names.markdown(reason)}" for reason, those in seeds.items())
+        lines.append(f"- {names.markdown(row.cell.condition)}, {_name(row)}: {_seeds(found, row)} seeds ({why})")
     listed = "\n".join(lines)
     if len(lines) > LONG:
         listed = f"<details><summary>{len(lines)} rows of the tables lack seeds</summary>\n\n{listed}\n\n</details>"
@@ -91,19 +91,19 @@ def _reading(found: Comparison) -> str:
     study, choose, report = found.study, found.splits[0], found.splits[-1]
     same = f" at the same `{study.parameter}`" if study.curves[study.reference].swept else ""
     lines = [
-        "AP in percent, mean over seeds; in brackets AP of each seed, or the 95 % interval, which covers other images "
-        f"and other seeds. Differences to {study.reference}{same} are taken seed by seed on the same images. The "
-        "verdict: better or worse where their interval leaves out 0, or else not distinguishable."
+        f"AP in percent, mean over seeds; in brackets AP of each seed, or the {LEVEL} interval, which covers other "
+        f"images and other seeds. Differences to {names.markdown(study.reference)}{same} are taken seed by seed on the "
+        "same images. The verdict: better or worse where their interval leaves out 0, or else not distinguishable."
     ]
     if any(len(row.paired) == 1 for row in found.rows):
         lines.append(
-            "**Where there is one seed, the interval covers other images alone**: trainings that differ in nothing but "
-            "the seed lie about 1 AP apart."
+            "**Where there is one seed, the interval covers other images alone**: training runs that differ in nothing "
+            "but the seed differ, too."
         )
     if study.chooses and choose != report:
         lines.append(
             f"**Bold**: the value with the best mean AP on `{choose}`. Its verdict on `{report}` is that of a single, "
-            "fair comparison; of the other rows, one in twenty without a difference would show one."
+            f"fair comparison; of the other rows, {ONE_IN} without a difference would show one."
         )
     elif study.chooses:
         lines.append(
@@ -117,7 +117,7 @@ def _condition(found: Comparison, condition: str) -> str:
     changes = ", ".join(
         f"`{key}: {'null' if v is None else v}`" for key, v in found.study.conditions[condition].items()
     )
-    return f"{condition} ({changes})" if changes else condition
+    return names.markdown(condition) + (f" ({changes})" if changes else "")
 
 
 def _sentences(found: Comparison, condition: str) -> str:
@@ -131,25 +131,25 @@ def _sentences(found: Comparison, condition: str) -> str:
         if study.chooses and study.curves[curve].swept:
             lines.append(_choice(found, curve, next((row for row in rows if row.chosen), None)))
         elif study.curves[curve].swept:
-            lines.append(f"{curve} against {study.reference}: {_by_value(rows)}.")
+            lines.append(f"{names.markdown(curve)} against {names.markdown(study.reference)}: {_by_value(rows)}.")
         else:
-            lines.append(f"{curve} gives {_result(found, rows[0])}")
+            lines.append(f"{names.markdown(curve)} gives {_result(found, rows[0])}")
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _choice(found: Comparison, curve: str, row: Row | None) -> str:
     if row is None:
-        return f"{curve}: nothing to choose from, no training is there."
+        return f"{names.markdown(curve)}: nothing to choose from, no training is there."
     choose, report = found.splits[0], found.splits[-1]
     rows = found.of(row.cell.condition, curve)
     lacking = sum(len(each.lacking) for each in rows)
-    left_out = [label(each.cell.value) for each in rows if len(each.chosen_on) < len(row.chosen_on)]
+    left_out = [_value(each) for each in rows if len(each.chosen_on) < len(row.chosen_on)]
     so_far = ""
     if lacking:
         so_far = f" so far ({lacking} of {len(rows) * len(found.study.seeds)} trainings are missing"
         so_far += f"; not from {', '.join(left_out)}, with fewer seeds)" if left_out else ")"
     return (
-        f"{curve}: `{found.study.parameter}` **{label(row.cell.value)}** is chosen on `{choose}`{so_far}, with "
+        f"{names.markdown(curve)}: `{found.study.parameter}` **{_value(row)}** is chosen on `{choose}`{so_far}, with "
         f"{_mean(row)} AP. On `{report}` it gives {_result(found, row)}"
     )
 
@@ -160,50 +160,56 @@ def _result(found: Comparison, row: Row) -> str:
         return "nothing yet: no training is there."
     ap = f"{100 * interval.estimate:.1f} AP"
     if difference is None:
-        return f"{ap}; nothing to compare it with, {found.study.reference} lacks the same seeds."
-    return f"{ap}, {_signed(difference)} against {found.study.reference}: **{_verdict(row)}**."
+        return f"{ap}; nothing to compare it with, {names.markdown(found.study.reference)} lacks the same seeds."
+    return f"{ap}, {_signed(difference)} against {names.markdown(found.study.reference)}: **{_verdict(row)}**."
 
 
 def _by_value(rows: Iterable[Row]) -> str:
     found: dict[str, list[str]] = {}
     for row in rows:
         words = f"**{_verdict(row)}**" if row.paired else "not compared, for trainings are missing,"
-        found.setdefault(words, []).append(label(row.cell.value))
+        found.setdefault(words, []).append(_value(row))
     return "; ".join(f"{words} at {', '.join(values)}" for words, values in found.items())
 
 
 def _table(found: Comparison, condition: str) -> str:
-    study = found.study
+    study, choose, report = found.study, found.splits[0], found.splits[-1]
+    some_lack = any(row.lacking for row in found.rows)
+    head = ["curve", *([study.parameter] if study.parameter else []), *(["seeds"] if some_lack else [])]
+    head += [
+        f"AP on {choose}, each seed",
+        f"AP on {report}, {LEVEL}",
+        f"minus {names.line(study.reference)}",
+        "verdict",
+    ]
+    head += [f"published AP, {names.line(each.dataset)}" for each in study.published]
     rows = []
     for each in (row for row in found.rows if row.cell.condition == condition):
-        row = {"curve": each.cell.curve}
+        row = [each.cell.curve]
         if study.parameter:
-            value = label(each.cell.value) or DASH
-            row[study.parameter] = f"**{value}**" if each.chosen else value
-        if any(other.lacking for other in found.rows):
-            row["seeds"] = _seeds(found, each)
+            row.append(f"**{_value(each)}**" if each.chosen else _value(each))
+        if some_lack:
+            row.append(_seeds(found, each))
         seeds = ", ".join(f"{100 * ap:.1f}" for ap in each.chosen_on.values())
         several = f" ({seeds})" * (len(each.chosen_on) > 1)
-        row[f"AP on {found.splits[0]}, each seed"] = f"{_mean(each)}{several}" if seeds else DASH
         interval, difference = each.interval(), each.difference()
-        row[f"AP on {found.splits[-1]}, 95 %"] = (
+        row += [
+            f"{_mean(each)}{several}" if seeds else DASH,
             f"{100 * interval.estimate:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
             if interval
-            else DASH
-        )
-        row[f"minus {study.reference}"] = _signed(difference) if difference else DASH
-        row["verdict"] = _verdict(each)
+            else DASH,
+            _signed(difference) if difference else DASH,
+            _verdict(each),
+        ]
         for published in study.published:
             ap = published.of(each.cell.curve, each.cell.value)
-            row[f"published AP, {published.dataset}"] = (
-                DASH if ap is None else ap if isinstance(ap, str) else f"{ap:.1f}"
-            )
+            row.append(DASH if ap is None else names.markdown(ap) if isinstance(ap, str) else f"{ap:.1f}")
         rows.append(row)
-    return markdown(pd.DataFrame(rows))
+    return markdown(head, rows)
 
 
 def _published(found: Comparison) -> str:
-    lines = [f"- {each.dataset}: {each.source}" for each in found.study.published]
+    lines = [f"- {names.markdown(each.dataset)}: {each.source}" for each in found.study.published]
     return "\n".join(
         [
             *lines,
@@ -213,8 +219,14 @@ def _published(found: Comparison) -> str:
     )
 
 
-def _name(found: Comparison, row: Row) -> str:
-    return f"{row.cell.curve} at {label(row.cell.value)}" if row.cell.value is not None else row.cell.curve
+def _name(row: Row) -> str:
+    curve = names.markdown(row.cell.curve)
+    return f"{curve} at {_value(row)}" if row.cell.value is not None else curve
+
+
+def _value(row: Row) -> str:
+    """Of the parameter; a dash where it does not concern the curve."""
+    return DASH if row.cell.value is None else names.markdown(label(row.cell.value))
 
 
 def _seeds(found: Comparison, row: Row) -> str:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 
 from ghm import files
 from ghm.evaluation.bootstrap import METRICS, Interval
-from ghm.report.style import DPI, STYLE
+from ghm.report.style import DPI, look
 from ghm.study import figure, page
 from ghm.study.comparison import Comparison, Row, gather
 from ghm.study.definition import Study
@@ -28,7 +27,7 @@ def write(name: str, study: Study, jobs: int, root: Path = Path()) -> str:
     """
     found = gather(name, study, jobs, root)
     (root / REPORTS).mkdir(parents=True, exist_ok=True)
-    with rc_context(STYLE), tempfile.TemporaryDirectory(dir=root / REPORTS, prefix=f".{name}.") as folder:
+    with look(figure.texts(study)), tempfile.TemporaryDirectory(dir=root / REPORTS, prefix=f".{name}.") as folder:
         new = Path(folder)
         plot = figure.draw(found)
         # Without matplotlib's version in the file, equal pictures are equal bytes.

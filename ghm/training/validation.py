@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ghm import truth
 from ghm.registry import DATASETS
 from ghm.training.samples import collate
 
@@ -28,10 +30,7 @@ class ValidationSample:
         count = min(cfg.validation.images, len(self.dataset))
         self.chosen = np.unique(np.linspace(0, len(self.dataset) - 1, count).astype(int)).tolist()
         self.batch_size = min(cfg.train_dataloader.batch_size, AT_ONCE)
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.truth = COCO(cfg.validation.annotations)
-        for box in self.truth.dataset["annotations"]:
-            box.setdefault("iscrowd", 0)  # may be left out, but COCOeval asks for it
+        self.truth = truth.index(truth.read(Path(cfg.validation.annotations)))
         self.categories = self.truth.getCatIds(catNms=list(self.dataset.metainfo["classes"]))
 
     @torch.no_grad()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.coverage import plain
-from ghm.evaluation.bootstrap import METRICS, RESAMPLES, Interval, Resampled, difference, interval, resample, weights
+from ghm.evaluation import bootstrap
+from ghm.evaluation.bootstrap import METRICS, RESAMPLES, Interval, Resampled, resample, weights
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R
 from tests.evaluation.cases import CLASSES, Case, artificial, box, case, detection, pycocotools
 
@@ -37,6 +38,20 @@ def values(
     value_SI = value_SI + of_both * rng.normal(size=(seeds, images))
     weight_BI = weights(images, resamples, seed=int(rng.integers(2**32)))
     return value_SI @ weight_BI.T / images
+
+
+def interval(value_SB: np.ndarray, images: int, level: float = bootstrap.LEVEL) -> Interval:
+    """Of a figure that is defined."""
+    found = bootstrap.interval(value_SB, images, level)
+    assert found
+    return found
+
+
+def difference(own_SB: np.ndarray, other_SB: np.ndarray, images: int) -> Interval:
+    """Of figures that are defined."""
+    found = bootstrap.difference(own_SB, other_SB, images)
+    assert found
+    return found
 
 
 def width(found: Interval) -> float:
@@ -143,7 +158,7 @@ def test_quantiles_of_three_resampled_seeds_would_hold_the_truth_too_seldom():
     assert np.mean(plainly) < 0.85 < 0.90 <= np.mean(held) <= 0.99
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.005, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize("spread", [0.0, 0.005, 0.01, 0.05, 0.1])
 @pytest.mark.parametrize(("common", "own"), [(0.02, 0.01), (0.0, 0.01), (0.02, 0.0)])
 def test_a_variance_is_that_between_seeds_and_that_of_the_images_that_they_share(
     spread: float, common: float, own: float
@@ -173,6 +188,7 @@ def test_a_width_is_bounded_by_what_varies(seed: int, seeds: int, images: int, o
     """Also where seeds happen to err on opposite images, and their mean hardly varies."""
     value_SB = values(np.random.default_rng(seed), images=images, seeds=seeds, of_training=0.05, resamples=50)
     value_SB[0] -= opposite * (value_SB[1:].sum(axis=0) - value_SB[1:].sum(axis=0).mean())
+    value_SB = TRUTH + 0.01 * (value_SB - TRUTH)  # far from what is impossible
     half = width(interval(value_SB, images)) / 2
     of_images = value_SB[:, 1:].mean(axis=0).var(ddof=1)
     of_seeds = value_SB[:, 0].var(ddof=1) / seeds if seeds > 1 else 0.0
@@ -210,13 +226,12 @@ def test_a_difference_turns_its_sign_with_its_sides():
     assert own.estimate == pytest.approx(first[:, 0].mean() - second[:, 0].mean())
 
 
-def test_a_figure_that_is_not_defined_has_no_width_and_no_difference():
+def test_a_figure_that_is_not_defined_has_no_interval_and_no_difference():
     value_SB = np.full((3, 50), -1.0)
     value_SB[:, 10:20] = 0.5  # what no weighting changes
-    assert interval(value_SB, 20) == Interval(-1.0, -1.0, -1.0)
-    found = difference(value_SB, value_SB, 20)
-    assert found == Interval(0.0, 0.0, 0.0)
-    assert found.verdict == "not distinguishable"
+    assert bootstrap.interval(value_SB, 20) is None
+    assert bootstrap.difference(value_SB, value_SB, 20) is None
+    assert bootstrap.difference(value_SB, np.ones_like(value_SB), 20) is None
 
 
 def test_weightings_that_leave_a_figure_undefined_are_left_out():
@@ -245,6 +260,16 @@ def test_all_found_against_nothing_found_is_a_difference_of_minus_one():
     found = difference(nothing_SB, all_SB, 30)
     assert found.estimate == -1.0
     assert width(found) > 0
+
+
+@settings(deadline=None, max_examples=200)
+@given(seed=st.integers(0, 2**32 - 1), seeds=st.integers(1, 4), images=st.integers(1, 30), level=st.floats(0, 1))
+def test_an_interval_holds_its_figure_and_nothing_impossible(seed: int, seeds: int, images: int, level: float):
+    rng = np.random.default_rng(seed)
+    own_SB, other_SB = (np.clip(level + 0.3 * rng.normal(size=(seeds, 20)), 0, 1) for _ in range(2))
+    found, minus = interval(own_SB, images), difference(own_SB, other_SB, images)
+    assert 0 <= found.low <= found.estimate <= found.high <= 1
+    assert -1 <= minus.low <= minus.estimate <= minus.high <= 1
 
 
 @pytest.mark.parametrize(

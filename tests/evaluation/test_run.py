@@ -21,6 +21,7 @@ from tests.evaluation.cases import Case, pycocotools
 VARIANT = "ghmc_ghmr"
 RUNS, OUT = Path("runs") / VARIANT, Path("detections") / VARIANT
 SEEDS = (0, 3)
+EVERY = {"classes", "intervals", "unreadable_images"}
 FILES = ["detections.json", "errors.json", "metrics.json", "resampled.npz"]
 
 
@@ -37,9 +38,9 @@ def annotations(given: Params) -> Path:
 
 @pytest.fixture
 def detecting(given: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """Instead of a network: most true boxes, some pixels aside, and as many images left out as the seed's number."""
+    """Instead of a network: most true boxes, some pixels aside, and an image left out of the name of the seed."""
 
-    def detect(params: Params, variant: str, seed: int, model: Path, out: Path, *_: Any, **__: Any) -> int:
+    def detect(params: Params, variant: str, seed: int, model: Path, out: Path, *_: Any, **__: Any) -> list[str]:
         assert (variant, model) == (VARIANT, RUNS / f"seed_{seed}" / "model.pth")
         rng = np.random.default_rng(seed)
         boxes = json.loads(annotations(params).read_text())["annotations"]
@@ -54,10 +55,8 @@ def detecting(given: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
             if rng.uniform() < 0.8
         ]
         out.write_text(json.dumps(found))
-        return seed
+        return [f"{seed}.png"]
 
-    for seed in SEEDS:
-        files.write_json(RUNS / f"seed_{seed}" / "context.json", {"unreadable_images": 10})
     monkeypatch.setattr(evaluation, "detect", detect)
     return given
 
@@ -73,16 +72,23 @@ def said_of(given: Params) -> dict[int, dict[str, float]]:
     return {seed: {name: float(stats[seed][place]) for name, place in SUMMARY.items()} for seed in SEEDS}
 
 
-def assert_consistent(given: Params, metrics: dict[str, float]) -> None:
+def defined(stats: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in stats.items() if value > -1}
+
+
+def assert_consistent(given: Params, metrics: dict[str, Any]) -> None:
     """Each seed has its files, and all that they and `metrics` say follows from the detections."""
-    assert sorted(path.name for path in OUT.iterdir()) == [f"seed_{seed}" for seed in SEEDS]
+    assert sorted(path.name for path in OUT.iterdir()) == ["metrics.json", *(f"seed_{seed}" for seed in SEEDS)]
+    assert json.loads((OUT / "metrics.json").read_text()) == metrics
     each = said_of(given)
     resampled = []
     for seed in SEEDS:
         place = OUT / f"seed_{seed}"
         assert sorted(path.name for path in place.iterdir()) == FILES
         own = json.loads((place / "metrics.json").read_text())
-        assert {name: own[name] for name in SUMMARY} == {name: round(value, 4) for name, value in each[seed].items()}
+        figures = {name: round(value, 4) for name, value in defined(each[seed]).items()}
+        assert {name: own[name] for name in own if name in SUMMARY} == figures
+        assert own.keys() == {*figures, *EVERY}
         case = stored(given, seed)
         judged = judge(annotations(given), place / "detections.json")
         costs = errors.analyse(case.truth, case.found, judged.matches)
@@ -92,16 +98,21 @@ def assert_consistent(given: Params, metrics: dict[str, float]) -> None:
         resampled.append(Resampled.load(place / "resampled.npz"))
         assert resampled[-1].annotations == files.digest(annotations(given))
         assert resampled[-1].value_B["AP"][0] == pytest.approx(each[seed]["AP"], abs=1e-12)
-    for name in SUMMARY:
+    for name in defined(each[SEEDS[0]]):
         assert metrics[name] == round(float(np.mean([each[seed][name] for seed in SEEDS])), 4)
     for name in bootstrap.METRICS:
         found = bootstrap.interval(np.stack([own.value_B[name] for own in resampled]), resampled[0].images)
-        assert metrics[f"{name}_lower_95"] == round(found.low, 4)
-        assert metrics[f"{name}_upper_95"] == round(found.high, 4)
-        assert metrics[f"{name}_lower_95"] <= metrics[name] <= metrics[f"{name}_upper_95"]
-    names = data.read_manifest(given)["classes"]
-    bounds = {f"{name}_{side}_95" for name in bootstrap.METRICS for side in ("lower", "upper")}
-    assert set(metrics) == {*SUMMARY, *(f"AP_{name}" for name in names), *bounds, "unreadable_images"}
+        assert found and metrics["intervals"][name] == [round(found.low, 4), round(found.high, 4)]
+        assert metrics["intervals"][name][0] <= metrics[name] <= metrics["intervals"][name][1]
+    assert metrics["intervals"].keys() == set(bootstrap.METRICS)
+    # A name of a class is a key beside other classes and beside nothing else.
+    truth = json.loads(annotations(given).read_text())
+    present = {box["category_id"] for box in truth["annotations"]}
+    assert metrics["classes"].keys() == {entry["name"] for entry in truth["categories"] if entry["id"] in present}
+    for name, ap in metrics["classes"].items():
+        own = [Resampled.load(OUT / f"seed_{seed}" / "resampled.npz").value_B[f"AP_{name}"][0] for seed in SEEDS]
+        assert ap == pytest.approx(float(np.mean(own)), abs=5.1e-5)
+    assert "-1.0" not in (OUT / "metrics.json").read_text(), "what is not defined is absent"
 
 
 def test_what_is_written_and_returned_follows_from_the_detections_of_each_seed(detecting: Params):
@@ -110,20 +121,50 @@ def test_what_is_written_and_returned_follows_from_the_detections_of_each_seed(d
     each = said_of(detecting)
     assert each[0]["AP"] != each[3]["AP"]
     assert 0.1 < metrics["AP"] < 0.9
-    assert metrics["AP_lower_95"] < metrics["AP"] < metrics["AP_upper_95"]
+    low, high = metrics["intervals"]["AP"]
+    assert low < metrics["AP"] < high
 
 
-def test_images_left_out_of_training_and_here_are_added_up_and_averaged_over_seeds(detecting: Params):
-    assert evaluation.evaluate(detecting, VARIANT, RUNS, OUT)["unreadable_images"] == 10 + (0 + 3) / 2
+def test_images_that_any_seed_left_out_are_named(detecting: Params):
+    assert evaluation.evaluate(detecting, VARIANT, RUNS, OUT)["unreadable_images"] == ["0.png", "3.png"]
     single = [json.loads((OUT / f"seed_{seed}" / "metrics.json").read_text())["unreadable_images"] for seed in SEEDS]
-    assert single == [10, 13]
+    assert single == [["0.png"], ["3.png"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (None, "there is none at all"),
+        ({"iscrowd": 1}, "are crowds or have no possible area"),
+        ({"area": -1}, "are crowds or have no possible area"),
+    ],
+)
+def test_a_split_without_a_box_that_counts_is_refused_before_it_is_detected_on(
+    detecting: Params, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any] | None, why: str
+):
+    monkeypatch.setattr(data, "ensure", lambda _: None)
+    path = annotations(detecting)
+    content = json.loads(path.read_text())
+    boxes = [box | change for box in content["annotations"]] if change else []
+    copy = Path("annotations.json")
+    copy.write_text(json.dumps({**content, "annotations": boxes}))
+    manifest = data.read_manifest(detecting)
+    manifest["splits"]["test"]["annotations"] = str(copy.resolve())
+    monkeypatch.setattr(data, "read_manifest", lambda _: manifest)
+    with pytest.raises(InputError, match=rf"annotations\.json, the split test, has no box to measure AP with .*{why}"):
+        evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
+    assert not OUT.parent.exists()
+    # An area of 0 is on the edge and counts.
+    flat = [box | {"area": 0} for box in content["annotations"]]
+    copy.write_text(json.dumps({**content, "annotations": flat}))
+    assert evaluation.evaluate(detecting, VARIANT, RUNS, OUT)["AP"] > 0
 
 
 def test_one_seed_is_its_own_mean(detecting: Params):
     metrics = evaluation.evaluate(replace(detecting, seeds=(3,)), VARIANT, RUNS, OUT)
     own = json.loads((OUT / "seed_3" / "metrics.json").read_text())
-    assert {name: metrics[name] for name in own} == own
-    assert [path.name for path in OUT.iterdir()] == ["seed_3"]
+    assert metrics == own
+    assert sorted(path.name for path in OUT.iterdir()) == ["metrics.json", "seed_3"]
 
 
 def test_an_evaluation_takes_the_place_of_the_one_before_and_writes_the_same_bytes(detecting: Params):
@@ -133,7 +174,7 @@ def test_an_evaluation_takes_the_place_of_the_one_before_and_writes_the_same_byt
     (OUT / "seed_9").mkdir()
     assert evaluation.evaluate(detecting, VARIANT, RUNS, OUT) == first
     assert {path: path.read_bytes() for path in OUT.glob("*/*")} == before
-    assert sorted(path.name for path in OUT.iterdir()) == [f"seed_{seed}" for seed in SEEDS]
+    assert sorted(path.name for path in OUT.iterdir()) == ["metrics.json", *(f"seed_{seed}" for seed in SEEDS)]
     assert [path.name for path in OUT.parent.iterdir()] == [VARIANT]
 
 
@@ -162,9 +203,9 @@ def test_detections_that_do_not_belong_to_the_split_stop_it_and_leave_the_last_r
     before = (OUT / "seed_0" / "metrics.json").read_bytes()
     wrong = {"image_id": 77_777, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
 
-    def detect(*arguments: Any, **_: Any) -> int:
+    def detect(*arguments: Any, **_: Any) -> list[str]:
         arguments[4].write_text(json.dumps([wrong]))
-        return 0
+        return []
 
     monkeypatch.setattr(evaluation, "detect", detect)
     with pytest.raises(InputError, match="detections with image_id 77777, which .*instances_test.json does not have"):
@@ -195,7 +236,8 @@ def test_measure_writes_beside_the_detections_and_returns_what_evaluate_averages
     assert sorted(path.name for path in place.iterdir()) == ["detections.json", "errors.json", "resampled.npz"]
     assert (place / "errors.json").read_bytes() == (OUT / "seed_3" / "errors.json").read_bytes()
     own = json.loads((OUT / "seed_3" / "metrics.json").read_text())
-    assert evaluation.rounded(measured.metrics) == {name: own[name] for name in measured.metrics}
+    assert measured.metrics == pytest.approx({name: own[name] for name in measured.metrics}, abs=5e-5)
+    assert measured.classes == pytest.approx(own["classes"], abs=5e-5)
     assert measured.resampled.images == data.read_manifest(detecting)["splits"]["test"]["images"]
 
 
@@ -203,7 +245,7 @@ def test_two_trained_seeds_are_detected_with_and_judged(given: Params):
     training.train(given, VARIANT, RUNS)
     metrics = evaluation.evaluate(given, VARIANT, RUNS, OUT)
     assert_consistent(given, metrics)
-    assert metrics["unreadable_images"] == 0
+    assert metrics["unreadable_images"] == []
     assert stored(given, 0).found != stored(given, 3).found
     for seed in SEEDS:
         case = stored(given, seed)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,32 @@ SIDE = 128  # pixels of an image
 STEPS = 400
 DRAWS = 50
 EPOCHS = 2
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "AR100")  # no box is large, as in a data set of small images
 
 
 def fill(
-    root: Path, variants: int = 3, seeds: int = 1, classes: int = 10, images: int = 8, detect: bool = True
+    root: Path,
+    variants: int | Sequence[str] = 3,
+    seeds: int = 1,
+    classes: int | Sequence[str] = 10,
+    images: int = 8,
+    detect: bool = True,
 ) -> Params:
-    """Write the runs of `variants` x `seeds` below `root`."""
+    """Write the runs of `variants` x `seeds` below `root`; variants and classes are so many, or have these names."""
     params = ghm_params.load(REPOSITORY / "params.yaml")
     pairs = [(cls, box) for box in ("smooth_l1", "ghmr") for cls in ("focal", "ghmc", "cross_entropy")]
     named = dict(params.variants)
     for number in range(8 - len(named)):
         named[f"extra_{number}"] = Variant(*pairs[number % len(pairs)])
-    params = dataclasses.replace(params, variants=dict(list(named.items())[:variants]), seeds=tuple(range(seeds)))
+    if isinstance(variants, int):
+        named = dict(list(named.items())[:variants])
+    else:
+        named = dict(zip(variants, named.values(), strict=False))
+    params = dataclasses.replace(params, variants=named, seeds=tuple(range(seeds)))
     rng = np.random.default_rng(0)
-    names = [str(number) if classes <= 10 else f"class {number}" for number in range(classes)]
+    if isinstance(classes, int):
+        classes = [str(number) if classes <= 10 else f"class {number}" for number in range(classes)]
+    names = list(classes)
     truth = _data(root, params, names, images, rng)
     for place, variant in enumerate(params.variants):
         found = []
@@ -48,9 +60,14 @@ def fill(
             _resampled(checksum(root, params), len(truth["images"]), found[-1], detect, rng).save(
                 folder / "resampled.npz"
             )
-        mean = {key: round(float(np.mean([metrics[key] for metrics in found])), 4) for key in found[0]}
-        write_json(root / "metrics" / f"{variant}.json", mean)
+        mean: dict[str, Any] = {key: _mean([metrics[key] for metrics in found]) for key in METRICS}
+        mean["classes"] = {name: _mean([metrics["classes"][name] for metrics in found]) for name in names}
+        write_json(root / "detections" / variant / "metrics.json", mean | {"unreadable_images": []})
     return params
+
+
+def _mean(values: list[float]) -> float:
+    return round(float(np.mean(values)), 4)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -98,20 +115,22 @@ def checksum(root: Path, params: Params) -> str:
 
 
 def _resampled(
-    annotations: str, images: int, metrics: dict[str, float], detect: bool, rng: np.random.Generator
+    annotations: str, images: int, metrics: dict[str, Any], detect: bool, rng: np.random.Generator
 ) -> Resampled:
     """Return resamples around the metrics, and curves around a falling one."""
-    names = [*RESAMPLED, *(name for name in metrics if name.startswith("AP_"))]
-    values = {name: np.array([metrics[name], *(metrics[name] + rng.normal(0, 0.02, DRAWS))]) for name in names}
+    figures = {name: metrics[name] for name in RESAMPLED}
+    figures |= {f"AP_{name}": ap for name, ap in metrics["classes"].items()}
+    values = {name: np.array([ap, *(ap + rng.normal(0, 0.02, DRAWS))]) for name, ap in figures.items()}
     noise = rng.normal(0, 0.02, (1 + DRAWS, len(CURVE_IOUS), 1))
     curves = detect * np.clip(1 - RECALLS_R ** np.array([6, 3])[None, :, None] + noise, 0, 1)
     return Resampled(annotations, images, values, curves)
 
 
-def _metrics(names: list[str], level: float, rng: np.random.Generator) -> dict[str, float]:
-    """Return metrics around `level`; no box is large, as in a data set of small images."""
-    values = {key: round(float(level + rng.normal(0, 0.02)), 4) for key in METRICS} | {"APl": -1.0}
-    return values | {f"AP_{name}": round(float(level + rng.normal(0, 0.05)), 4) for name in names}
+def _metrics(names: list[str], level: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Return metrics around `level`."""
+    values: dict[str, Any] = {key: round(float(level + rng.normal(0, 0.02)), 4) for key in METRICS}
+    of_class = {name: round(float(level + rng.normal(0, 0.05)), 4) for name in names}
+    return values | {"classes": of_class, "unreadable_images": []}
 
 
 def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.Generator) -> None:
@@ -151,7 +170,7 @@ def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.G
 
 
 def _evaluation(
-    folder: Path, truth: dict[str, Any], metrics: dict[str, float], detect: bool, rng: np.random.Generator
+    folder: Path, truth: dict[str, Any], metrics: dict[str, Any], detect: bool, rng: np.random.Generator
 ) -> None:
     """Write metrics, errors and detections: most boxes found, some moved away, some with the next class."""
     write_json(folder / "metrics.json", metrics)

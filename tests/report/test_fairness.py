@@ -28,7 +28,8 @@ def test_runs_of_other_code_or_data_are_refused_with_the_list(tmp_path: Path) ->
         report.write(params, tmp_path)
     text = str(error.value)
     first = "differs from fl_sl1, seed 0 (revision 0123abc) in"
-    assert f"ghmc_sl1, seed 1 (revision fedcba9) {first} code, data" in text
+    assert f"ghmc_sl1, seed 1 (revision fedcba9) {first} code;" in text
+    assert "ghmc_sl1, seed 1 was trained on other data than fl_sl1, seed 0;" in text
     assert f"ghmc_ghmr, seed 0 (revision fedcba9) {first} code" in text
     assert "ghmc_sl1, seed 0" not in text
     assert text.endswith("run `dvc repro`")
@@ -40,6 +41,16 @@ def test_runs_of_another_data_set_are_refused(tmp_path: Path) -> None:
     change(tmp_path, "ghmc_sl1", 0, dataset="voc")
     with pytest.raises(InputError, match="ghmc_sl1, seed 0 was trained on voc, and the report is on digits"):
         read(params, tmp_path)
+
+
+def test_runs_on_other_data_than_the_manifest_describes_are_refused(tmp_path: Path) -> None:
+    """Also where all were trained on the same."""
+    params = fill(tmp_path)
+    read(params, tmp_path, data="89ab")
+    with pytest.raises(InputError) as error:
+        report.write(params, tmp_path, data="eeee")
+    for variant in params.variants:
+        assert f"{variant}, seed 0 was trained on other data than data/digits.json describes" in str(error.value)
 
 
 def test_metrics_of_other_annotations_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ from ghm.errors import InputError
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Resampled
 from ghm.params import Params
-from tests.report.artificial_runs import METRICS, fill
+from ghm.report import comparison, curves, intervals, tables, words
+from ghm.report.inputs import read
+from tests.report.artificial_runs import fill, write_json
+
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
 
 class Written(NamedTuple):
@@ -64,8 +68,8 @@ def any_report(request: pytest.FixtureRequest) -> Written:
     return request.getfixturevalue(request.param)
 
 
-def metrics(root: Path, variant: str) -> dict[str, float]:
-    return json.loads((root / "metrics" / f"{variant}.json").read_text())
+def metrics(root: Path, variant: str) -> dict[str, Any]:
+    return json.loads((root / "detections" / variant / "metrics.json").read_text())
 
 
 def test_main_table_has_the_metrics_in_percent(any_report: Written) -> None:
@@ -73,8 +77,9 @@ def test_main_table_has_the_metrics_in_percent(any_report: Written) -> None:
     for name in any_report.params.variants:
         values = metrics(any_report.root, name)
         shown = [cell.split(" ±")[0] for cell in rows[name]]
-        expected = ["–" if values[key] < 0 else f"{100 * values[key]:.1f}" for key in METRICS]  # noqa: RUF001
-        assert shown[: len(METRICS)] == expected
+        wanted = {**values, "APl": None}
+        expected = ["–" if wanted[key] is None else f"{100 * wanted[key]:.1f}" for key in COLUMNS]  # noqa: RUF001
+        assert shown[: len(COLUMNS)] == expected
 
 
 def test_main_table_has_the_difference_in_ap_to_the_first_variant(default: Written) -> None:
@@ -103,6 +108,7 @@ def test_intervals_are_those_of_the_resampled_metrics(large: Written) -> None:
     for metric in ("AP", "AP75", "AP_class 7"):
         own, other = (np.stack([each.value_B[metric] for each in stored[name]]) for name in ("ghmc_sl1", "fl_sl1"))
         expected = bootstrap.difference(own, other, 8)
+        assert expected
         row = table.loc[("ghmc_sl1", metric)]
         found = [row["difference"], row["difference_low"], row["difference_high"]]
         np.testing.assert_allclose(found, [expected.estimate, expected.low, expected.high], rtol=1e-4)
@@ -136,7 +142,7 @@ def test_several_seeds_have_the_standard_deviation(large: Written) -> None:
     }
     assert row[0].endswith(f" ± {100 * ap['ghmc_sl1'].std(ddof=1):.1f}")
     assert "One seed" not in large.page
-    assert "The intervals are about the losses: other images and other trainings (2 seeds)" in large.page
+    assert "The intervals are about the losses: other images and other training runs (2 seeds)" in large.page
 
 
 def test_published_figures_stand_apart_and_only_beside_their_own_variants(large: Written) -> None:
@@ -156,8 +162,65 @@ def test_every_class_has_a_row_with_its_ap(any_report: Written) -> None:
     rows = any_report.rows("AP of each class")
     manifest = json.loads((any_report.root / "data" / "digits.json").read_text())
     for name in manifest["classes"]:
-        value = metrics(any_report.root, "fl_sl1")[f"AP_{name}"]
+        value = metrics(any_report.root, "fl_sl1")["classes"][name]
         assert rows[name][1].split(" ±")[0] == f"{100 * value:.1f}"
+
+
+def test_the_baseline_is_compared_with_nothing(any_report: Written) -> None:
+    table = pd.read_csv(any_report.root / "reports/plots/intervals.csv")
+    own = table.query("variant == 'fl_sl1'")
+    assert set(own["verdict"]) == {"baseline"}
+    assert [own[name].count() for name in ("difference", "difference_low", "difference_high")] == [0, 0, 0]
+    others = table[table["variant"] != "fl_sl1"]
+    assert set(others["verdict"]) <= {"better", "worse", "not distinguishable"}
+
+
+def test_a_class_without_boxes_is_a_dash_and_no_difference(tmp_path: Path) -> None:
+    params = fill(tmp_path, variants=2, images=1)  # its only image is empty: the truth says so of no class
+    for variant in params.variants:
+        folder = tmp_path / "detections" / variant
+        for path in (folder / "metrics.json", folder / "seed_0" / "metrics.json"):
+            content = json.loads(path.read_text())
+            del content["classes"]["3"]
+            write_json(path, content)
+        stored = Resampled.load(folder / "seed_0" / "resampled.npz")
+        stored.value_B["AP_3"][:] = -1
+        stored.save(folder / "seed_0" / "resampled.npz")
+    results = read(params, tmp_path)
+    assert re.search(r"^\| 3 +\| +0 \| +– \| +– \|$", tables.per_class(results, params), re.MULTILINE)  # noqa: RUF001
+    table = comparison.table(results, params)
+    assert set(table["metric"]) == {"AP", "AP50", "AP75", *(f"AP_{number}" for number in range(10))} - {"AP_3"}
+    plot = intervals.per_class(table, results, params)
+    labels = [label.get_text() for label in plot.figure.axes[0].get_yticklabels()]
+    assert labels == [str(n) for n in range(10) if n != 3]
+    assert plot.caption.endswith("Not shown: 1 of 10 classes, of which the split has no box.")
+
+
+def test_images_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
+    params = fill(tmp_path, variants=2)
+    assert words.left_out(read(params, tmp_path), "test") == []
+    context, judged = tmp_path / "runs/ghmc_sl1/seed_0/context.json", tmp_path / "detections/ghmc_sl1/metrics.json"
+    write_json(context, {**json.loads(context.read_text()), "unreadable_images": 2})
+    write_json(judged, {**json.loads(judged.read_text()), "unreadable_images": ["b.png", "a_.png"]})
+    assert words.left_out(read(params, tmp_path), "test") == [
+        "- **Left out**, because they cannot be read: 2 images of `train` and 2 images of `test` (a\\_.png, b.png). "
+        "One of `test` counts as an image in which nothing was found."
+    ]
+    manifest = tmp_path / "data/digits.json"
+    content = json.loads(manifest.read_text())
+    content["splits"]["train"]["unreadable"] = [f"{number}.png" for number in range(7)]
+    write_json(manifest, content)
+    results = read(params, tmp_path)
+    (line,) = words.left_out(results, "test")
+    assert line in words.setting(results, params)
+    assert "7 images of `train` (0.png, 1.png, 2.png, 3.png, 4.png, and 2 more) and" in line
+
+
+def test_ap_after_an_epoch_without_boxes_to_measure_on_is_not_drawn(tmp_path: Path) -> None:
+    params = fill(tmp_path, variants=1)
+    path = tmp_path / "runs/fl_sl1/seed_0/validation.csv"
+    pd.DataFrame({"epoch": [1, 2], "AP": [-1.0, -1.0]}).to_csv(path, index=False)
+    assert curves.validation_ap(read(params, tmp_path), params) is None
 
 
 def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(any_report: Written) -> None:
@@ -204,7 +267,7 @@ def test_writing_twice_gives_the_same_bytes_and_removes_old_figures(default: Wri
 @pytest.mark.parametrize(
     "name",
     [
-        "metrics/ghmc_sl1.json",
+        "detections/ghmc_sl1/metrics.json",
         "detections/ghmc_sl1/seed_0/metrics.json",
         "detections/ghmc_sl1/seed_0/errors.json",
         "detections/ghmc_sl1/seed_0/resampled.npz",

@@ -153,7 +153,7 @@ def test_trainings_with_other_code_are_said(
 ):
     name = define(seeds=[0])
     summed_up(name, monkeypatch)
-    monkeypatch.setattr("ghm.study.trials.fingerprint.code", lambda: {"head.py": "another"})
+    monkeypatch.setattr("ghm.study.trials.fingerprint.code", lambda _losses: {"head.py": "another"})
     _, page = summed_up(name, monkeypatch, "--table")
     assert "**3 of them were made with other training code than this.**" in page
 

@@ -56,7 +56,7 @@ def test_other_parameters_code_or_splits_are_trained_anew(what: str, trainer: Tr
         path = Path("params.yaml")
         path.write_text(path.read_text().replace("epochs: 3 ", "epochs: 4 "))
     elif what == "code":
-        monkeypatch.setattr(shape, "code", lambda: {"head.py": "another"})
+        monkeypatch.setattr(fingerprint, "code", lambda _losses: {"head.py": "another"})
     trials.run_all(one, SPLITS if what != "splits" else SPLITS[:1] * 2, 1)
     assert len(trainer.trained) == 2
 
