@@ -237,7 +237,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Machine:
-    """How the work is done here. No result depends on it, and so does no stage."""
+    """How the work is done here. No stage depends on it."""
 
     workers: CountOrZero
     launcher: Literal["none", "pytorch", "slurm"]
