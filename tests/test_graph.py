@@ -25,6 +25,7 @@ GLUE = {
     "ghm/cli.py",
     "ghm/errors.py",
     "ghm/files.py",
+    "ghm/words.py",
 }
 MANIFEST = {str(path.relative_to(ROOT)) for path in ROOT.glob("ghm/data/*.py")}
 # Digit crops, and what fetches weights.
