@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unicodedata import normalize
 
 import pytest
@@ -32,6 +32,7 @@ CHESS = Custom(
     }
 )
 TEXT = json.dumps(content())
+Form = Literal["NFC", "NFD"]
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -205,7 +206,7 @@ def test_a_file_name_with_backslashes_or_dots_is_found(root: Path, name: str):
 
 
 @pytest.mark.parametrize(("on_disk", "in_file"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC"), ("NFD", "NFD")])
-def test_a_name_is_found_in_either_form_of_unicode_and_written_as_on_the_disk(root: Path, on_disk: str, in_file: str):
+def test_a_name_is_found_in_either_form_of_unicode_and_written_as_on_the_disk(root: Path, on_disk: Form, in_file: Form):
     folder, name = "Fotos à", "Glück é한.jpg"
     expected = f"{normalize(on_disk, folder)}/{normalize(on_disk, name)}"
     (root / "train" / normalize(on_disk, folder)).mkdir()
