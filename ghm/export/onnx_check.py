@@ -45,8 +45,8 @@ class Outcome:
         """One line for the log."""
         return (
             f"{count(self.images, 'image')}, detections above score {SCORE}: {self.agree:,} agree, to "
-            f"{self.score_gap:.0e} in score and {self.box_gap:.0e} of the image's longer side, {len(self.differ):,} differ, "
-            f"{self.near_ties:,} are near ties"
+            f"{self.score_gap:.0e} in score and {self.box_gap:.0e} of the image's longer side, "
+            f"{len(self.differ):,} differ, {self.near_ties:,} are near ties"
         )
 
     def add(self, name: str, pytorch: Detections, onnx: Detections, candidates: Detections, side: int) -> None:
