@@ -12,12 +12,12 @@ import tokenize
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from mmengine.config import Config
+from typing import TYPE_CHECKING, Any
 
 from ghm import files
-from ghm.registry import MODELS
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 FILE = "fingerprint.json"
 PACKAGES = ("torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy", "opencv-python", "pycocotools")
@@ -65,7 +65,7 @@ HOME = Path(__file__).parent
 
 
 def fingerprint(
-    cfg: Config, manifest: dict[str, Any], backbone: dict[str, Any], resume_from: Path | None
+    cfg: "Config", manifest: dict[str, Any], backbone: dict[str, Any], resume_from: Path | None
 ) -> dict[str, Any]:
     """Config, data, backbone, checkpoint to go on from, code and libraries, in plain containers.
 
@@ -94,6 +94,11 @@ def training_data(manifest: dict[str, Any]) -> dict[str, Any]:
     return {"classes": manifest["classes"], **{key: train[key] for key in ("annotations_sha256", "files_sha256")}}
 
 
+def data_checksum(manifest: dict[str, Any]) -> str:
+    """`conditions["data"]` of a run on the data that a manifest describes."""
+    return key({"data": training_data(manifest)})
+
+
 def code(losses: Iterable[str]) -> dict[str, str]:
     """File of the package `ghm` that a weight depends on -> checksum of what it does.
 
@@ -116,8 +121,10 @@ def libraries() -> dict[str, str]:
 
 def loss_sources(loss: str) -> set[str]:
     """The files of the package that a loss of ours runs through."""
-    module = MODELS.get(loss).__module__  # type: ignore[union-attr]
-    found, waiting = set(), [module]
+    from ghm.registry import MODELS  # not before: who asks for the data alone does not wait for mmengine
+
+    found: set[str] = set()
+    waiting = [MODELS.get(loss).__module__]  # type: ignore[union-attr]
     while waiting:
         name = waiting.pop()
         path = f"{name.removeprefix('ghm.').replace('.', '/')}.py"
@@ -196,7 +203,7 @@ def _short(value: Any) -> str:
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Names with dots -> values that are no containers; items of a list by their number."""
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         value = dict(enumerate(value))
     if not isinstance(value, dict) or not value:
         return {name: value}

@@ -8,10 +8,8 @@ from typing import Any
 
 from ghm import files
 from ghm.data import content, manifest
-from ghm.data.content import Memory
-from ghm.data.images import fault
 from ghm.data.links import check_place, link
-from ghm.data.sets import Located, locate, store
+from ghm.data.sets import Located, locate, memory, store
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.words import count
@@ -41,8 +39,8 @@ def prepare(params: Params) -> None:
             check_place(place, store(), wanted=f"a link into {store()}")
     located = locate(params)
     _link(params, located)
-    path, memory, checks = manifest_path(params), _memory(), _checks(params, located)
-    if path.is_file() and memory.is_known(checks, files.digest(path)) and _difference(params, located) is None:
+    path, known, checks = manifest_path(params), memory(), _checks(params, located)
+    if path.is_file() and known.is_known(checks, files.digest(path)) and _difference(params, located) is None:
         images = sum(split["images"] for split in read_manifest(params)["splits"].values())
         _log.info("%s: nothing has changed, %s", FOLDER / params.data.name, count(images, "image"))
         return
@@ -50,12 +48,12 @@ def prepare(params: Params) -> None:
         params.data.name,
         located.root,
         located.splits,
-        memory,
+        known,
         check_images=params.machine.check_images,
         max_bad_images=params.data.max_bad_images,
     )
     files.write_json(path, described)
-    memory.remember(checks, files.digest(path))
+    known.remember(checks, files.digest(path))
 
 
 def ensure(params: Params) -> None:
@@ -89,16 +87,12 @@ def read_manifest(params: Params) -> dict[str, Any]:
         raise InputError(f"{path} is missing: run `dvc repro data`") from None
 
 
-def _memory() -> Memory:
-    return Memory(store() / "index", fault)
-
-
 def _difference(params: Params, located: Located) -> str | None:
     """What is otherwise than the manifest says, in words; None where nothing is."""
-    memory = _memory()
+    known = memory()
     for name, described in read_manifest(params)["splits"].items():
         split = located.splits.get(name)
-        found = content.difference(memory, located.root, described, split.source if split else None)
+        found = content.difference(known, located.root, described, split.source if split else None)
         if found:
             return found
     return None

@@ -83,8 +83,10 @@ class _Disk:
         """How the disk spells a name: one character for an accented letter, or two. None where it has no such file."""
         found: list[str] = []
         for part in name.split("/"):
+            if part in ("", "."):
+                continue
             names, by_form = self._listed("/".join(found))
-            spelled = part if part in names or part in ("", ".") else by_form.get(normalize("NFC", part))
+            spelled = part if part in names else by_form.get(normalize("NFC", part))
             if spelled is None:
                 return None
             found.append(spelled)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ghm import files
 from ghm.data import annotations, custom, digits, sources, voc
+from ghm.data.content import Memory
+from ghm.data.images import fault
 from ghm.data.manifest import Split
 from ghm.errors import InputError
 from ghm.params import CustomSplit, Params
@@ -151,11 +153,16 @@ def _folder_with(folder: str, splits: dict[str, Split]) -> Path:
     return root
 
 
+def memory() -> Memory:
+    """What is remembered of the content of files."""
+    return Memory(store() / "index", fault)
+
+
 def _digest(path: Path) -> str:
-    try:
-        return files.digest(path)
-    except OSError as error:
-        raise InputError(f"the annotation file {path} cannot be read: {error.strerror}") from None
+    found = memory().contents(path.parent, [path.name], images=False).get(path.name)
+    if found is None or found.fault:
+        raise InputError(f"the annotation file {path} cannot be read: {found.fault if found else 'it is no file'}")
+    return found.sha256
 
 
 def _key(content: bytes) -> str:

@@ -10,6 +10,7 @@ rule but for one thing: pycocotools measures the overlap with a crowd box in sha
 Source: Everingham et al., "The PASCAL Visual Object Classes Challenge 2007", development kit.
 """
 
+import math
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
@@ -93,6 +94,8 @@ def _names(root: Path, part: Part) -> list[str]:
         return path.read_text(encoding="utf-8").split()
     except OSError:
         raise InputError(f"the list of images {path} is missing") from None
+    except UnicodeDecodeError:
+        raise InputError(f"the list of images {path} must be UTF-8") from None
 
 
 def _content(classes: tuple[str, ...], root: Path, names: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -124,8 +127,8 @@ def _parse(path: Path) -> ET.Element:
         return ET.parse(path).getroot()
     except OSError:
         raise InputError(f"the annotation file {path} is missing") from None
-    except ET.ParseError as error:
-        raise InputError(f"the annotation file {path} is not XML: {error}") from None
+    except (ET.ParseError, ValueError, LookupError) as error:  # of an encoding that the parser does not know
+        raise InputError(f"the annotation file {path} is not XML that can be read: {error}") from None
 
 
 def _objects(
@@ -151,6 +154,9 @@ def _text(entry: ET.Element, key: str, path: Path) -> str:
 def _number(entry: ET.Element, key: str, path: Path) -> float:
     text = _text(entry, key, path)
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise InputError(f"{path} must hold a number as `{key}`, got {text!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{path} must hold a number as `{key}`, got {text!r}")
+    return number

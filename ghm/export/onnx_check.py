@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ghm.detect.detector import Detections
+from ghm.words import count
 
 SCORE = 0.05  # detections above it must agree
 TOLERANCE = 1e-4  # of scores, of overlaps, and of corners as a share of the image's longer side
@@ -43,9 +44,9 @@ class Outcome:
     def __str__(self) -> str:
         """One line for the log."""
         return (
-            f"{self.images:,} images, detections above score {SCORE}: {self.agree:,} agree, to {self.score_gap:.0e} in "
-            f"score and {self.box_gap:.0e} of the image's longer side, {len(self.differ):,} differ, "
-            f"{self.near_ties:,} are near ties"
+            f"{count(self.images, 'image')}, detections above score {SCORE}: {self.agree:,} agree, to "
+            f"{self.score_gap:.0e} in score and {self.box_gap:.0e} of the image's longer side, "
+            f"{len(self.differ):,} differ, {self.near_ties:,} are near ties"
         )
 
     def add(self, name: str, pytorch: Detections, onnx: Detections, candidates: Detections, side: int) -> None:

@@ -4,6 +4,7 @@ State to go on from lies in `.state/<variant>-seed_<n>-<key>/`, outside what DVC
 covers everything that shapes the weights: a changed parameter, data set, backbone or training code starts afresh.
 """
 
+import copy
 import logging
 import platform
 import shutil
@@ -289,8 +290,17 @@ def _write_result(
         checkpoints.write(content, result / MODEL)
         for name, table in progress.tables().items():
             table.to_csv(result / f"{name}.csv", index=False)
-        cfg.dump(str(result / "config.py"))
+        _portable(cfg).dump(str(result / "config.py"))
         files.write_json(result / RECORD, record)
     shutil.rmtree(folder / LOGS, ignore_errors=True)
     for path in state.by_age(folder)[:-1]:  # the last one is for train.resume_from
         path.unlink()
+
+
+def _portable(cfg: Config) -> Config:
+    """The config without what was chosen for this machine: an out is the same on every other."""
+    cfg = copy.deepcopy(cfg)
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        loader.num_workers = 0
+    cfg.train_dataloader.persistent_workers = False
+    return cfg

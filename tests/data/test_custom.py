@@ -201,10 +201,11 @@ def rename(number: int, name: str) -> Change:
     return lambda file: file["images"][number - 1].update(file_name=name)
 
 
-def test_a_file_name_with_backslashes_is_found(root: Path):
+@pytest.mark.parametrize("name", ["a\\b\\1.jpg", ".\\a\\b\\1.jpg", "./a//b/1.jpg", "a/b\\1.jpg", "a/b/1.jpg"])
+def test_a_file_name_with_backslashes_or_dots_is_found(root: Path, name: str):
     (root / "train" / "a" / "b").mkdir(parents=True)
     (root / "train" / "train1.jpg").rename(root / "train" / "a" / "b" / "1.jpg")
-    change(root, "train", rename(1, "a\\b\\1.jpg"))
+    change(root, "train", rename(1, name))
     prepared(root)
     assert read("train")["images"][0]["file_name"] == "a/b/1.jpg"
 

@@ -68,6 +68,7 @@ def test_difficult_objects_are_kept_as_crowd(root: Path):
         (thing("cow"), "has an object of class 'cow', which is none of cat, dog"),
         (thing("cat", "1 2 3 x"), "must hold a number as `bndbox/ymax`, got 'x'"),
         (thing("cat").replace("<xmin>2</xmin>", ""), "lacks `bndbox/xmin` in its <object>"),
+        (thing("cat", "1 2 3 nan"), "must hold a number as `bndbox/ymax`, got 'nan'"),
         (thing("cat") + "<", "is not XML"),
     ],
 )
@@ -76,6 +77,19 @@ def test_a_bad_file_is_named(root: Path, objects: str, words: str):
     with pytest.raises(InputError, match=words) as caught:
         converted(root)
     assert "3.xml" in str(caught.value)
+
+
+@pytest.mark.parametrize("declared", ["GBK", "utf-16", "no-such-encoding"])
+def test_an_encoding_that_cannot_be_read_is_named(root: Path, declared: str):
+    path = root / "A" / "Annotations" / "1.xml"
+    text = path.read_text().replace("dog", "狗")
+    path.write_bytes(f'<?xml version="1.0" encoding="{declared}"?>{text}'.encode("gbk"))
+    with pytest.raises(InputError, match=r"1\.xml is not XML that can be read") as caught:
+        converted(root)
+    assert "\n" not in str(caught.value)
+    (root / "A" / "ImageSets" / "Main" / "trainval.txt").write_bytes("图像\n".encode("gbk"))
+    with pytest.raises(InputError, match=r"the list of images .*trainval\.txt must be UTF-8"):
+        converted(root)
 
 
 def test_a_missing_list_or_annotation_is_named(root: Path):

@@ -243,7 +243,8 @@ def test_images_of_every_format_are_found_in_a_folder(photos: Path, monkeypatch:
     kinds = ("avif", "bmp", "gif", "jpeg", "png", "tiff", "webp")
     with Image.open(TEST / "000001.jpg") as image:
         for kind in kinds:
-            image.save(f"formats/{kind}.{kind}", **({"lossless": True} if kind == "webp" else {}))
+            options: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
+            image.save(f"formats/{kind}.{kind}", **options)
     command(monkeypatch, "formats", "--out", "out", "--score", 0, "--no-pictures")
     found = by_image(written(Path("out")))
     assert sorted(found) == [f"{kind}.{kind}" for kind in kinds]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ghm import fingerprint
 from ghm.errors import InputError
 from ghm.evaluation.bootstrap import Resampled
 from ghm.study import __main__ as command

@@ -149,7 +149,7 @@ def test_images_that_cannot_be_read_are_left_out_named_and_counted_up_to_a_numbe
     first.write_bytes(first.read_bytes()[:-200])
     second.unlink()
     assert trainer.run(workspace) == 1
-    assert "images cannot be read and data.max_bad_images is 0" in said(workspace)
+    assert "image cannot be read and data.max_bad_images is 0" in said(workspace)
     change(data__max_bad_images=2)
     trainer.finish(workspace)
     for path in (first, second):
@@ -164,6 +164,6 @@ def test_images_that_cannot_be_read_are_left_out_named_and_counted_up_to_a_numbe
     metrics = evaluation.evaluate(params.load(), VARIANT, Path("runs") / VARIANT, Path("detections") / VARIANT)
     assert metrics["unreadable_images"] == 3
     change(data__max_bad_images=0)
-    with pytest.raises(InputError, match=r"1 images cannot be read and data\.max_bad_images is 0: image .*test"):
+    with pytest.raises(InputError, match=r"1 image cannot be read and data\.max_bad_images is 0: image .*test"):
         evaluation.evaluate(params.load(), VARIANT, Path("runs") / VARIANT, Path("detections") / VARIANT)
     assert data.read_manifest(params.load())["splits"]["test"]["images"] == 12
