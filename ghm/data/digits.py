@@ -24,7 +24,7 @@ from ghm.params import Digits
 
 CLASSES: tuple[str, ...] = tuple("0123456789")
 SPLITS = ("train", "val", "test")
-JPEG_QUALITY = 92
+JPEG_QUALITY = 92  # JPEG and not PNG, whose bytes depend on the processor: zlib-ng takes other matches there
 
 # First keys of the random streams: a picture depends on its split and its number, not on how many there are.
 _PICTURES, _CROPS, _CLUTTER, _NOISE = range(4)
@@ -117,9 +117,9 @@ def noisy_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 def write(digits: Digits, label_noise: float, root: Path) -> None:
     """Write `root/annotations/instances_{train,val,test}.json` and `root/{train,val,test}/000001.jpg`, ...
 
-    With the same libraries and arguments every byte is the same. Only the classes of training boxes depend on
-    `label_noise`. `root` is whole or absent. A data set that is there, or that another process finishes first, stays as
-    it is, so name `root` after the arguments.
+    With the same libraries and arguments every byte is the same, on every processor. Only the classes of training boxes
+    depend on `label_noise`. `root` is whole or absent. A data set that is there, or that another process finishes
+    first, stays as it is, so name `root` after the arguments.
 
     Raises:
         InputError: `root` exists and holds something else.

@@ -3,11 +3,13 @@
 Shapes: H, W pixels of a sprite; S side of a picture. Colours are RGB in 0..255. Lengths in pixels are given for a
 picture of 128 pixels; `scale` (picture side / 128) turns them into real ones.
 
-The same numbers come out on every processor, whatever vector instructions it has: arrays hold whole numbers, fractions
-are floats of Python that meet nothing but + - * / and square roots, and Pillow paints in fixed point. So neither
-`rng.uniform` nor `rng.standard_normal`, neither `sin` nor `exp`, and no mean of floats may be used here.
+The same pictures come out on every processor, whatever vector instructions it has. Arrays hold whole numbers, and
+fractions are floats of Python that meet nothing but + - * / and square roots, which IEEE 754 rounds in one way. Pillow
+resizes and pastes in fixed point; the coefficients that it uses as floats are rounded first so that nothing is lost.
+What differs between processors has no place here: `rng.uniform`, `rng.standard_normal`, `sin`, `exp`, sums of floats.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -29,9 +31,9 @@ CLUTTER_TRIES = 4096
 CLUTTER_DISTANCE = 2.4  # from the nearest digit; a validation digit is at most 2.16 from the nearest training digit
 
 _FIELD_SCALE = 4  # a pattern is enlarged this much with a cubic kernel, then warped with a cheap linear one
-_FULL_INK = 208  # 16 units of ink on an enlarged pattern, 0..255: the cubic kernel goes beyond
-_EDGE = (0.28, 0.42)  # ink where a stroke begins, as a share of full ink; a low edge makes a broad pen
-_SLOPE = 4  # opacity, 0..255, per unit of enlarged ink above the edge: all of it within 0.3 of full ink
+_FULL_INK = 208  # `PATTERN_INK` on an enlarged pattern, below 255 because the cubic kernel overshoots
+_EDGE = (0.28, 0.42)  # share of full ink where a stroke begins; a low edge makes a broad pen
+_SLOPE = 4  # opacity, 0..255, per unit of enlarged ink above the edge: opaque after 0.3 of full ink
 _TRIES = 25  # to find a place for a sprite
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels, as in COCO
@@ -71,7 +73,7 @@ def background(rng: np.random.Generator, strips: tuple[np.ndarray, ...], side: i
     patch = strip[top : top + crop, left : left + crop]
     upside_down, mirrored, turned = rng.random(3) < 0.5
     patch = patch[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
-    patch = patch.transpose(1, 0, 2) if turned else patch
+    patch = np.ascontiguousarray(patch.transpose(1, 0, 2) if turned else patch)
     mean = int(patch.sum()) / patch.size
     light, contrast = _uniform(rng, 0.7, 1.1), _uniform(rng, 0.7, 1.2)
     matrix: list[float] = []
@@ -114,26 +116,31 @@ def write_pattern(rng: np.random.Generator, pattern: np.ndarray, height: float) 
     Returns:
         Opacity, uint8 [H, W], cut to its visible extent.
     """
-    half_angle, shear, aspect = _uniform(rng, -0.06, 0.06), _uniform(rng, -0.1, 0.1), _uniform(rng, 0.9, 1.1)
+    turn, shear, aspect = _uniform(rng, -0.06, 0.06), _uniform(rng, -0.1, 0.1), _uniform(rng, 0.9, 1.1)
     edge = round(_FULL_INK * _uniform(rng, *_EDGE))
-    bordered = np.zeros((PATTERN_SIDE + 2, PATTERN_SIDE + 2), np.uint8)
-    bordered[1:-1, 1:-1] = pattern * np.uint8(_FULL_INK // PATTERN_INK)
-    length = len(bordered) * _FIELD_SCALE
-    field = Image.fromarray(bordered).resize((length, length), Image.Resampling.BICUBIC)
-    # From the picture back to the field: turned by an angle with this tangent of its half, then sheared and widened.
-    cosine = (1 - half_angle * half_angle) / (1 + half_angle * half_angle)
-    sine = 2 * half_angle / (1 + half_angle * half_angle)
+    field = _enlarged(pattern.tobytes())
+    # `turn` is the tangent of half the angle: sine and cosine without a library's.
+    cosine = (1 - turn * turn) / (1 + turn * turn)
+    sine = 2 * turn / (1 + turn * turn)
     wide, high = int(1.5 * height) + 2, int(1.3 * height) + 2  # room for the corners of the turned pattern
     zoom = PATTERN_SIDE * _FIELD_SCALE / height
-    warp: list[float] = []
+    warp: list[float] = []  # from the picture back to the field
     for across, down in (((cosine + shear * sine) / aspect, (sine - shear * cosine) / aspect), (-sine, cosine)):
         across, down = _rounded(across * zoom, 4096), _rounded(down * zoom, 4096)
-        warp += [across, down, (length - wide * across - high * down) / 2]
+        warp += [across, down, (field.width - wide * across - high * down) / 2]
     ink = np.asarray(field.transform((wide, high), Image.Transform.AFFINE, warp, Image.Resampling.BILINEAR))
     seen = ink > edge + int(255 * VISIBLE / _SLOPE)
     rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
     over = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] - np.int16(edge)
     return (over * _SLOPE).clip(0, 255).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=8192)  # a split has about 5000 patterns, and uses each of them several times
+def _enlarged(pattern: bytes) -> Image.Image:
+    bordered = np.zeros((PATTERN_SIDE + 2, PATTERN_SIDE + 2), np.uint8)
+    bordered[1:-1, 1:-1] = np.frombuffer(pattern, np.uint8).reshape(PATTERN_SIDE, -1) * (_FULL_INK // PATTERN_INK)
+    side = len(bordered) * _FIELD_SCALE
+    return Image.fromarray(bordered).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def digit(rng: np.random.Generator, material: Material, height: float) -> Sprite:
@@ -232,18 +239,18 @@ def draw(rng: np.random.Generator, canvas: Image.Image, sprites: list[Sprite]) -
 
 def develop(rng: np.random.Generator, canvas: Image.Image) -> np.ndarray:
     """Blur slightly and add the noise of a camera: uint8 [S, S, 3]."""
-    photo = _blurred(np.asarray(canvas), _uniform(rng, 0.0, 0.2)).astype(np.int16)
+    photo = _blurred(np.asarray(canvas), _uniform(rng, 0.0, 0.2))
     height, width, channels = photo.shape
     # The sum of four bytes is nearly normal, with mean 510 and standard deviation 147.8.
-    four = np.frombuffer(rng.bytes(4 * height * width), np.uint8).reshape(4, height, width)
-    grain = four.sum(0, dtype=np.int32) - 510
-    grain = (grain * round(2**16 / 147.8 * _uniform(rng, 2, 6)) + 2**15) >> 16
+    four = np.frombuffer(rng.bytes(4 * height * width), np.uint8).reshape(4, height * width)
+    strength = round(2**16 / 147.8 * _uniform(rng, 2, 6))
+    grain = (four.sum(0, dtype=np.int32) * strength + (2**15 - 510 * strength)) >> 16
     photo += grain.astype(np.int16).repeat(channels).reshape(photo.shape)
-    return photo.clip(0, 255).astype(np.uint8)
+    return photo.clip(0, 255, out=photo).astype(np.uint8)
 
 
 def _blurred(photo: np.ndarray, spread: float) -> np.ndarray:
-    """Convolve both axes twice with `spread`, 1 - 2 `spread`, `spread`: uint8 [S, S, 3] -> uint16, same shape."""
+    """Convolve both axes twice with `spread`, 1 - 2 `spread`, `spread`: uint8 [S, S, 3] -> int16, same shape."""
     far, near = round(256 * spread * spread), round(512 * spread * (1 - 2 * spread))
 
     def weigh(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, e: np.ndarray) -> np.ndarray:
@@ -258,7 +265,7 @@ def _blurred(photo: np.ndarray, spread: float) -> np.ndarray:
     mirrored = np.concatenate([photo[2:0:-1], photo, photo[-2:-4:-1]]).astype(np.uint16)
     photo = weigh(*(mirrored[start : start + side] for start in range(5)))
     mirrored = np.concatenate([photo[:, 2:0:-1], photo, photo[:, -2:-4:-1]], axis=1)
-    return weigh(*(mirrored[:, start : start + side] for start in range(5)))
+    return weigh(*(mirrored[:, start : start + side] for start in range(5))).view(np.int16)
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -26,7 +26,7 @@ NOISE = 0.3
 SMALL_AREA = 32**2
 
 # Of `digest`. Another number means other bytes for everyone: raise the data set's version, make the default run again.
-DIGEST = "?"
+DIGEST = "ecf0a6a74e1fd1d44d170d1bab32b065c093b04a5ee0bcbdee96ad61f76826e0"
 OLD_PROCESSORS = {
     "no vector instructions": {
         "JSIMD_FORCENONE": "1",
