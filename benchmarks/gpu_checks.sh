@@ -22,7 +22,7 @@ part() {
   local name="$1" limit="$2" file="$3" code=0
   shift 3
   printf '\n== %s (%s s at most)\n' "$name" "$limit"
-  timeout --kill-after=5 "$limit" "$@" > "$scratch/said" 2>&1 || code=$?
+  timeout --kill-after=10 "$limit" "$@" > "$scratch/said" 2>&1 || code=$?
   if [ "$code" -ne 0 ]; then
     failed+=("$name")
     tail -n 20 "$scratch/said"
@@ -60,10 +60,10 @@ else
   failed+=("no GPU")
   device=cpu training=(--preset tiny) losses=(--logits 1e5 --rounds 3)
 fi
-part "checks" 160 gpu_checks.md "$python" -m benchmarks.gpu_checks --out "$out"
-part "training speed" 180 training_speed.md "$python" -m benchmarks.speed --out "$out" "${training[@]}"
-part "losses" 100 "losses_$device.md" "$python" -m benchmarks.losses --out "$out" "${losses[@]}"
-part "killed trainings" 100 killed.md "$python" -m benchmarks.faults --preset tiny --kills 3
+part "checks" 150 gpu_checks.md "$python" -m benchmarks.gpu_checks --out "$out"
+part "training speed" 170 training_speed.md "$python" -m benchmarks.speed --out "$out" "${training[@]}"
+part "losses" 90 "losses_$device.md" "$python" -m benchmarks.losses --out "$out" "${losses[@]}"
+part "killed trainings" 90 killed.md "$python" -m benchmarks.faults --preset tiny --kills 3
 
 echo
 if [ "${#failed[@]}" -eq 0 ]; then

@@ -115,7 +115,10 @@ def use(name: str, number: int) -> Any:
     # Where CUDA started before CUDA_VISIBLE_DEVICES was set, or has an order of its own.
     shown = f"GPU-{torch.cuda.get_device_properties(number).uuid}"
     if name != shown and {name, shown} <= set(_uuids().values()):
-        raise InputError(f"CUDA shows {shown} where {name} was claimed: set CUDA_VISIBLE_DEVICES={name}")
+        raise InputError(
+            f"CUDA shows {shown} where {name} was claimed: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the GPUs by their "
+            "UUIDs in CUDA_VISIBLE_DEVICES (nvidia-smi -L lists them)"
+        )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 

@@ -251,7 +251,7 @@ def test_a_gpu_without_code_for_it_is_refused_with_what_to_install(
 
 
 def test_a_gpu_that_is_not_the_one_claimed_is_refused(cuda: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match="CUDA shows GPU-aa where GPU-b was claimed: set CUDA_VISIBLE_DEVICES=GPU-b"):
+    with pytest.raises(InputError, match="CUDA shows GPU-aa where GPU-b was claimed: set CUDA_DEVICE_ORDER="):
         devices.use("GPU-b", 0)
 
 
