@@ -43,7 +43,8 @@ def main() -> None:
 
 def row(clone: Path, variant: str) -> dict[str, Any]:
     """What the reported split says of a variant, and how long its training took."""
-    metrics = json.loads((clone / "metrics" / f"{variant}.json").read_text())
+    metrics = json.loads((clone / "detections" / variant / "metrics.json").read_text())
+    metrics |= {f"AP_{name}": ap for name, ap in metrics["classes"].items()}
     context = json.loads((clone / "runs" / variant / "seed_0" / "context.json").read_text())
     return {"variant": variant, **{key: metrics[key] for key in SHOWN}, "minutes": round(context["seconds"] / 60, 1)}
 

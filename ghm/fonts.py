@@ -51,7 +51,7 @@ def _letters(entry: FontEntry, wanted: set[str]) -> set[str]:
 def _warn(missing: str) -> None:
     shown = " ".join(missing[:10]) + " ..." * (len(missing) > 10)
     _log.warning(
-        "no font of this machine has %s: they are empty boxes in figures; install one that has them, for example "
-        "Noto Sans CJK",
+        "no font of this machine has %s, drawn as empty boxes in figures: install a font with such letters, for "
+        "example Noto Sans CJK or Noto Emoji",
         shown,
     )

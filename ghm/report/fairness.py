@@ -38,9 +38,9 @@ def require(
             elif measured.annotations != annotations:
                 problems.append(f"{name} was measured on other annotations than those of {params.evaluate.split}")
             conditions, wanted = run["conditions"], base["conditions"]
-            if data is not None and conditions["data"] != data:
+            if data is not None and conditions.get("data") != data:
                 problems.append(f"{name} was trained on other data than data/{params.data.name}.json describes")
-            elif conditions["data"] != wanted["data"]:
+            elif conditions.get("data") != wanted.get("data"):
                 problems.append(f"{name} was trained on other data than {one}")
             other = sorted(key for key in wanted if key != "data" and conditions.get(key) != wanted[key])
             if other:

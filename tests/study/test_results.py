@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from ghm.errors import InputError
 from ghm.evaluation.bootstrap import Resampled
 from ghm.study import __main__ as command
 from ghm.study import figure
+from tests.report.test_html import Elements
 from tests.study.conftest import Trainer, curve
 
 FOLDER = Path("reports/studies")
@@ -237,3 +239,25 @@ def test_equal_trainings_give_equal_files(
         summed_up(name, monkeypatch)
         contents.append({path.name: path.read_bytes() for path in FOLDER.iterdir()})
     assert contents[0] == contents[1]
+
+
+def test_numbers_stand_in_their_columns_whatever_a_curve_is_called(
+    trainer: Trainer, define: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    first, second = "F|*L* $a$ $b$", "<i>_c\nd"
+    curves = {first: curve("fl_sl1", swept=False), second: curve("ghmc_sl1")}
+    published = [{"dataset": "C|D $e$ $f$", "source": "a paper", "ap": {second: {10: 34.6, 20: "N|N"}}}]
+    trainer.level = by_bins(val={10: 52.0, 20: 51.0}, test={10: 51.0, 20: 55.0})
+    name = define(curves=curves, published=published, conditions={"x|y": {}}, seeds=[0])
+    _, page = summed_up(name, monkeypatch)
+    shown = Elements(MarkdownIt("commonmark").enable("table").render(page)).cells
+    assert shown[:7] == [
+        "curve", "ghmc.bins", "AP on val, each seed", "AP on test, 95 %", "minus F|*L* $a$ $b$", "verdict",
+        "published AP, C|D $e$ $f$",
+    ]  # fmt: skip
+    rows = [shown[place : place + 7] for place in range(7, len(shown), 7)]
+    assert [(row[0], row[1], row[2], row[3][:4], row[6]) for row in rows] == [
+        (first, "–", "50.0", "50.0", "–"),  # noqa: RUF001
+        ("<i>_c d", "10", "51.9", "50.9", "34.6"),
+        ("<i>_c d", "20", "50.9", "54.9", "N|N"),
+    ]

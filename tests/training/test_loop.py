@@ -158,11 +158,11 @@ def test_images_that_cannot_be_read_are_left_out_named_and_counted_up_to_a_numbe
     context = json.loads((run_folder(workspace) / "context.json").read_text())
     assert context["unreadable_images"] == 2
     metrics = evaluation.evaluate(params.load(), VARIANT, Path("runs") / VARIANT, Path("detections") / VARIANT)
-    assert metrics["unreadable_images"] == 2
+    assert metrics["unreadable_images"] == []
     broken = sorted((images.parent / "test").iterdir())[0]
     broken.write_bytes(b"no image")
     metrics = evaluation.evaluate(params.load(), VARIANT, Path("runs") / VARIANT, Path("detections") / VARIANT)
-    assert metrics["unreadable_images"] == 3
+    assert metrics["unreadable_images"] == [broken.name]
     change(data__max_bad_images=0)
     with pytest.raises(InputError, match=r"1 image cannot be read and data\.max_bad_images is 0: image .*test"):
         evaluation.evaluate(params.load(), VARIANT, Path("runs") / VARIANT, Path("detections") / VARIANT)
