@@ -10,8 +10,10 @@ import io
 import json
 import tokenize
 from collections.abc import Iterable
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ghm import files
@@ -55,6 +57,7 @@ WITHOUT_EFFECT = (
     "training/run.py",
     "training/state.py",
     "training/validation.py",
+    "truth.py",
     "typed.py",
     "words.py",
 )
@@ -62,6 +65,7 @@ WITHOUT_EFFECT = (
 PARAMETERS = ("model", "train")
 SHOWN = 3  # differences in a message
 HOME = Path(__file__).parent
+_PARSING = Lock()
 
 
 def fingerprint(
@@ -94,6 +98,11 @@ def training_data(manifest: dict[str, Any]) -> dict[str, Any]:
     return {"classes": manifest["classes"], **{key: train[key] for key in ("annotations_sha256", "files_sha256")}}
 
 
+def measured_data(split: dict[str, Any]) -> str:
+    """What a detector is measured on: annotations and images of a split, as a manifest describes it."""
+    return f"{split['annotations_sha256'][:16]}-{split['files_sha256'][:16]}"
+
+
 def data_checksum(manifest: dict[str, Any]) -> str:
     """`conditions["data"]` of a run on the data that a manifest describes."""
     return key({"data": training_data(manifest)})
@@ -116,7 +125,20 @@ def checksums(names: Iterable[str]) -> dict[str, str]:
 
 def libraries() -> dict[str, str]:
     """Library -> its version."""
-    return {name: version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # OpenCV has two, with and without windows
+        return version(f"{package}-headless")
+
+
+@cache
+def _tree(source: str) -> ast.Module:
+    with _PARSING:  # Python 3.11 counts the depth of what all threads parse together
+        return ast.parse(source)
 
 
 def loss_sources(loss: str) -> set[str]:
@@ -131,7 +153,7 @@ def loss_sources(loss: str) -> set[str]:
         if path in found or not (HOME / path).is_file():
             continue
         found.add(path)
-        for node in ast.walk(ast.parse((HOME / path).read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree((HOME / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ghm.losses"):
                 waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
     return found
@@ -144,7 +166,7 @@ def essence(source: str) -> str:
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and ast.get_docstring(node) is not None:

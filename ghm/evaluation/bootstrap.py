@@ -45,7 +45,7 @@ class Interval:
 class Resampled:
     """The metrics of one result under every weighting of the images."""
 
-    annotations: str  # checksum of the file that it was judged with
+    measured_on: str  # annotations and images: of `fingerprint.measured_data`
     images: int
     value_B: dict[str, Array]  # AP, AP50, AP75, AP_<class>
     curve_BUR: Array  # precision at each recall, at each of CURVE_IOUS; float32 in the file
@@ -55,7 +55,7 @@ class Resampled:
         names = list(self.value_B)
         np.savez_compressed(
             path,
-            annotations=np.array(self.annotations),
+            measured_on=np.array(self.measured_on),
             images=np.array(self.images),
             names=np.array(names),
             values=np.stack([self.value_B[name] for name in names]),
@@ -67,14 +67,14 @@ class Resampled:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as content:
             values = dict(zip(content["names"].tolist(), content["values"], strict=True))
-            return cls(str(content["annotations"]), int(content["images"]), values, content["curves"])
+            return cls(str(content["measured_on"]), int(content["images"]), values, content["curves"])
 
 
-def resample(found: Matches, classes: Sequence[str], annotations: str) -> Resampled:
-    """Measure under `weights`; `classes` are the names of those of `found`, `annotations` the file's checksum."""
+def resample(found: Matches, classes: Sequence[str], measured_on: str) -> Resampled:
+    """Measure under `weights`; `classes` are the names of those of `found`, `measured_on` is kept."""
     images = len(found.image_id_I)
     measured = weighted(found, weights(images))
-    return Resampled(annotations, images, measured.summary(classes), measured.curve_BUR)
+    return Resampled(measured_on, images, measured.summary(classes), measured.curve_BUR)
 
 
 def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:

@@ -13,7 +13,7 @@ from mmengine.runner import Runner, TestLoop
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import data, files, truth
+from ghm import data, files, fingerprint, truth
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap, errors
 from ghm.evaluation.bootstrap import Resampled
@@ -50,7 +50,8 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     params.variant(variant)
     data.ensure(params)
     name = params.evaluate.split
-    annotations = Path("data") / params.data.name / data.read_manifest(params)["splits"][name]["annotations"]
+    described = data.read_manifest(params)["splits"][name]
+    annotations = Path("data") / params.data.name / described["annotations"]
     _require_boxes(annotations, name)
     results, resampled = [], []
     with files.whole_folder(out) as folder:
@@ -58,7 +59,7 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             place = folder / f"seed_{seed}"
             place.mkdir()
             left_out = detect(params, variant, seed, runs / f"seed_{seed}" / "model.pth", place / DETECTIONS)
-            measured = measure(annotations, place)
+            measured = measure(annotations, place, fingerprint.measured_data(described))
             figures = dict(measured.metrics)
             if params.data.name == "voc":
                 figures["VOC_AP50"] = voc_ap50(annotations, place / DETECTIONS)
@@ -121,8 +122,11 @@ class Measured:
     resampled: Resampled
 
 
-def measure(annotations: Path, place: Path) -> Measured:
+def measure(annotations: Path, place: Path, measured_on: str) -> Measured:
     """Judge `place/detections.json`; write `errors.json` and `resampled.npz` beside it.
+
+    Args:
+        measured_on: of `fingerprint.measured_data`, kept with the result.
 
     Raises:
         InputError: detections of images or classes that the annotations lack.
@@ -130,7 +134,7 @@ def measure(annotations: Path, place: Path) -> Measured:
     judged = judge(annotations, place / DETECTIONS)
     costs = errors.analyse(judged.truth, judged.found, judged.matches)
     files.write_json(place / ERRORS, {name: round(value, 4) for name, value in costs.items()})
-    resampled = bootstrap.resample(judged.matches, judged.classes, files.digest(annotations))
+    resampled = bootstrap.resample(judged.matches, judged.classes, measured_on)
     resampled.save(place / RESAMPLED)
     return Measured(coco_metrics(judged), class_ap(judged), resampled)
 

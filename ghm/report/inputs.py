@@ -11,6 +11,7 @@ import pandas as pd
 from ghm import truth as annotated
 from ghm.errors import InputError
 from ghm.evaluation.bootstrap import Resampled
+from ghm.fingerprint import data_checksum, measured_data
 from ghm.params import Params
 from ghm.report import fairness
 from ghm.truth import Record
@@ -35,11 +36,8 @@ class Results:
     images: Path  # folder of the reported split
 
 
-def read(params: Params, root: Path, data: str | None = None) -> Results:
+def read(params: Params, root: Path) -> Results:
     """Read the runs that `params` describes from the repository at `root`.
-
-    Args:
-        data: what `conditions.data` of a run on the present data is, for `fairness.require`.
 
     Raises:
         InputError: a file is missing, or the runs may not be compared.
@@ -56,7 +54,7 @@ def read(params: Params, root: Path, data: str | None = None) -> Results:
         ]
         for variant in params.variants
     }
-    fairness.require(params, contexts, resampled, split["annotations_sha256"], data)
+    fairness.require(params, contexts, resampled, measured_data(split), data_checksum(manifest))
     validation = _tables(root, "runs", "validation.csv", params, columns=("epoch", "AP"))
     return Results(
         metrics={name: _json(root, f"detections/{name}/metrics.json") for name in params.variants},

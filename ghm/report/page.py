@@ -19,20 +19,14 @@ LONG = 20  # rows from which a table is folded away
 TITLE = "Does harmonising the gradients train a better detector than Focal Loss?"
 
 
-def write(params: Params, root: Path, data: str | None = None) -> str:
+def write(params: Params, root: Path) -> None:
     """Write `ap_table.md`, `index.html`, `figures/` and `plots/*.csv` in `reports/` below `root`.
-
-    Args:
-        data: what `conditions.data` of a run on the present data is, for `fairness.require`.
-
-    Returns:
-        The main table as text.
 
     Raises:
         InputError: a file of a variant is missing, the runs cannot be compared, or one of the sections focal, ghmc and
             ghmr is missing.
     """
-    results = read(params, root, data)
+    results = read(params, root)
     compared = comparison.table(results, params)
     curve = comparison.precision_recall(results, params)
     main_table = tables.main(results, params, compared)
@@ -52,7 +46,6 @@ def write(params: Params, root: Path, data: str | None = None) -> str:
         (new / "ap_table.md").write_text(page, encoding="utf-8")
         (new / "index.html").write_text(html.page(page, new, TITLE), encoding="utf-8")
         _replace(new, root / "reports")
-    return main_table
 
 
 def _plots(

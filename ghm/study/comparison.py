@@ -16,6 +16,7 @@ import numpy as np
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
+from ghm import fingerprint
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Interval, Resampled
@@ -51,7 +52,7 @@ class Row:
         """This minus the reference, on the same images and seeds."""
         pairs = [(self.reported_on[seed], self.reference[seed]) for seed in self.paired]
         for own, other in pairs:
-            if own.annotations != other.annotations:
+            if own.measured_on != other.measured_on:
                 raise InputError(f"{self.cell.curve} and what it is compared with were judged on different images")
         if not pairs:
             return None
@@ -153,8 +154,9 @@ def _resample(present: Sequence[Trial], split: str, jobs: int) -> None:
         made, source = each.run(split) / RESAMPLED, each.run(split) / DETECTIONS
         if not made.is_file() or made.stat().st_mtime < source.stat().st_mtime:
             manifest = _manifest(each)
-            annotations = each.folder / "data" / manifest["name"] / manifest["splits"][split]["annotations"]
-            todo.append((annotations, each.run(split)))
+            described = manifest["splits"][split]
+            annotations = each.folder / "data" / manifest["name"] / described["annotations"]
+            todo.append((annotations, each.run(split), fingerprint.measured_data(described)))
     workers = min(jobs, len(todo))
     # A process that has run threads must not be forked.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else nullcontext()
@@ -163,7 +165,7 @@ def _resample(present: Sequence[Trial], split: str, jobs: int) -> None:
         list(tqdm(done, total=len(todo), desc="resampling", unit="result", disable=None if todo else True))
 
 
-def _measure(job: tuple[Path, Path]) -> None:
+def _measure(job: tuple[Path, Path, str]) -> None:
     measure(*job)
 
 

@@ -293,8 +293,6 @@ def _write_result(
         _portable(cfg).dump(str(result / "config.py"))
         files.write_json(result / RECORD, record)
     shutil.rmtree(folder / LOGS, ignore_errors=True)
-    for path in state.by_age(folder)[:-1]:  # the last one is for train.resume_from
-        path.unlink()
 
 
 def _portable(cfg: Config) -> Config:

@@ -291,7 +291,7 @@ def test_the_first_weighting_of_a_result_is_what_pycocotools_says(tmp_path: Path
     given = artificial(np.random.default_rng(0))
     judged = given.judged(tmp_path)
     found = resample(judged.matches, judged.classes, "a checksum")
-    assert (found.annotations, found.images) == ("a checksum", 9)
+    assert (found.measured_on, found.images) == ("a checksum", 9)
     assert list(found.value_B) == [*METRICS, *(f"AP_{CLASSES[number]}" for number in sorted(CLASSES))]
     assert {value_B.shape for value_B in found.value_B.values()} == {(1 + RESAMPLES,)}
     assert found.curve_BUR.shape == (1 + RESAMPLES, len(CURVE_IOUS), len(RECALLS_R))
@@ -332,7 +332,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path):
     own = resample(judged.matches, ["é", "b", "c d", "*", "e"], "0a1b")
     own.save(tmp_path / "resampled.npz")
     read = Resampled.load(tmp_path / "resampled.npz")
-    assert (read.annotations, read.images) == (own.annotations, own.images)
+    assert (read.measured_on, read.images) == (own.measured_on, own.images)
     assert list(read.value_B) == list(own.value_B)
     for name, value_B in own.value_B.items():
         np.testing.assert_array_equal(read.value_B[name], value_B)

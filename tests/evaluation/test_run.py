@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ghm import data, files, params, training
+from ghm import data, fingerprint, params, training
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap, errors
 from ghm.evaluation import run as evaluation
@@ -29,6 +29,10 @@ FILES = ["detections.json", "errors.json", "metrics.json", "resampled.npz"]
 def given(workspace: Path) -> Params:
     """The tiny parameters with two seeds."""
     return replace(params.load(), seeds=SEEDS)
+
+
+def measured_on(given: Params) -> str:
+    return fingerprint.measured_data(data.read_manifest(given)["splits"][given.evaluate.split])
 
 
 def annotations(given: Params) -> Path:
@@ -96,7 +100,7 @@ def assert_consistent(given: Params, metrics: dict[str, Any]) -> None:
             name: round(value, 4) for name, value in costs.items()
         }
         resampled.append(Resampled.load(place / "resampled.npz"))
-        assert resampled[-1].annotations == files.digest(annotations(given))
+        assert resampled[-1].measured_on == measured_on(given)
         assert resampled[-1].value_B["AP"][0] == pytest.approx(each[seed]["AP"], abs=1e-12)
     for name in defined(each[SEEDS[0]]):
         assert metrics[name] == round(float(np.mean([each[seed][name] for seed in SEEDS])), 4)
@@ -232,7 +236,7 @@ def test_measure_writes_beside_the_detections_and_returns_what_evaluate_averages
     place = Path("again")
     place.mkdir()
     shutil.copy(OUT / "seed_3" / "detections.json", place)
-    measured = evaluation.measure(annotations(detecting), place)
+    measured = evaluation.measure(annotations(detecting), place, measured_on(detecting))
     assert sorted(path.name for path in place.iterdir()) == ["detections.json", "errors.json", "resampled.npz"]
     assert (place / "errors.json").read_bytes() == (OUT / "seed_3" / "errors.json").read_bytes()
     own = json.loads((OUT / "seed_3" / "metrics.json").read_text())

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ghm import fingerprint
 from ghm import params as ghm_params
 from ghm.evaluation.bootstrap import METRICS as RESAMPLED
 from ghm.evaluation.bootstrap import Resampled
@@ -100,6 +101,7 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
     write_json(folder / annotations, truth)
     here = {"images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split}
     here["annotations_sha256"] = hashlib.sha256((folder / annotations).read_bytes()).hexdigest()
+    here["files_sha256"] = "0" * 64
     found = {"warnings": {"crowd_boxes": 1200}}
     write_json(
         root / "data" / f"{params.data.name}.json",
@@ -109,13 +111,16 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
 
 
 def checksum(root: Path, params: Params) -> str:
-    """Of the annotations of the reported split."""
-    manifest = json.loads((root / "data" / f"{params.data.name}.json").read_text())
-    return manifest["splits"][params.evaluate.split]["annotations_sha256"]
+    """Of the reported split."""
+    return fingerprint.measured_data(_manifest(root, params)["splits"][params.evaluate.split])
+
+
+def _manifest(root: Path, params: Params) -> dict[str, Any]:
+    return json.loads((root / "data" / f"{params.data.name}.json").read_text())
 
 
 def _resampled(
-    annotations: str, images: int, metrics: dict[str, Any], detect: bool, rng: np.random.Generator
+    measured_on: str, images: int, metrics: dict[str, Any], detect: bool, rng: np.random.Generator
 ) -> Resampled:
     """Return resamples around the metrics, and curves around a falling one."""
     figures = {name: metrics[name] for name in RESAMPLED}
@@ -123,7 +128,7 @@ def _resampled(
     values = {name: np.array([ap, *(ap + rng.normal(0, 0.02, DRAWS))]) for name, ap in figures.items()}
     noise = rng.normal(0, 0.02, (1 + DRAWS, len(CURVE_IOUS), 1))
     curves = detect * np.clip(1 - RECALLS_R ** np.array([6, 3])[None, :, None] + noise, 0, 1)
-    return Resampled(annotations, images, values, curves)
+    return Resampled(measured_on, images, values, curves)
 
 
 def _metrics(names: list[str], level: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -138,7 +143,9 @@ def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.G
         "variant": variant, "seed": seed, "revision": "0123abc", "device": "2 x fixture CPU", "seconds": 211.5,
         "versions": {"python": "3.11.7", "torch": "2.11.0", "mmdet": "3.3.0"}, "dataset": params.data.name,
         "epochs": EPOCHS, "images": 8, "parameters": 1_034_567, "pretrained": params.model.pretrained,
-        "conditions": {"code": "0123", "config": "4567", "data": "89ab"},
+        "conditions": {
+            "code": "0123", "config": "4567", "data": fingerprint.data_checksum(_manifest(folder.parents[2], params))
+        },
     }  # fmt: skip
     write_json(folder / "context.json", context)
     step = np.arange(1, STEPS + 1)

@@ -1,6 +1,5 @@
 """Laws of what may stand in one table."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 
 from ghm import report
 from ghm.errors import InputError
-from ghm.evaluation.bootstrap import Resampled
 from ghm.report.inputs import read
 from tests.report.artificial_runs import fill, write_json
 
@@ -21,15 +19,16 @@ def change(root: Path, variant: str, seed: int, **values: object) -> None:
 
 def test_runs_of_other_code_or_data_are_refused_with_the_list(tmp_path: Path) -> None:
     params = fill(tmp_path, seeds=2)
-    other = {"code": "ffff", "config": "4567", "data": "eeee"}
-    change(tmp_path, "ghmc_sl1", 1, conditions=other, revision="fedcba9")
-    change(tmp_path, "ghmc_ghmr", 0, conditions={**other, "data": "89ab"}, revision="fedcba9")
+    path = tmp_path / "runs/fl_sl1/seed_0/context.json"
+    own = json.loads(path.read_text())["conditions"]
+    change(tmp_path, "ghmc_sl1", 1, conditions={**own, "code": "ffff", "data": "eeee"}, revision="fedcba9")
+    change(tmp_path, "ghmc_ghmr", 0, conditions={**own, "code": "ffff"}, revision="fedcba9")
     with pytest.raises(InputError) as error:
         report.write(params, tmp_path)
     text = str(error.value)
     first = "differs from fl_sl1, seed 0 (revision 0123abc) in"
     assert f"ghmc_sl1, seed 1 (revision fedcba9) {first} code;" in text
-    assert "ghmc_sl1, seed 1 was trained on other data than fl_sl1, seed 0;" in text
+    assert "ghmc_sl1, seed 1 was trained on other data than data/digits.json describes;" in text
     assert f"ghmc_ghmr, seed 0 (revision fedcba9) {first} code" in text
     assert "ghmc_sl1, seed 0" not in text
     assert text.endswith("run `dvc repro`")
@@ -43,22 +42,20 @@ def test_runs_of_another_data_set_are_refused(tmp_path: Path) -> None:
         read(params, tmp_path)
 
 
-def test_runs_on_other_data_than_the_manifest_describes_are_refused(tmp_path: Path) -> None:
-    """Also where all were trained on the same."""
+@pytest.mark.parametrize("key", ["annotations_sha256", "files_sha256"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_runs_on_other_data_than_the_manifest_describes_are_refused(tmp_path: Path, key: str, split: str) -> None:
+    """Also where all were trained and measured on the same."""
     params = fill(tmp_path)
-    read(params, tmp_path, data="89ab")
+    path = tmp_path / "data/digits.json"
+    manifest = json.loads(path.read_text())
+    manifest["splits"][split][key] = "f" * 64
+    write_json(path, manifest)
     with pytest.raises(InputError) as error:
-        report.write(params, tmp_path, data="eeee")
-    for variant in params.variants:
-        assert f"{variant}, seed 0 was trained on other data than data/digits.json describes" in str(error.value)
-
-
-def test_metrics_of_other_annotations_are_refused(tmp_path: Path) -> None:
-    params = fill(tmp_path)
-    path = tmp_path / "detections/ghmc_sl1/seed_0/resampled.npz"
-    dataclasses.replace(Resampled.load(path), annotations="of another split").save(path)
-    with pytest.raises(InputError, match="ghmc_sl1, seed 0 was measured on other annotations than those of test"):
         read(params, tmp_path)
+    words = "trained on other data" if split == "train" else "measured on other annotations or images of test"
+    for variant in params.variants:
+        assert f"{variant}, seed 0 was {words} than data/digits.json describes" in str(error.value)
 
 
 def test_another_commit_with_the_same_code_may_stand_beside_it(tmp_path: Path) -> None:

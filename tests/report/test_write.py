@@ -27,7 +27,6 @@ class Written(NamedTuple):
 
     root: Path
     params: Params
-    text: str  # what `write` returned
 
     @property
     def page(self) -> str:
@@ -42,7 +41,8 @@ class Written(NamedTuple):
 
 def write(root: Path, **wanted: Any) -> Written:
     params = fill(root, **wanted)
-    return Written(root, params, report.write(params, root))
+    report.write(params, root)
+    return Written(root, params)
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,9 @@ def test_a_state_does_not_change_with_the_watch_it_was_taken_from():
 # ---- numbers that are not finite -------------------------------------------------------------------------------------
 
 
+SECTIONS = {"loss_cls": "ghmc_smooth", "loss_bbox": "ghmr"}
+
+
 class Case:
     """The detector of the tiny preset, four of its images, and one step on them."""
 
@@ -200,7 +203,7 @@ class Case:
 
     def describe(self, values: dict[str, float], step: int = 1, **changed: Any) -> tuple[str, dict[str, Any]]:
         train: Train = replace(self.train, **changed)
-        where: dict[str, Any] = dict(step=step, epoch=1, folder=Path("state"), rank=0, train=train)
+        where: dict[str, Any] = dict(step=step, epoch=1, folder=Path("state"), rank=0, train=train, sections=SECTIONS)
         error = guards.non_finite(self.model, self.batch, values, **where)
         assert isinstance(error, InputError)
         path = Path("state") / f"non_finite_step_{step}_rank_0.json"
@@ -218,7 +221,7 @@ def test_the_message_says_what_where_and_what_to_try(case: Case):
     assert "loss is nan, grad_norm is inf at step 7 (epoch 1)" in text
     assert "loss_cls" not in text
     assert f"images {', '.join(map(str, case.ids))}:" in text
-    for words in ("a lower train.lr", "train.warmup_iters", "ghmc.bias_correction: true", "ghmr.bias_correction: true"):
+    for words in ("a lower train.lr", "train.warmup_iters", "ghmc_smooth.bias_correction: true", "ghmr.bias_correction: true"):
         assert words in text
     assert "train.grad_clip" not in text and "precision" not in text and "mend" not in text
     assert record["values"] == {"loss": "nan", "loss_cls": 1.0, "grad_norm": "inf"}
@@ -236,11 +239,11 @@ def test_the_remedies_follow_the_parameters(case: Case, changed: dict[str, Any],
 
 def test_the_start_of_the_moving_average_is_only_blamed_early_and_when_it_is_biased(case: Case):
     early = guards.EARLY / (1 - 0.75)
-    assert "ghmc.bias_correction" in case.describe({"loss": math.nan}, step=int(early))[0]
-    assert "ghmc.bias_correction" not in case.describe({"loss": math.nan}, step=int(early) + 1)[0]
+    assert "ghmc_smooth.bias_correction" in case.describe({"loss": math.nan}, step=int(early))[0]
+    assert "ghmc_smooth.bias_correction" not in case.describe({"loss": math.nan}, step=int(early) + 1)[0]
     case.model.bbox_head.loss_cls.bias_correction = True
     text, _ = case.describe({"loss": math.nan})
-    assert "ghmc.bias_correction" not in text and "ghmr.bias_correction" in text
+    assert "ghmc_smooth.bias_correction" not in text and "ghmr.bias_correction" in text
 
 
 def test_the_record_of_a_nan_gradient_says_in_which_part_it_is(case: Case):
@@ -335,7 +338,7 @@ def test_what_cannot_be_measured_says_why_and_the_rest_is_written(case: Case, mo
 
 def test_a_record_that_cannot_be_written_does_not_hide_the_error(case: Case):
     Path("state").write_text("a file in the way")
-    where: dict[str, Any] = dict(step=1, epoch=1, folder=Path("state"), rank=0, train=case.train)
+    where: dict[str, Any] = dict(step=1, epoch=1, folder=Path("state"), rank=0, train=case.train, sections=SECTIONS)
     text = str(guards.non_finite(case.model, case.batch, {"loss": math.nan}, **where))
     assert "loss is nan at step 1" in text
     assert "could not be written" in text

@@ -148,6 +148,9 @@ def test_images_that_cannot_be_read_are_left_out_named_and_counted_up_to_a_numbe
     first, second = sorted(images.iterdir())[:2]
     first.write_bytes(first.read_bytes()[:-200])
     second.unlink()
+    change(data__max_bad_images=2)
+    data.prepare(params.load())
+    change(data__max_bad_images=0)
     assert trainer.run(workspace) == 1
     assert "image cannot be read and data.max_bad_images is 0" in said(workspace)
     change(data__max_bad_images=2)
@@ -161,6 +164,7 @@ def test_images_that_cannot_be_read_are_left_out_named_and_counted_up_to_a_numbe
     assert metrics["unreadable_images"] == []
     broken = sorted((images.parent / "test").iterdir())[0]
     broken.write_bytes(b"no image")
+    data.prepare(params.load())
     metrics = evaluation.evaluate(params.load(), VARIANT, Path("runs") / VARIANT, Path("detections") / VARIANT)
     assert metrics["unreadable_images"] == [broken.name]
     change(data__max_bad_images=0)
