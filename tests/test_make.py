@@ -18,7 +18,6 @@ REPORT = """from pathlib import Path
 text = Path("input.md").read_text()
 Path("reports").mkdir(exist_ok=True)
 Path("reports/ap_table.md").write_text(text)
-print(text.split("\\n\\n")[1])
 """
 STAGES = "stages:\n  report: {cmd: python report.py, deps: [input.md], outs: [reports/ap_table.md: {cache: false}]}\n"
 TABLE = "| variant |  AP |\n|:--------|----:|\n| a       | 1.0 |"

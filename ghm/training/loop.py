@@ -96,6 +96,7 @@ class TrainLoop(EpochBasedTrainLoop):
             self.start = None
         elif self.progress:
             self._measure_norms(0)
+        self.processes.wait()
         with _signals() as self.told:
             try:
                 while self._epoch < self._max_epochs:

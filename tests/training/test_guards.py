@@ -221,7 +221,12 @@ def test_the_message_says_what_where_and_what_to_try(case: Case):
     assert "loss is nan, grad_norm is inf at step 7 (epoch 1)" in text
     assert "loss_cls" not in text
     assert f"images {', '.join(map(str, case.ids))}:" in text
-    for words in ("a lower train.lr", "train.warmup_iters", "ghmc_smooth.bias_correction: true", "ghmr.bias_correction: true"):
+    for words in (
+        "a lower train.lr",
+        "train.warmup_iters",
+        "ghmc_smooth.bias_correction: true",
+        "ghmr.bias_correction: true",
+    ):
         assert words in text
     assert "train.grad_clip" not in text and "precision" not in text and "mend" not in text
     assert record["values"] == {"loss": "nan", "loss_cls": 1.0, "grad_norm": "inf"}

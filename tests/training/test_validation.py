@@ -30,10 +30,13 @@ def cfg(workspace: Path) -> Iterator[Config]:
         yield training.build_config(params.load(), "ghmc_ghmr", 0)
 
 
+SEED = 1  # of random weights that find a few boxes by chance
+
+
 def detector(cfg: Config, spread: float = 1.0) -> Any:
     """A detector with random weights, whose scores differ between anchors."""
     with randomness.undisturbed():
-        randomness.seed(0)
+        randomness.seed(SEED)
         model = MODELS.build(cfg.model)
         torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=spread)
         torch.nn.init.zeros_(model.bbox_head.retina_cls.bias)
