@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ruamel.yaml import YAML
@@ -163,7 +164,7 @@ def test_comments_messages_and_stray_files_retrain_and_report_nothing(clone: Clo
     for stray in strays:
         stray.unlink()
     weights = {variant: clone.weights(variant) for variant in VARIANTS}
-    for name in ("ghm/losses/ghmr.py", "ghm/training/loop.py", "ghm/training/samples.py"):
+    for name in ("ghm/losses/ghmr.py", "ghm/training/loop.py"):
         with (clone.root / name).open("a") as file:
             file.write("# A comment.\n")
     progress = clone.root / "ghm/training/progress.py"
@@ -243,17 +244,56 @@ def test_a_variant_and_a_loss_section_are_a_line_each(clone: Clone):
     clone.undo()
 
 
-def test_a_pair_of_coco_files_of_ones_own_is_trained_on_and_measured(clone: Clone):
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_data_of_ones_own_are_trained_on_and_what_changes_in_them_is_noticed(clone: Clone, tmp_path: Path):
+    root = tmp_path / "own"
+    shutil.copytree((clone.root / "data" / "digits").resolve(), root)
     yaml, path = YAML(), clone.root / "params.yaml"
-    content = yaml.load(path)
-    files = {
-        split: {"annotations": f"annotations/instances_{split}.json", "images": split} for split in ("train", "val")
-    }
-    content["data"] |= {"name": "custom", "root": str((clone.root / "data" / "digits").resolve())}
-    content["custom"] = {**files, "test": None}
-    content["evaluate"]["split"] = "val"
-    yaml.dump(content, path)
-    clone.ok("dvc", "repro", "evaluate@fl_sl1")
+
+    def use(root: Path) -> None:
+        content = yaml.load(path)
+        content["data"] |= {"name": "custom", "root": str(root)}
+        for split in ("train", "val"):
+            content["custom"][split] |= {"annotations": f"annotations/instances_{split}.json", "images": split}
+        content["evaluate"]["split"] = "val"
+        yaml.dump(content, path)
+
+    def again() -> set[str]:
+        return ran(clone.ok("dvc", "repro", "evaluate@fl_sl1"))
+
+    use(root)
+    assert again() == {"train@fl_sl1", "evaluate@fl_sl1"}
     assert clone.details("fl_sl1")["classes"].keys() <= {str(digit) for digit in range(10)}
     assert json.loads((clone.root / "data" / "custom.json").read_text())["splits"].keys() == {"train", "val"}
+    for file in root.rglob("*.*"):
+        file.touch()
+    assert again() == set()
+    moved = root.rename(tmp_path / "moved")
+    use(moved)
+    assert again() == set()
+
+    labels, weights = moved / "annotations" / "instances_train.json", [clone.weights("fl_sl1")]
+    swapped = {1: 2, 2: 1}
+    edit(labels, lambda file: [box.update(category_id=swapped.get(box["category_id"], box["category_id"]))
+                               for box in file["annotations"]])  # fmt: skip
+    refused = clone.run("dvc", "repro", "-s", "train@ghmc_sl1")
+    assert refused.returncode and "data are not those that data/custom.json describes: " in refused.stderr
+    assert again() == {"train@fl_sl1", "evaluate@fl_sl1"}
+    weights.append(clone.weights("fl_sl1"))
+    edit(labels, lambda file: file["annotations"].__delitem__(slice(None, None, 2)))
+    assert again() == {"train@fl_sl1", "evaluate@fl_sl1"}
+    weights.append(clone.weights("fl_sl1"))
+    for image in (moved / "train").iterdir():
+        Image.new("RGB", (64, 64)).save(image)
+    assert again() == {"train@fl_sl1", "evaluate@fl_sl1"}
+    weights.append(clone.weights("fl_sl1"))
+    assert len(set(weights)) == len(weights)
+    Image.new("RGB", (64, 64)).save(next((moved / "val").iterdir()))
+    assert again() - {"train@fl_sl1"} == {"evaluate@fl_sl1"}
+    assert clone.weights("fl_sl1") == weights[-1]  # what is only measured on trains nothing again
     clone.undo()

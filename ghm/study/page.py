@@ -56,7 +56,8 @@ def _setting(found: Comparison) -> str:
     return "\n".join(
         [
             f"- **Data**: `{distinct(context['dataset'] for context in found.contexts)}`, {first['images']:,} images "
-            f"to train, measured on {images}.",
+            f"to train (checksum {distinct(context['conditions']['data'] for context in found.contexts)}), measured on "
+            f"{images}.",
             f"- **Model**: RetinaNet, {model['backbone']} with {model['base_channels']} base channels, {parameters}, "
             f"{epochs}; all else as in `params.yaml`.",
             f"- **Trainings**: {len(found.contexts)}; seed{'s' * (len(found.study.seeds) > 1)} {seeds}; "

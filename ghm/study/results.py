@@ -56,6 +56,7 @@ def _record(found: Comparison) -> dict[str, Any]:
         "images": found.images,
         "context": {
             **{key: sorted({context[key] for context in found.contexts}) for key in ("dataset", "device", "revision")},
+            "data": sorted({context["conditions"]["data"] for context in found.contexts}),
             "versions": versions,
             "trainings": len(found.contexts),
             "with_other_code": found.older,

@@ -47,7 +47,7 @@ class Trainer:
             self._judged(cwd / "detections" / split / f"seed_{seed}", ap / 100, IMAGES[split], len(self.trained))
         context = {
             "dataset": "digits", "device": "a stand-in", "revision": "0123abc", "versions": {"torch": "2"},
-            "seconds": 60.0, "parameters": 1_000_000, "epochs": 3, "images": 3200,
+            "seconds": 60.0, "parameters": 1_000_000, "epochs": 3, "images": 3200, "conditions": {"data": "0123"},
         }  # fmt: skip
         write_json(cwd / "runs" / f"seed_{seed}" / "context.json", context)
         if not (cwd / "data").exists():  # as with other data, which a training prepares itself
