@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ghm.errors import InputError
+from ghm.words import count
 
 CONTAINERS = ("state_dict", "model")  # keys under which a checkpoint holds its tensors
 DEPTH = 2  # of containers in containers
@@ -38,8 +39,8 @@ class Report:
         """One line for the log."""
         unexpected = ", ".join(self.unexpected[:2]) + ", ..." * (len(self.unexpected) > 2)
         return (
-            f"{self.loaded} tensors loaded, {len(self.missing)} missing, {len(self.other_shape)} of another shape, "
-            f"{len(self.unexpected)} unexpected" + f" ({unexpected})" * bool(unexpected)
+            f"{count(self.loaded, 'tensor')} loaded, {len(self.missing)} missing, {len(self.other_shape)} of another "
+            f"shape, {len(self.unexpected)} unexpected" + f" ({unexpected})" * bool(unexpected)
         )
 
     def require(self, words: str, spare: Callable[[str], bool] = lambda _name: False) -> None:
@@ -58,7 +59,7 @@ class Report:
         )
         if missing or other_shape:
             raise InputError(
-                f"{words}: {len(missing)} tensors missing, {len(other_shape)} of another shape, "
+                f"{words}: {count(len(missing), 'tensor')} missing, {len(other_shape)} of another shape, "
                 f"for example {(missing + other_shape)[0]}"
             )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ghm.errors import InputError
+from ghm.words import count
 
 FOLDER = Path(tempfile.gettempdir()) / "ghm-gpus"
 POLL = 1.0  # seconds between two looks at GPUs that are taken
@@ -137,7 +138,7 @@ def require_cuda(gpus: list[str]) -> None:
         reason = str(error).strip().splitlines()[0].rstrip(".")
     else:
         return
-    count = "1 GPU is" if len(gpus) == 1 else f"{len(gpus)} GPUs are"
+    shown = count(len(gpus), "GPU is|GPUs are")
     version, _, _ = torch.__version__.partition("+")
     install = f"pip install torch=={version} torchvision --index-url {INDEX}"
     if torch.version.cuda:
@@ -148,7 +149,7 @@ def require_cuda(gpus: list[str]) -> None:
     else:
         remedy, built = f"install a PyTorch with CUDA ({install}/cu126, or a later one)", "built without CUDA"
     raise InputError(
-        f"{count} visible (NVIDIA driver {_driver()}), and PyTorch {torch.__version__}, {built}, cannot use "
+        f"{shown} visible (NVIDIA driver {_driver()}), and PyTorch {torch.__version__}, {built}, cannot use "
         f"{'it' if len(gpus) == 1 else 'them'} ({reason}): {remedy}, or set CUDA_VISIBLE_DEVICES= to use the CPU"
     )
 

@@ -30,6 +30,11 @@ def covering(texts: Iterable[str]) -> list[FontEntry]:
     return chosen
 
 
+def most_of(text: str) -> str:
+    """The file of the font that has most letters of a text, STANDARD where that is no matter."""
+    return max(covering([text]), key=lambda entry: len(_letters(entry, set(text)))).fname
+
+
 def _is_upright(entry: FontEntry) -> bool:
     return (entry.style, entry.weight, entry.stretch) == ("normal", 400, "normal")
 

@@ -152,7 +152,7 @@ def reshaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (missing, "1 tensors missing, 0 of another shape, for example layer2.0.conv1.weight"),
+        (missing, "1 tensor missing, 0 of another shape, for example layer2.0.conv1.weight"),
         (reshaped, "0 tensors missing, 1 of another shape, for example conv1.weight"),
     ],
 )

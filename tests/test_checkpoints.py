@@ -207,12 +207,12 @@ def test_only_counters_of_batches_and_what_is_spare_may_be_missing():
     found, said = checkpoints.select({"conv.weight": torch.zeros(2, 2)}, {**STATE, "loss.acc_sum": torch.zeros(3)})
     assert (found, said.loaded) == ({}, 0)
     assert said.missing == ["bn.num_batches_tracked", "loss.acc_sum"]
-    words = "no fit: 1 tensors missing, 1 of another shape, for example loss.acc_sum"
+    words = "no fit: 1 tensor missing, 1 of another shape, for example loss.acc_sum"
     with pytest.raises(InputError, match=words):
         said.require("no fit")
     said.require("no fit", spare=lambda name: name in ("loss.acc_sum", "conv.weight"))
     _, said = checkpoints.select({"other": torch.zeros(1)}, STATE)
-    with pytest.raises(InputError, match="1 tensors missing, 0 of another shape, for example conv.weight"):
+    with pytest.raises(InputError, match="1 tensor missing, 0 of another shape, for example conv.weight"):
         said.require("no fit")
 
 
@@ -364,7 +364,7 @@ def test_another_number_of_classes_keeps_all_but_the_layer_that_names_them(
 def test_a_detector_that_does_not_fit_is_refused(given: params.Params):
     state = retinanet(given, classes=10).state_dict()
     del state["neck.fpn_convs.0.conv.weight"]
-    with pytest.raises(InputError, match="1 tensors missing, 0 of another shape, for example neck.fpn_convs.0"):
+    with pytest.raises(InputError, match="1 tensor missing, 0 of another shape, for example neck.fpn_convs.0"):
         start_from(given, state)
     assert not Path("runs/ghmc_ghmr").exists()
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from ghm import fonts
 
 # Okabe and Ito's colours for colour-blind readers, white for their black: lines lie on a dark halo. The ninth class
 # begins again; the label says which it is.
@@ -46,7 +47,9 @@ def draw(image: np.ndarray, box_N4: np.ndarray, label_N: np.ndarray, texts: Sequ
     for place, colour, text in reversed(tags):
         canvas.rectangle(place, fill=colour)
         ink = "black" if _luminance(colour) > 0.4 else "white"
-        canvas.text((place[0] + _margin(size), (place[1] + place[3] + 1) / 2), text, ink, _font(size), anchor="lm")
+        canvas.text(
+            (place[0] + _margin(size), (place[1] + place[3] + 1) / 2), text, ink, _font(text, size), anchor="lm"
+        )
     return picture
 
 
@@ -106,7 +109,7 @@ def _shared(one: Rectangle, other: Rectangle) -> int:
 
 
 def _extent(text: str, size: int) -> tuple[int, int]:
-    return round(_font(size).getlength(text)) + 2 * _margin(size), round(1.3 * size)
+    return round(_font(text, size).getlength(text)) + 2 * _margin(size), round(1.3 * size)
 
 
 def _margin(size: int) -> int:
@@ -114,9 +117,8 @@ def _margin(size: int) -> int:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(fonts.most_of(text), size)
 
 
 def _luminance(colour: str) -> float:

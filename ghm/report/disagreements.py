@@ -16,6 +16,7 @@ from ghm.report.gallery import LOOKS
 from ghm.report.inputs import Record, Results, existing
 from ghm.report.matching import MIN_IOU, compare
 from ghm.report.style import DPI, WIDTH, Plot
+from ghm.words import count
 
 CROPS = 8  # side by side
 CONTEXT = 2.4  # side of a crop by the longer side of its box
@@ -50,8 +51,8 @@ def disagreements(results: Results, params: Params, root: Path) -> Plot | None:
     height = figure.get_figheight()
     for number, (finder, misser, only) in enumerate(rows):
         top = height - number * (side + TITLE)
-        count = f"{len(only):,} of {len(results.truth['annotations']):,} boxes"
-        words = f"{names.figure(finder)} finds, {names.figure(misser)} misses: {count}"
+        share = f"{len(only):,} of {count(len(results.truth['annotations']), 'box|boxes')}"
+        words = f"{names.figure(finder)} finds, {names.figure(misser)} misses: {share}"
         figure.text(0, (top - 0.75 * TITLE) / height, words, fontsize=10)
         chosen = np.unique(np.linspace(0, len(only) - 1, min(CROPS, len(only))).round().astype(int))
         for column, place in enumerate(chosen):

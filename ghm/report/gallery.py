@@ -16,6 +16,7 @@ from ghm.report import names as written
 from ghm.report.inputs import Results, existing
 from ghm.report.matching import MIN_IOU, Kind, Mark, choose, compare
 from ghm.report.style import DPI, WIDTH, Plot
+from ghm.words import count
 
 CELLS = 5  # side by side at most: more would be too small to see
 HEIGHT = 14.0  # inches for square images: decides how many images there are
@@ -82,7 +83,7 @@ def gallery(results: Results, params: Params, root: Path) -> Plot:
     figure.legend(handles=patches, loc="upper left", ncols=len(patches), borderaxespad=0.2)
     return Plot(
         figure,
-        alt=f"{len(images)} images with their true boxes and with the boxes that each variant found.",
+        alt=f"{count(len(images), 'image')} with their true boxes and with the boxes that each variant found.",
         caption=f"**Detections** next to ground truth (seed {params.seeds[0]}). Blue matches a true box of its class "
         f"at IoU {MIN_IOU:g}, best score first; red dashes match none; yellow dots are true boxes that nothing "
         f"matched. Losses differ in how high they score, so each variant shows its best detections, as many as the "

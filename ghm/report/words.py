@@ -9,6 +9,7 @@ from ghm.evaluation.bootstrap import LEVEL, RESAMPLES
 from ghm.params import Params
 from ghm.report import comparison, names, tables
 from ghm.report.inputs import Results
+from ghm.words import count
 
 NAMED = 5  # images at most
 
@@ -73,14 +74,16 @@ def setting(results: Results, params: Params) -> str:
         [
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",
             "",
-            f"- **Data**: `{first['dataset']}`, {len(results.manifest['classes'])} classes, {first['images']:,} images "
-            f"to train, {measured['images']:,} to measure (`{split}`, {measured['boxes']:,} boxes).{wrong}"
+            f"- **Data**: `{first['dataset']}`, {count(len(results.manifest['classes']), 'class|classes')}, "
+            f"{count(first['images'], 'image')} to train, {measured['images']:,} to measure (`{split}`, "
+            f"{count(measured['boxes'], 'box|boxes')}).{wrong}"
             f"{_warnings(results, split)}",
             *left_out(results, split),
             f"- **Model**: RetinaNet, {model.backbone} with {model.base_channels} base channels, FPN of "
             f"{model.levels} levels, {first['parameters'] / 1e6:.1f} M parameters, {backbone}.",
-            f"- **Training**: {first['epochs']} epochs, {train.batch_size} images per step, {train.optimizer}, "
-            f"learning rate {train.learning_rate:g} ({train.schedule}), seed{'s' * (len(params.seeds) > 1)} {seeds}.",
+            f"- **Training**: {count(first['epochs'], 'epoch')}, {count(train.batch_size, 'image')} per step, "
+            f"{train.optimizer}, learning rate {train.learning_rate:g} ({train.schedule}), "
+            f"seed{'s' * (len(params.seeds) > 1)} {seeds}.",
             f"- **Machine**: {device}; {tables.distinct(versions)}; "
             f"revision {tables.distinct(run['revision'] for run in contexts)}.",
         ]
@@ -90,9 +93,9 @@ def setting(results: Results, params: Params) -> str:
 def _warnings(results: Results, split: str) -> str:
     """Say what the check of the data set found in the splits that were used."""
     found = [
-        f"{count:,} {kind.replace('_', ' ')} in `{name}`"
+        f"{number:,} {kind.replace('_', ' ')} in `{name}`"
         for name in ("train", split)
-        for kind, count in results.manifest["splits"][name]["warnings"].items()
+        for kind, number in results.manifest["splits"][name]["warnings"].items()
     ]
     return f" Found by its check: {', '.join(found)}." if found else ""
 
@@ -105,12 +108,12 @@ def left_out(results: Results, split: str) -> list[str]:
     runs = itertools.chain.from_iterable(results.contexts.values())
     counts["train"] = max(counts["train"], *(run.get("unreadable_images", 0) for run in runs))
     parts = []
-    for name, count in counts.items():
-        if count:
+    for name, number in counts.items():
+        if number:
             shown = [names.markdown(image) for image in sorted(known[name])[:NAMED]]
-            rest = f", and {count - len(shown)} more" if shown and count > len(shown) else ""
+            rest = f", and {number - len(shown)} more" if shown and number > len(shown) else ""
             listed = f" ({', '.join(shown)}{rest})" if shown else ""
-            parts.append(f"{count:,} image{'s' * (count > 1)} of `{name}`{listed}")
+            parts.append(f"{count(number, 'image')} of `{name}`{listed}")
     if not parts:
         return []
     counted = f" One of `{split}` counts as an image in which nothing was found." if counts[split] else ""

@@ -10,6 +10,7 @@ from ghm.report.style import Plot
 from ghm.report.tables import DASH, LEVEL, ONE_IN, distinct, markdown
 from ghm.study.comparison import Comparison, Row
 from ghm.study.definition import label
+from ghm.words import count as number
 
 LONG = 12  # lines from which a list is folded away
 
@@ -49,15 +50,15 @@ def _setting(found: Comparison) -> str:
     seeds = ", ".join(map(str, found.study.seeds))
     images = " and ".join(f"{count:,} of `{split}`" for split, count in found.images.items())
     parameters = distinct(f"{context['parameters'] / 1e6:.1f} M parameters" for context in found.contexts)
-    epochs = distinct(f"{context['epochs']} epochs" for context in found.contexts)
+    epochs = distinct(number(context["epochs"], "epoch") for context in found.contexts)
     versions = (", ".join(f"{name} {number}" for name, number in run["versions"].items()) for run in found.contexts)
     hours = sum(context["seconds"] for context in found.contexts) / 3600
+    data = distinct(context["conditions"]["data"] for context in found.contexts)
     older = f" **{found.older} of them were made with other training code than this.**" if found.older else ""
     return "\n".join(
         [
-            f"- **Data**: `{distinct(context['dataset'] for context in found.contexts)}`, {first['images']:,} images "
-            f"to train (checksum {distinct(context['conditions']['data'] for context in found.contexts)}), measured on "
-            f"{images}.",
+            f"- **Data**: `{distinct(context['dataset'] for context in found.contexts)}`, "
+            f"{number(first['images'], 'image')} to train (checksum {data}), measured on {images}.",
             f"- **Model**: RetinaNet, {model['backbone']} with {model['base_channels']} base channels, {parameters}, "
             f"{epochs}; all else as in `params.yaml`.",
             f"- **Trainings**: {len(found.contexts)}; seed{'s' * (len(found.study.seeds) > 1)} {seeds}; "

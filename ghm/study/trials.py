@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ghm import config, files, fingerprint, params, runs
 from ghm.errors import InputError
 from ghm.study.definition import PARAMS, Changes, applied, changed
+from ghm.words import count
 
 TRIALS = Path(".trials")
 LOG = "log.txt"
@@ -73,7 +74,7 @@ def run_all(trials: Sequence[Trial], splits: Sequence[str], jobs: int, root: Pat
     with ThreadPoolExecutor(jobs) as pool:
         list(tqdm(pool.map(one, trials), total=len(trials), unit="training", disable=None))
     if failed:
-        raise InputError(f"{len(failed)} of {len(trials)} trainings failed: " + "; ".join(failed))
+        raise InputError(f"{len(failed)} of {count(len(trials), 'training run')} failed: " + "; ".join(failed))
 
 
 def lack(each: Trial, splits: Sequence[str], root: Path = Path()) -> str:

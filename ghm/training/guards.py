@@ -16,6 +16,7 @@ from ghm.errors import InputError
 from ghm.gradient_norms import histogram, norms
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.params import Train
+from ghm.words import count
 
 # Learning rates that trained well: (rate, images a step). `sgd`: the published settings, presets/coco_r50_1x.yaml.
 # `adamw`: params.yaml, presets/bccd_r18.yaml, and the trials in benchmarks/README.md, "How the default was chosen".
@@ -58,9 +59,9 @@ def learning_rate_warning(train: Train) -> str | None:
     base = "null" if train.base_batch_size is None else train.base_batch_size
     return (
         f"train.lr: {train.lr:g} with train.base_batch_size: {base} makes {train.learning_rate:g} for "
-        f"train.batch_size: {train.batch_size} images a step, and with {train.optimizer} {known} images were tested. "
-        f"It is {distance}, and {risk}: set train.base_batch_size to the images a step, of all processes, that "
-        "train.lr is meant for"
+        f"train.batch_size: {count(train.batch_size, 'image')} per step, and with {train.optimizer} {known} images "
+        f"were tested. It is {distance}, and {risk}: set train.base_batch_size to the images per step, of all "
+        "processes, that train.lr is meant for"
     )
 
 
@@ -125,11 +126,12 @@ class Watch:
         if not full or mean >= FEWEST or _recent(self._few_warned, step, FEW_QUIET):
             return None
         self._few_warned = step
-        images = "" if self._batch_size is None else f" of {self._batch_size} images"
+        images = "" if self._batch_size is None else f" of {count(self._batch_size, 'image')}"
         return (
-            f"anchors do not fit the data set, or most images have no boxes: {mean:.2g} positive anchors a step{images}"
-            f", the mean of the last {FEW_WINDOW} steps up to {step}; set model.anchors.base_scale, scales_per_octave "
-            "and ratios to the sizes that boxes have after train.image_scale, or train.filter_empty: true"
+            f"anchors do not fit the data set, or most images have no boxes: {mean:.2g} positive anchors per "
+            f"step{images}, the mean of the last {FEW_WINDOW} steps up to {step}; set model.anchors.base_scale, "
+            "scales_per_octave and ratios to the sizes that boxes have after train.image_scale, or train.filter_empty: "
+            "true"
         )
 
 

@@ -27,6 +27,7 @@ from ghm.training import guards, randomness, state
 from ghm.training.processes import Processes
 from ghm.training.progress import Progress
 from ghm.training.samples import BadImages
+from ghm.words import count
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -310,9 +311,9 @@ class TrainLoop(EpochBasedTrainLoop):
         buffers = own["buffers"]
         if len(processes) != world:
             _log.warning(
-                "the checkpoint is of %d processes and there are %d now: the training goes on, but not to the same "
+                "the checkpoint is of %s and there are %d now: the training goes on, but not to the same "
                 "bits. Counts of GHM are shared out anew",
-                len(processes),
+                count(len(processes), "process|processes"),
                 world,
             )
             for name in buffers:
@@ -324,8 +325,8 @@ class TrainLoop(EpochBasedTrainLoop):
         randomness.restore(own["random"])
 
     def _stop_if_told(self, told: list[float]) -> None:
-        for number, count in zip(_SIGNALS, told, strict=True):
-            if count:
+        for number, times in zip(_SIGNALS, told, strict=True):
+            if times:
                 _log.warning(
                     "stopped by %s after step %d: the same command goes on from there", number.name, self._iter
                 )

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 from ghm import devices
 from ghm.errors import InputError
+from ghm.words import count
 
 PATIENCE = timedelta(hours=12)  # with the first process, which may fetch data or validate; a death is seen at once
 PRECEDENCE = 3.0  # seconds for the process that failed to end first, so that the launcher blames no other
@@ -166,7 +167,8 @@ def _device(local_rank: int, *, bound: bool) -> Any:
     number = 0 if bound and len(gpus) == 1 else local_rank
     if number >= len(gpus):
         raise InputError(
-            f"{len(gpus)} GPUs are visible, too few for process {number + 1} of this machine: start fewer processes"
+            f"{count(len(gpus), 'GPU is|GPUs are')} visible, too few for process {number + 1} of this machine: start "
+            "fewer processes"
         )
     if not _launcher_is_parent():
         devices.claim([gpus[number]], 1, wait=False)

@@ -244,7 +244,7 @@ def _say_learning_rate(train: Train) -> None:
     rule = "train.base_batch_size is null: as it is"
     if train.base_batch_size:
         rule = f"linear rule: {train.lr:g} for {train.base_batch_size}"
-    _log.info("learning rate %g for %d images a step (%s)", train.learning_rate, train.batch_size, rule)
+    _log.info("learning rate %g for %s per step (%s)", train.learning_rate, count(train.batch_size, "image"), rule)
     warning = guards.learning_rate_warning(train)
     if warning:
         _log.warning(warning)

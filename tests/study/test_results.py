@@ -109,7 +109,7 @@ def test_missing_seeds_are_said_and_what_there_is_is_compared_with_the_same_seed
         else level(variant, params)
     )
     name = define()
-    with pytest.raises(InputError, match="2 of 9 trainings failed"):
+    with pytest.raises(InputError, match="2 of 9 training runs failed"):
         summed_up(name, monkeypatch)
     found, page = summed_up(name, monkeypatch, "--table")
     assert "**Not complete: 2 of 9 trainings are missing.**" in page
@@ -144,7 +144,7 @@ def test_where_all_trainings_fail_the_reason_is_said_and_no_file_is_written(
 ):
     trainer.level = lambda variant, params: "error: no room"
     with pytest.raises(
-        InputError, match=r"3 of 3 trainings failed: .*log\.txt: error: no room; .*none of its trainings"
+        InputError, match=r"3 of 3 training runs failed: .*log\.txt: error: no room; .*none of its trainings"
     ):
         summed_up(define(seeds=[0]), monkeypatch)
     assert not FOLDER.exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ghm import fingerprint
+from ghm import fingerprint, params, training
 from ghm.errors import InputError
 from ghm.evaluation.bootstrap import Resampled
 from ghm.study import __main__ as command
@@ -69,7 +69,7 @@ def test_a_failed_training_is_named_with_the_last_line_of_its_log_after_the_othe
     trainer.level = lambda variant, params: (
         "error: the loss is not finite" if (params["ghmc"]["bins"], params["seeds"]) == (10, [0]) else (50.0, 50.0)
     )
-    with pytest.raises(InputError, match="^1 of 6 trainings failed: ") as raised:
+    with pytest.raises(InputError, match="^1 of 6 training runs failed: ") as raised:
         trials.run_all(wanted(name), SPLITS, 1)
     (log,) = Path(".trials").glob("ghmc_sl1,ghmc.bins=10-*/seed_0/log.txt")
     assert str(raised.value).endswith(f"{log}: error: the loss is not finite")
@@ -121,8 +121,11 @@ def test_a_study_trains_for_real_sums_up_and_does_not_train_again(workspace: Pat
         published: []
         """
     )
+    training.train(params.load(), "fl_sl1", Path("runs") / "fl_sl1")
     monkeypatch.setattr(sys, "argv", ["study", "real"])
     command.main()
+    logs = [log.read_text() for seed in (0, 1) for log in workspace.glob(f".trials/fl_sl1-*/seed_{seed}/log.txt")]
+    assert ["already trained" in log for log in logs] == [True, False], "what the pipeline has trained is taken"
     found = json.loads((workspace / "reports" / "studies" / "real.json").read_text())
     assert [sorted(cell["test"]["AP"]["seeds"]) for cell in found["cells"]] == [["0", "1"], ["0", "1"]]
     (reference,) = workspace.glob(".trials/fl_sl1-*/seed_1")
