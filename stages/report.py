@@ -1,4 +1,4 @@
-"""Stage `report`: detections and logs -> `reports/ap_table.md`, figures, plot data."""
+"""Stage `report`: detections and logs -> tables, figures, plot data in `reports/built/`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from stages import run
 def main() -> None:
     given = params.load()
     data.ensure(given)  # the gallery shows images
-    report.write(given, Path())
+    report.write(given, Path(), Path("reports/built"))
 
 
 if __name__ == "__main__":

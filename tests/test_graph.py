@@ -85,7 +85,7 @@ def test_a_stage_lists_files_that_it_runs_through(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_depends_on_a_setting_of_the_machine(stage: str):
-    names = STAGES[stage]["params"]
+    names = STAGES[stage].get("params", [])
     assert not {"machine", "data", "data.root", "data.source"} & set(names)
     assert not [name for name in names if name.startswith("machine.")]
 

@@ -83,7 +83,7 @@ def wait(until: Callable[[], object], seconds: float = 280) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The tiny preset, run through all five stages and committed."""
+    """The tiny preset, run through all stages and committed."""
     made = Clone(tmp_path_factory.mktemp("pipeline"))
     made.ok("python", "-m", "ghm.presets", "tiny")
     made.ok("dvc", "repro")
@@ -91,7 +91,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return made
 
 
-def test_all_five_stages_leave_what_they_promise(clone: Clone):
+def test_all_stages_leave_what_they_promise(clone: Clone):
     for variant in VARIANTS:
         for name in ("model.pth", "config.py", "log.csv", "gradient_norms.csv", "context.json"):
             assert (clone.root / "runs" / variant / "seed_0" / name).stat().st_size > 0, (variant, name)
@@ -154,6 +154,9 @@ def test_an_override_changes_its_line_and_retrains_its_variants_and_no_other(clo
     assert {entry["diff"] for entry in difference["metrics/fl_sl1.json"].values()} == {0.0}
     assert any(entry["diff"] for name in VARIANTS[1:] for entry in difference[f"metrics/{name}.json"].values())
     clone.undo()
+    again = clone.ok("dvc", "exp", "run", "-S", "ghmc.bins=10")
+    assert ran(again) == {"publish"} and "Stage 'report' is cached" in again
+    clone.undo()
 
 
 def test_comments_messages_and_stray_files_retrain_and_report_nothing(clone: Clone):
@@ -194,7 +197,7 @@ def test_a_new_seed_trains_that_seed_alone_also_in_a_temporary_workspace(clone: 
 
 
 def test_a_queued_experiment_that_is_killed_goes_on_from_its_checkpoint(clone: Clone):
-    queued = ("dvc", "exp", "run", "--queue", "--name", "long", "-S", "train.epochs=300")
+    queued = ("dvc", "exp", "run", "--queue", "--name", "long", "-S", "train.epochs=60")
     queued += ("-S", "machine.checkpoint_minutes=0.01", "train@fl_sl1")
     clone.ok(*queued)
     clone.ok("dvc", "queue", "start")
@@ -204,9 +207,10 @@ def test_a_queued_experiment_that_is_killed_goes_on_from_its_checkpoint(clone: C
     clone.ok("dvc", "queue", "remove", "--all")
     clone.ok(*queued)
     clone.ok("dvc", "queue", "start")
-    wait(lambda: "going on from" in clone.run("dvc", "queue", "logs", "long").stdout)
-    clone.ok("dvc", "queue", "kill", "long")
-    wait(lambda: "Failed" in clone.ok("dvc", "queue", "status"))
+    wait(lambda: "Success" in clone.ok("dvc", "queue", "status"))
+    assert "going on from" in clone.ok("dvc", "queue", "logs", "long")
+    shown = csv.DictReader(io.StringIO(clone.ok("dvc", "exp", "show", "--csv")))
+    assert {"2", "60"} <= {row["train.epochs"] for row in shown}
     clone.ok("dvc", "queue", "remove", "--all")
     assert not clone.ok("git", "status", "--porcelain")
 
@@ -222,20 +226,10 @@ def test_a_colleague_pulls_and_trains_nothing(clone: Clone, tmp_path: Path):
     assert other.weights("ghmc_ghmr") == clone.weights("ghmc_ghmr")
 
 
-def test_experiments_in_a_temporary_workspace_and_in_a_queue_find_the_images(clone: Clone):
-    clone.ok("dvc", "exp", "run", "--temp", "--name", "temp", "-S", "ghmc_smooth.smoothing=50")
-    clone.ok("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "ghmc_smooth.smoothing=20")
-    clone.ok("dvc", "queue", "start")
-    wait(lambda: "Success" in clone.ok("dvc", "queue", "status"))
-    shown = csv.DictReader(io.StringIO(clone.ok("dvc", "exp", "show", "--csv")))
-    assert {"100.0", "50", "20"} <= {row["ghmc_smooth.smoothing"] for row in shown}
-    assert not clone.ok("git", "status", "--porcelain")
-
-
 def test_a_variant_and_a_loss_section_are_a_line_each(clone: Clone):
     path = clone.root / "params.yaml"
     text = path.read_text()
-    text = text.replace("\nseeds:", "  ce_giou: {cls: cross_entropy, box: giou}\n\nseeds:", 1)
+    text = text.replace("  ghmc_ghmr: {", "  ce_giou: {cls: cross_entropy, box: giou}\n  ghmc_ghmr: {", 1)
     path.write_text(text + "giou: {type: GIoULoss, loss_weight: 2.0}\n")
     output = clone.ok("dvc", "repro")
     assert "Running stage 'train@ce_giou'" in output
@@ -293,7 +287,7 @@ def test_data_of_ones_own_are_trained_on_and_what_changes_in_them_is_noticed(clo
     assert again() == {"train@fl_sl1", "evaluate@fl_sl1"}
     weights.append(clone.weights("fl_sl1"))
     assert len(set(weights)) == len(weights)
-    Image.new("RGB", (64, 64)).save(next((moved / "val").iterdir()))
+    Image.new("RGB", (64, 64), "white").save(next((moved / "val").iterdir()))
     assert again() - {"train@fl_sl1"} == {"evaluate@fl_sl1"}
     assert clone.weights("fl_sl1") == weights[-1]  # what is only measured on trains nothing again
     clone.undo()

@@ -15,12 +15,13 @@ from ghm.report.inputs import Results, read
 from ghm.report.mistakes import mistakes
 from ghm.report.style import DPI, Plot, look
 
+REPORTS = Path("reports")
 LONG = 20  # rows from which a table is folded away
 TITLE = "Does harmonising the gradients train a better detector than Focal Loss?"
 
 
-def write(params: Params, root: Path) -> None:
-    """Write `ap_table.md`, `index.html`, `figures/` and `plots/*.csv` in `reports/` below `root`.
+def write(params: Params, root: Path, out: Path = REPORTS) -> None:
+    """Write `ap_table.md`, `index.html`, `figures/` and `plots/*.csv` into the folder `out` below `root`.
 
     Raises:
         InputError: a file of a variant is missing, the runs cannot be compared, or one of the sections focal, ghmc and
@@ -45,7 +46,7 @@ def write(params: Params, root: Path) -> None:
         page = _page(results, params, compared, main_table, plots)
         (new / "ap_table.md").write_text(page, encoding="utf-8")
         (new / "index.html").write_text(html.page(page, new, TITLE), encoding="utf-8")
-        _replace(new, root / "reports")
+        _replace(new, root / out)
 
 
 def _plots(
@@ -70,8 +71,20 @@ def _plots(
     return {name: plot for name, plot in plots.items() if plot}
 
 
+def publish(built: Path, reports: Path = REPORTS) -> None:
+    """Copy what `write` wrote to where git keeps it.
+
+    A stage of its own: DVC keeps no stage in its run cache whose outs are in git, unless they are metrics or plots, and
+    deletes the outs of a stage before it runs.
+    """
+    with tempfile.TemporaryDirectory(dir=reports, prefix=".publish-") as folder:
+        new = Path(folder) / "new"
+        shutil.copytree(built, new)
+        _replace(new, reports)
+
+
 def _replace(new: Path, reports: Path) -> None:
-    reports.mkdir(exist_ok=True)
+    reports.mkdir(parents=True, exist_ok=True)
     for name in ("figures", "plots"):
         shutil.rmtree(reports / name, ignore_errors=True)
     for path in new.iterdir():

@@ -401,7 +401,7 @@ def use_coco(place: Path) -> params.Params:
         file = "image_info_test-dev2017" if name == "test" else f"instances_{name}2017"
         (root / "annotations" / f"{file}.json").write_text(json.dumps(content))
     text = Path("params.yaml").read_text()
-    for old, new in (("name: digits", "name: coco"), ("root: null", f"root: {root}"), ("split: test", "split: val")):
+    for old, new in (("name: digits", "name: coco"), ("  root: ", f"  root: {root} "), ("split: test", "split: val")):
         assert old in text
         text = text.replace(old, new, 1)
     Path("params.yaml").write_text(text.replace("test2017: false", "test2017: true", 1))
