@@ -31,25 +31,9 @@ part() {
   if [ -f "$out/$file" ]; then cat "$out/$file"; elif [ "$code" -eq 0 ]; then cat "$scratch/said"; fi
 }
 
-install() {
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$scratch/site" wheels/*.whl || return
-  # A training notes the version of opencv-python; opencv-python-headless is the same under another name.
-  "$python" - "$scratch/site" << 'END'
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-try:
-    version("opencv-python")
-except PackageNotFoundError:
-    found = version("opencv-python-headless")
-    folder = Path(sys.argv[1]) / f"opencv_python-{found}.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: opencv-python\nVersion: {found}\n")
-END
-}
-
 if compgen -G "wheels/*.whl" > /dev/null; then
-  install || failed+=("wheels")
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$scratch/site" wheels/*.whl \
+    || failed+=("wheels")
   export PYTHONPATH="$scratch/site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 if said="$("$python" -c 'import torch; torch.cuda.init(); print(torch.cuda.get_device_name())' 2>&1)"; then

@@ -48,6 +48,10 @@ WARNINGS = {
     "classes_without_boxes": ("class has|classes have", "no box"),
 }
 
+# Found by decoding images, as many as `machine.check_images` says: in the log, and not in the manifest, which does not
+# depend on a setting of the machine.
+BY_DECODING = ("images_of_other_size", "images_left_out")
+
 
 class Findings:
     """Kind of finding -> how many, and what is said of them."""

@@ -11,7 +11,7 @@ import numpy as np
 from ghm.data import annotations, validation
 from ghm.data.annotations import Annotations, Box, Unlabelled
 from ghm.data.content import Content, Memory, combined
-from ghm.data.findings import Findings
+from ghm.data.findings import BY_DECODING, Findings
 from ghm.errors import InputError
 from ghm.words import count
 
@@ -117,7 +117,7 @@ def _describe(
         "boxes": len(boxes),
         "boxes_per_class": {entry.name: per_category[entry.id] for entry in content.categories},
         "boxes_per_size": _per_size(boxes),
-        "warnings": findings.counts("warning"),
+        "warnings": {kind: n for kind, n in findings.counts("warning").items() if kind not in BY_DECODING},
     }
 
 

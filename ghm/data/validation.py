@@ -41,7 +41,7 @@ def check(
         findings: gets what is found.
 
     Returns:
-        The names of the images that are missing or unreadable.
+        The names of the images that are missing, or unreadable as far as that shows without decoding them.
     """
     _check_images(content, findings)
     _check_categories(content, findings)
@@ -176,11 +176,13 @@ def _check_files(
 ) -> list[str]:
     """Find the images that are missing, look damaged, or, of those that are decoded, cannot be."""
     missing = list(dict.fromkeys(image.file_name for image in content.images if image.file_name not in found))
-    unreadable: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    decoded: dict[str, str] = {}
     if len(missing) <= max_bad_images and not findings.errors():
-        unreadable = {name: entry.fault for name, entry in found.items() if entry.fault is not None}
-        if len(missing) + len(unreadable) <= max_bad_images:
-            unreadable |= _decode(content, folder, {*missing, *unreadable}, check_images, findings)
+        faults = {name: entry.fault for name, entry in found.items() if entry.fault is not None}
+        if len(missing) + len(faults) <= max_bad_images:
+            decoded = _decode(content, folder, {*missing, *faults}, check_images, findings)
+    unreadable = faults | decoded
     bad = [*missing, *unreadable]
 
     def word(name: str) -> str:
@@ -188,7 +190,7 @@ def _check_files(
 
     if len(bad) <= max_bad_images and len(bad) < len(content.images):
         findings.add("images_left_out", bad, word)
-        return bad
+        return [*missing, *faults]
     findings.add("images_missing", missing)
     findings.add("images_unreadable", list(unreadable), word)
     findings.refuse(

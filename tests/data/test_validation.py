@@ -97,7 +97,6 @@ def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path):
         (setter("annotations", "ignore", 1), {"ignored_boxes": 1}),
         (setter("annotations", "iscrowd", True), {"crowd_boxes": 1}),
         (setter("images", "file_name", "train1.jpg"), {"images_listed_twice": 1}),
-        (setter("images", "height", 31), {"images_of_other_size": 1}),
         (setter("annotations", "category_id", 7), {"classes_without_boxes": 1}),
     ],
 )
@@ -158,6 +157,22 @@ def spoil(root: Path, images: int, names: tuple[str, ...], missing: tuple[str, .
     return file
 
 
+def test_what_is_found_by_decoding_is_said_and_changes_no_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = content()
+    file["images"][0]["height"] = 31
+    write(tmp_path, "train", file)
+    write(tmp_path, "val", content("val"))
+    damaged = tmp_path / "train" / "train2.jpg"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:200] + b"\xff\xc4\x00\x02" + whole[-2:])  # begins and ends as it should
+    found = [coco_files.describe("own", tmp_path, PLACES, level, 1) for level in ("none", "all")]
+    assert found[0] == found[1]
+    assert (
+        "1 image has another size than the file says, for example train1.jpg, (40, 30) and not (40, 31)" in caplog.text
+    )
+    assert "1 image is missing or cannot be decoded, and left out, for example train2.jpg" in caplog.text
+
+
 @pytest.mark.parametrize("check_images", ["none", "sample", "all"])
 def test_as_many_images_may_be_bad_as_the_parameter_says_and_they_are_named(tmp_path: Path, check_images: str):
     file = spoil(tmp_path, 8, names=("4.png", "7.png"), missing=("5.png",))
@@ -165,7 +180,7 @@ def test_as_many_images_may_be_bad_as_the_parameter_says_and_they_are_named(tmp_
     write(tmp_path, "val", content("val"))
     described = coco_files.describe("own", tmp_path, PLACES, check_images, 3)["splits"]["train"]
     assert described["unreadable"] == ["4.png", "5.png", "7.png"]
-    assert described["warnings"] == {"images_left_out": 3}
+    assert described["warnings"] == {}
     with pytest.raises(InputError) as caught:
         coco_files.describe("own", tmp_path, PLACES, check_images, 2)
     for words in (
@@ -182,7 +197,7 @@ def test_an_image_that_only_decoding_shows_to_be_bad_counts_like_the_others(tmp_
     (tmp_path / "train" / "4.png").write_bytes(whole[:20] + bytes(len(whole) - 32) + whole[-12:])
     write(tmp_path, "train", file)
     write(tmp_path, "val", content("val"))
-    assert coco_files.describe("own", tmp_path, PLACES, "all", 1)["splits"]["train"]["unreadable"] == ["4.png"]
+    assert coco_files.describe("own", tmp_path, PLACES, "all", 1)["splits"]["train"]["unreadable"] == []
     with pytest.raises(InputError, match=r"1 image cannot be decoded, for example 4\.png"):
         coco_files.describe("own", tmp_path, PLACES, "all", 0)
 
