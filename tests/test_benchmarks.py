@@ -93,7 +93,10 @@ def test_the_times_at_the_size_of_coco_are_those_that_were_measured() -> None:
         "annotations": f"{measured['annotations_mb']} MB",
         "`dvc repro data`": f"{measured['stage_seconds']} s",
         "its memory at the most": f"{measured['stage_peak_gb']} GB",
+        "`dvc repro data` when nothing has changed": f"{measured['stage_again_seconds']} s",
+        "the check of a later stage": f"{measured['check_seconds']} s",
         "`dvc status`": f"{measured['status_seconds']} s",
+        "checksums": f"{measured['checksums_gb_per_second']} GB/s",
     }
     assert dict(rows("scale")) == expected
 
