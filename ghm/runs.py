@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 from tqdm import tqdm
 
 from ghm import files
@@ -89,10 +90,9 @@ def kept() -> Iterator[Kept]:
         yield Kept(folder, size, (folder / RESULT).is_dir())
 
 
-def throw_away(folder: Path) -> None:
-    """Delete a run, so that it is trained again."""
-    shutil.rmtree(folder)
-    folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+def lock(folder: Path) -> Path:
+    """The file by which a process has a run in `.state` for itself."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def read_record(result: Path) -> dict[str, Any]:
@@ -108,14 +108,26 @@ def main() -> None:
     arguments = parser.parse_args()
     freed = total = 0
     for found in kept():
-        goes = arguments.all or (arguments.finished and found.is_finished)
-        words = "finished" if found.is_finished else "unfinished"
-        print(f"{'deleted ' * goes}{found.folder}: {words}, {_size(found.size)}")
         total += found.size
-        if goes:
-            freed += found.size
-            throw_away(found.folder)
+        done = "finished" if found.is_finished else "unfinished"
+        if arguments.all or (arguments.finished and found.is_finished):
+            if not _delete(found.folder):
+                done += ", in use"
+            else:
+                freed += found.size
+                done += ", deleted"
+        print(f"{found.folder}: {_size(found.size)}, {done}")
     print(f"{_size(total)} in {state_folder()}, {_size(freed)} freed")
+
+
+def _delete(folder: Path) -> bool:
+    """Delete a run unless a process has it."""
+    try:
+        with filelock.FileLock(lock(folder)).acquire(timeout=0):
+            shutil.rmtree(folder)
+    except filelock.Timeout:
+        return False
+    return True
 
 
 def _size(size: int) -> str:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
 from ghm import runs
@@ -44,14 +45,17 @@ def cleaned(here: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_what_is_kept_is_counted_and_only_what_is_named_is_deleted(here: Path):
+def test_what_is_kept_is_counted_and_only_what_is_named_and_free_is_deleted(here: Path):
     done = folder("fl_sl1-seed_0-0123456789ab", finished=True)
     begun = folder("ghmc_sl1-seed_0-0123456789ab", finished=False, size=500)
     backbone = folder("backbone-0123456789ab", finished=False)
-    lines = [f"{done}: finished, 1.00kB", f"{begun}: unfinished, 500B", "1.50kB in .state, 0.00B freed"]
+    lines = [f"{done}: 1.00kB, finished", f"{begun}: 500B, unfinished", "1.50kB in .state, 0.00B freed"]
     assert cleaned(here) == lines
-    assert cleaned(here, "--finished") == [f"deleted {lines[0]}", lines[1], "1.50kB in .state, 1.00kB freed"]
+    assert cleaned(here, "--finished") == [f"{lines[0]}, deleted", lines[1], "1.50kB in .state, 1.00kB freed"]
     assert not done.exists() and begun.exists() and backbone.exists()
+    with filelock.FileLock(runs.lock(begun)):  # as of a run that goes on
+        assert cleaned(here, "--all") == [f"{lines[1]}, in use", "500B in .state, 0.00B freed"]
+    assert begun.exists()
     assert cleaned(here, "--all")[-1] == "500B in .state, 500B freed"
     assert not begun.exists()
 

@@ -109,7 +109,8 @@ def _trained(params: Params, variant: str, seed: int, out: Path, processes: Proc
     parts = fingerprint.fingerprint(cfg, data.read_manifest(params), backbones.read_record(params), resume_from)
     key, name = fingerprint.key(parts), f"{variant}-seed_{seed}-"
     folder = runs.state_folder() / f"{name}{key}"
-    with files.alone(_lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.alone(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
         done = processes.share(_find(folder, out, seed, key) if processes.first else None)
         if done:
             _log.info(
@@ -128,8 +129,7 @@ def _find(folder: Path, out: Path, seed: int, key: str) -> bool:
     """Whether the result is there, in `.state` or from DVC."""
     if runs.wants_again():
         if (folder / RESULT).exists():
-            runs.throw_away(folder)
-            folder.parent.mkdir(exist_ok=True)
+            shutil.rmtree(folder)
         return False
     if folder.exists():
         return (folder / RESULT).exists()
@@ -143,11 +143,6 @@ def _require_few_bad(params: Params, result: Path, name: str) -> None:
             f"{name} was trained without {count(left_out, 'image')} that could not be read, and "
             f"data.max_bad_images is {params.data.max_bad_images}: mend the images, or raise it"
         )
-
-
-def _lock(folder: Path) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder.with_name(f".{folder.name}.lock")
 
 
 def _begin(folder: Path, parts: dict[str, Any], name: str) -> None:
