@@ -1,4 +1,6 @@
-"""Runs: where they are kept, found again and thrown away.
+"""Training runs: their folders, files, columns and record, and where they are kept, found again and deleted.
+
+Everything that reads or writes what a run leaves takes the names from here.
 
 A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody cleans up; what `dvc repro` made lies
 in DVC's cache as well, under the name that `dvc.lock` has for it. So a seed is trained once: in this workspace, in
@@ -14,9 +16,9 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import filelock
 from tqdm import tqdm
@@ -24,10 +26,78 @@ from tqdm import tqdm
 from ghm import files
 from ghm.cli import run
 
+# A folder of a run, `run_folder`, holds:
+MODEL = "model.pth"
+CONFIG = "config.py"  # mmdet's
+RECORD = "context.json"  # `Record`
+LOG = "log.csv"  # means over the steps since the row before
+VALIDATION = "validation.csv"  # AP so far
+GRADIENT_NORMS = "gradient_norms.csv"  # histograms
+DENSITY = "density.csv"  # GHM's moving averages
+COLUMNS = {
+    LOG: ("step", "epoch", "loss", "loss_cls", "loss_bbox", "lr", "grad_norm", "positives"),
+    VALIDATION: ("epoch", "AP"),
+    GRADIENT_NORMS: ("epoch", "kind", "low", "high", "count"),
+    DENSITY: ("step", "kind", "low", "high", "density"),
+}
+# A folder of what it detected, `detections_folder`, holds:
+DETECTIONS = "detections.json"  # COCO results
+METRICS = "metrics.json"
+ERRORS = "errors.json"  # kind of error -> AP50 that it costs
+RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
+
 RESULT = "result"  # folder in that of a finished run
-RECORD = "context.json"
 AGAIN = "GHM_RETRAIN"
 _log = logging.getLogger(__name__)
+
+
+def run_folder(variant: str, seed: int, root: Path = Path()) -> Path:
+    """What the stage `train` leaves of a seed: `runs/<variant>/seed_<n>`."""
+    return root / "runs" / variant / f"seed_{seed}"
+
+
+def detections_folder(variant: str, seed: int, root: Path = Path()) -> Path:
+    """What the stage `evaluate` leaves of a seed: `detections/<variant>/seed_<n>`."""
+    return root / "detections" / variant / f"seed_{seed}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a finished run, as it was when it was trained: the content of `context.json`."""
+
+    revision: str  # commit of the code; "-dirty" where files differed from it
+    device: str
+    versions: dict[str, str]  # of Python and the libraries
+    dataset: str
+    variant: str
+    seed: int
+    epochs: int
+    images: int  # of the training split
+    category_ids: list[int]  # of the data set, in the order of the classes
+    parameters: int  # numbers in the state dictionary
+    pretrained: str | None
+    load_from: str | None
+    fingerprint: str  # `fingerprint.key`
+    conditions: dict[str, str]  # `fingerprint.conditions`
+    seconds: float  # of training
+    processes: int
+    unreadable_images: int  # that were left out
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The record in a folder of a run; keys that this version does not know are left out.
+
+        Raises:
+            OSError: there is none.
+            TypeError: a key is missing.
+        """
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder of a run."""
+        files.write_json(folder / RECORD, asdict(self))
 
 
 def state_folder() -> Path:
