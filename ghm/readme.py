@@ -13,7 +13,7 @@ from ghm.cli import run
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.report import comparison, names
-from ghm.report.tables import BASELINE, LEVEL, signed
+from ghm.report.tables import BASELINE, LEVEL, difference, signed
 
 README = "README.md"
 INTERVALS = "reports/plots/intervals.csv"
@@ -47,7 +47,7 @@ def table(given: Params, text_of: Callable[[str], str]) -> str:
         if len(estimates) != 1 or abs(estimates[0] - metrics["AP"]) > 1e-4:
             raise InputError(f"{INTERVALS} is not of metrics/{name}.json: run `dvc repro`")
         figures = [f"{100 * metrics[key]:.1f}" for key in METRICS]
-        minus = BASELINE if name == first else signed(comparison.row(compared, name, "AP"))
+        minus = BASELINE if name == first else signed(difference(comparison.row(compared, name, "AP")))
         losses = " + ".join(LOSSES.get(section) or names.code(section) for section in (variant.cls, variant.box))
         lines.append([names.code(name), *figures, minus, losses])
     return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)

@@ -143,6 +143,7 @@ def _run(folder: Path, params: Params, variant: str, seed: int, rng: np.random.G
         "variant": variant, "seed": seed, "revision": "0123abc", "device": "2 x fixture CPU", "seconds": 211.5,
         "versions": {"python": "3.11.7", "torch": "2.11.0", "mmdet": "3.3.0"}, "dataset": params.data.name,
         "epochs": EPOCHS, "images": 8, "parameters": 1_034_567, "pretrained": params.model.pretrained,
+        "load_from": None, "category_ids": [], "fingerprint": "89ab", "processes": 1, "unreadable_images": 0,
         "conditions": {
             "code": "0123", "config": "4567", "data": fingerprint.data_checksum(_manifest(folder.parents[2], params))
         },
