@@ -86,13 +86,9 @@ def _points(ax: Axes, x: Sequence[float], rows: Sequence[Row], colour: str) -> N
     nothing = Interval(math.nan, math.nan, math.nan)
     intervals = [row.intervals["AP"] or nothing for row in rows]
     middle = [100 * one.estimate for one in intervals]
-    sizes = [
-        [100 * (one.estimate - one.low) for one in intervals],
-        [100 * (one.high - one.estimate) for one in intervals],
-    ]
-    ax.errorbar(
-        x, middle, yerr=[below, above], color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2, zorder=3
-    )
+    below = [100 * (one.estimate - one.low) for one in intervals]
+    above = [100 * (one.high - one.estimate) for one in intervals]
+    ax.errorbar(x, middle, yerr=[below, above], color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2)
     for place, ap, row in zip(x, middle, rows, strict=True):
         minus = row.differences["AP"]
         if minus and minus.verdict == "not distinguishable":
