@@ -38,7 +38,3 @@ def test_every_command_exists(page: Path):
     assert set(re.findall(r"(?:`|^    )make\s+([a-z]+)", text, re.MULTILINE)) <= TARGETS
     for module in set(re.findall(r"python\s+-m\s+([\w.]+)", text)):
         assert importlib.util.find_spec(module), module
-
-
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
