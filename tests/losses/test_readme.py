@@ -47,5 +47,6 @@ def test_the_config_example_builds_on_a_stock_config(tmp_path: Path) -> None:
     path.write_text(EXAMPLES[1])
     with DefaultScope.overwrite_default_scope("mmdet"):
         head = MODELS.build(Config.fromfile(path).model.bbox_head)
+    assert head.cls_out_channels == 80
     assert head.loss_cls.bins == 30
     assert head.loss_bbox.mu == 0.02
