@@ -105,7 +105,6 @@ def schema() -> dict[str, Any]:
     # In the file, loss sections, their arguments and overrides lie beside what has a name.
     for section, name in ((content, "losses"), (loss, "arguments"), (variant, "overrides")):
         del section["properties"][name]
-        section["required"] = [key for key in section["required"] if key != name]
     content["additionalProperties"] = {"$ref": "#/$defs/Loss"}
     loss["additionalProperties"] = True
     variant["additionalProperties"] = {"type": "object"}

@@ -30,7 +30,7 @@ class Loss(Section):
     """A loss section: a registered loss, and its arguments, which are the loss's own matter."""
 
     type: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Variant(Section):
 
     cls: str
     box: str
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)  # section -> arguments
+    # section -> arguments
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"words": "one of these sections"})
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     machine: Machine
-    losses: dict[str, Loss]
+    losses: dict[str, Loss] = field(default_factory=dict, metadata={"words": "loss sections, which have a `type`"})
 
     def broken(self) -> Iterator[str]:
         for name, variant in self.variants.items():
@@ -289,46 +290,29 @@ def parse(content: Mapping[str, Any]) -> Params:
     Raises:
         InputError: unknown or missing keys, wrong types, values out of range: all of them, a line each.
     """
-    known, mistakes = _arranged(content)
-    try:
-        parameters = sections.build(Params, known, _key)
-    except InputError as error:
-        raise InputError("\n".join([*mistakes, str(error)])) from None
-    if mistakes:
-        raise InputError("\n".join(mistakes))
-    return parameters
-
-
-def _arranged(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The content of a parameter file in the form of `Params`, and what cannot be brought into it."""
-    fixed = [section.name for section in fields(Params) if section.name != "losses"]
+    fixed = {section.name for section in fields(Params)} - {"losses"}
     known: dict[str, Any] = {"losses": {}}
-    mistakes = []
     for key, value in content.items():
-        if key in fixed:
-            known[key] = value
-        elif isinstance(value, Mapping) and "type" in value:
+        if key not in fixed and isinstance(value, Mapping) and "type" in value:
             arguments = {name: argument for name, argument in value.items() if name != "type"}
             known["losses"][key] = {"type": value["type"], "arguments": arguments}
+        elif key == "variants" and isinstance(value, Mapping):
+            known[key] = {name: _variant(variant) for name, variant in value.items()}
         else:
-            mistakes.append(sections.unknown(str(key), value, [*fixed, "and loss sections, which have a `type`"]))
-    if isinstance(known.get("variants"), Mapping):
-        known["variants"] = {name: _variant(variant) for name, variant in known["variants"].items()}
-    for old, new in MOVED.items():
-        section, name = old.split(".")
-        if isinstance(known.get(section), Mapping) and name in known[section]:
-            mistakes.append(f"{old} is not a known key, got {known[section][name]!r}: {old} is now {new}")
-            known[section] = {key: value for key, value in known[section].items() if key != name}
-    return known, mistakes
+            (known["losses"] if key == "losses" else known)[key] = value
+    return sections.build(Params, known, _key, MOVED)
 
 
 def _variant(content: Any) -> Any:
     """The content of a variant with its overrides in a section of their own."""
     if not isinstance(content, Mapping):
         return content
-    names = [name for name, value in content.items() if isinstance(value, Mapping) or name == "overrides"]
-    overrides = {name: content[name] for name in names if name not in ("cls", "box")}
-    return {**{name: value for name, value in content.items() if name not in overrides}, "overrides": overrides}
+    overrides = {
+        name: value
+        for name, value in content.items()
+        if name not in ("cls", "box") and (isinstance(value, Mapping) or name == "overrides")
+    }
+    return {name: value for name, value in content.items() if name not in overrides} | {"overrides": overrides}
 
 
 def _key(key: Key) -> Key:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -89,11 +89,17 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda key: key) -> Built:
+def build(
+    cls: type[Built],
+    content: object,
+    name: Callable[[Key], Key] = lambda key: key,
+    moved: Mapping[str, str] | None = None,
+) -> Built:
     """Make a dataclass from a section.
 
     Args:
         name: the key in the file, from that in `content`.
+        moved: keys of earlier versions -> where they went.
 
     Raises:
         InputError: all that is wrong, a line each: key, what is allowed, value.
@@ -110,6 +116,8 @@ def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda
             sentences.append(str(context["error"]))
         elif kind == "missing":
             sentences.append(f"{key} is missing")
+        elif moved and key in moved:
+            sentences.append(f"{key} is not a known key, got {value!r}: {key} is now {moved[key]}")
         elif kind in ("unexpected_keyword_argument", "invalid_key"):
             sentences.append(unknown(key, value, _keys(cls, path[:-1])))
         else:
@@ -139,12 +147,11 @@ def dotted(key: Key) -> str:
 
 
 def _keys(cls: Any, path: Key) -> list[str]:
-    """The keys of the section that `path` leads to."""
+    """The keys of the section that `path` leads to, or the words for what a field of it gathers."""
     for part in path:
         if dataclasses.is_dataclass(cls):
             cls = get_type_hints(cls)[str(part)]
             cls = get_args(cls)[0] if type(None) in get_args(cls) else cls
         else:  # dict[str, X] or tuple[X, ...]
             cls = next(filter(dataclasses.is_dataclass, get_args(cls)))
-    # What has a default factory is filled by us and no key of the file.
-    return [field.name for field in dataclasses.fields(cls) if field.default_factory is dataclasses.MISSING]
+    return [field.metadata.get("words", field.name) for field in dataclasses.fields(cls)]
