@@ -129,9 +129,7 @@ def test_the_overrides_of_a_variant_reach_its_loss():
 
 
 def test_a_loss_that_does_not_fit_is_refused():
-    with pytest.raises(
-        InputError, match="variants.tried.cls must be a loss for cls, got 'smooth_l1', which is for box"
-    ):
+    with pytest.raises(InputError, match="variants.tried.cls must be a loss for cls"):
         build(with_losses(cls="smooth_l1"))
 
 
