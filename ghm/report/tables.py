@@ -2,7 +2,6 @@
 its tables is written here, too.
 """
 
-import dataclasses
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from tabulate import tabulate
 from ghm import losses, truth
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Interval
-from ghm.params import OtherLoss, Params
+from ghm.params import Loss, Params
 from ghm.report import comparison, names
 from ghm.report.comparison import BASELINE
 from ghm.report.inputs import Results
@@ -89,9 +88,9 @@ def published(params: Params) -> str:
     first = next(iter(PUBLISHED))
     rows = []
     for name in params.variants:
-        pair = _loss(params, name, "cls"), _loss(params, name, "box")
-        types = pair[0][0], pair[1][0]
-        ap = None if any(_options(*loss) for loss in pair) else PUBLISHED.get(types)
+        pair = params.loss(name, "cls"), params.loss(name, "box")
+        types = pair[0].type, pair[1].type
+        ap = PUBLISHED.get(types) if not any(map(options, pair)) else None
         minus = DASH if ap is None else BASELINE if types == first else f"{ap - PUBLISHED[first]:+.1f}"
         rows.append([name, DASH if ap is None else f"{ap:.1f}", minus])
     return markdown(["variant", "published AP", "minus Focal Loss"], rows)
@@ -115,13 +114,8 @@ def training(results: Results, params: Params) -> str:
     rows = []
     for name, variant in params.variants.items():
         runs = records(results, name)
-        shown = []
-        for role, section in (("cls", variant.cls), ("box", variant.box)):
-            kind, arguments = _loss(params, name, role)
-            # Options that are off make the reference's loss, which needs no words.
-            left_out = set(_optional(kind)) - set(_options(kind, arguments))
-            written = (f"{key} {value}" for key, value in arguments.items() if key not in left_out)
-            shown.append(f"{section}: {', '.join(written)}")
+        pair = {variant.cls: params.loss(name, "cls"), variant.box: params.loss(name, "box")}
+        shown = [f"{section}: {_arguments(loss)}" for section, loss in pair.items()]
         minutes = np.mean([run.seconds for run in runs]) / 60
         rows.append([name, *shown, distinct(run.revision for run in runs), f"{minutes:.1f}"])
     return markdown(head, rows, texts=4)
@@ -146,24 +140,22 @@ def _spread(seeds: list[float]) -> str:
     return f" ± {100 * np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else ""
 
 
-def _loss(params: Params, variant: str, role: str) -> tuple[str, dict[str, Any]]:
-    """Type and arguments. To be replaced by `params.loss`."""
-    loss: Any = params.losses[getattr(params.variants[variant], role)]
-    if isinstance(loss, OtherLoss):
-        return loss.type, loss.arguments
-    types = {"Focal": "FocalLoss", "SmoothL1": "SmoothL1Loss", "Ghmc": "GHMC", "Ghmr": "GHMR"}
-    return f"ghm.{types[type(loss).__name__]}", dataclasses.asdict(loss)
+def _arguments(loss: Loss) -> str:
+    """Without the options that are off: they make the reference's loss, which needs no words."""
+    off = _optional(loss).keys() - options(loss).keys()
+    return ", ".join(f"{key} {value}" for key, value in loss.arguments.items() if key not in off)
 
 
-def _optional(kind: str) -> dict[str, Any]:
+def options(loss: Loss) -> dict[str, Any]:
+    """The options that are on."""
+    arguments = loss.arguments
+    return {key: arguments[key] for key, off in _optional(loss).items() if arguments.get(key, off) != off}
+
+
+def _optional(loss: Loss) -> dict[str, Any]:
     """Options of a loss of this package -> their defaults, which turn them off: its keyword-only arguments."""
-    package, _, name = kind.rpartition(".")
+    package, _, name = loss.type.rpartition(".")
     if package != "ghm" or name not in losses.__all__:
         return {}
     arguments = inspect.signature(getattr(losses, name)).parameters.values()
     return {argument.name: argument.default for argument in arguments if argument.kind is argument.KEYWORD_ONLY}
-
-
-def _options(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The options that are on."""
-    return {key: arguments[key] for key, off in _optional(kind).items() if arguments.get(key, off) != off}

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ghm import devices, params
+from ghm import devices, sections
 from ghm.cli import run
 from ghm.errors import InputError
 from ghm.study import definition, page, trials
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing, sum up what has been trained")
     arguments = parser.parse_args()
     studies = {name: definition.load(name) for name in arguments.names}
-    content = params.read(definition.PARAMS)
+    content = sections.read(definition.PARAMS)
     failures: list[str] = []
     for name, study in studies.items():
         if not arguments.table:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ghm import params
+from ghm import params, sections
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Interval, Resampled
@@ -61,7 +61,7 @@ def gather(name: str, study: Study) -> Comparison:
     Raises:
         InputError: there are none, or two that are compared were judged on different images.
     """
-    splits, content, cells = definition.splits(study), params.read(PARAMS), [*definition.cells(study)]
+    splits, content, cells = definition.splits(study), sections.read(PARAMS), [*definition.cells(study)]
     missing, ap, resampled, records, images = [], [], [], {}, {}
     for cell in cells:
         wanted = trials.trials(cell, study.seeds, content)

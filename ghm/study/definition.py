@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from ghm import params, typed
+from pydantic import Field, StrictBool
+
+from ghm import check, params, sections
 from ghm.errors import InputError
-from ghm.params import Seed
-from ghm.typed import Allowed
+from ghm.sections import Section, Seed
 
 FOLDER = Path("studies")
 PARAMS = Path("params.yaml")
@@ -18,22 +19,22 @@ Changes = dict[str, Any]  # "section.key" of params.yaml -> value
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Section):
     """A variant, with some parameters changed."""
 
     variant: str  # of params.yaml, or one that `changes` adds as `variants.<name>`
-    changes: dict[str, object]
-    swept: bool  # false: the study's parameter does not concern it
+    changes: dict[str, Any]
+    swept: StrictBool  # false: the study's parameter does not concern it
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Section):
     """What others reported, on a data set of their own."""
 
     dataset: str  # heads the column of the table
     source: str  # model, and where it was published
     # curve -> AP in percent, or value -> AP in percent where the curve is swept; a text, as "NaN", is shown as it is
-    ap: dict[str, object]
+    ap: dict[str, Any]
 
     def of(self, curve: str, value: object) -> float | str | None:
         """The AP of a curve at a value; None where there is none."""
@@ -42,7 +43,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Section):
     """The content of a file in `studies/`.
 
     Each of `curves` is trained at each of `values` of `parameter`, under each of `conditions`, once per seed.
@@ -50,39 +51,35 @@ class Study:
 
     question: str
     parameter: str | None  # section.key; null: only the curves are compared
-    values: tuple[object, ...]
-    curves: Annotated[dict[str, Curve], Allowed("at least two curves", lambda curves: len(curves) > 1)]
-    conditions: Annotated[dict[str, dict[str, object]], Allowed("at least one condition", bool)]  # -> changes
-    seeds: Annotated[tuple[Seed, ...], Allowed("at least one seed", bool)]
+    values: tuple[Any, ...]
+    curves: Annotated[dict[str, Curve], Field(min_length=2)]
+    conditions: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # -> changes
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     published: tuple[Published, ...]
 
-    def __post_init__(self) -> None:
+    def broken(self) -> Iterator[str]:
         labels = [label(value) for value in self.values]
         swept = [name for name, curve in self.curves.items() if curve.swept]
         if (self.parameter is None) == bool(self.values):
-            raise InputError(f"values must be [] without a parameter and hold some with one, got {list(self.values)}")
+            yield f"values must be [] without a parameter and hold some with one, got {list(self.values)}"
         if None in self.values or len(set(labels)) < len(labels):
-            raise InputError(f"values must differ from each other and not be null, got {list(self.values)}")
+            yield f"values must differ from each other and not be null, got {list(self.values)}"
         if len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds must differ from each other, got {list(self.seeds)}")
+            yield f"seeds must differ from each other, got {list(self.seeds)}"
         if (self.parameter is None) == bool(swept):
-            raise InputError(
-                f"curves.<name>.swept must be true of some curve with a parameter and of none without one, got {swept}"
-            )
+            yield f"curves.<name>.swept must be true of some curve with a parameter, of none without one, got {swept}"
         for number, published in enumerate(self.published):
             for curve, ap in published.ap.items():
-                self._check_published(f"published[{number}].ap.{curve}", curve, ap)
-
-    def _check_published(self, key: str, curve: str, ap: object) -> None:
-        if curve not in self.curves:
-            raise InputError(f"{key} must be of one of the curves: {', '.join(self.curves)}")
-        if self.curves[curve].swept != isinstance(ap, Mapping):
-            raise InputError(f"{key} must hold the AP of each value if its curve is swept, else one AP, got {ap!r}")
-        for value, number in ap.items() if isinstance(ap, Mapping) else [(None, ap)]:
-            if value is not None and label(value) not in map(label, self.values):
-                raise InputError(f"{key}.{value} must be of one of the values: {', '.join(map(label, self.values))}")
-            if not isinstance(number, str) and not (isinstance(number, int | float) and math.isfinite(number)):
-                raise InputError(f'{key} must hold percents, or texts such as "NaN", got {number!r}')
+                key = f"published[{number}].ap.{curve}"
+                if curve not in self.curves:
+                    yield f"{key} must be of one of the curves: {', '.join(self.curves)}"
+                elif self.curves[curve].swept != isinstance(ap, Mapping):
+                    yield f"{key} must hold the AP of each value if its curve is swept, else one AP, got {ap!r}"
+                for value, figure in ap.items() if isinstance(ap, Mapping) else [(None, ap)]:
+                    if value is not None and label(value) not in labels:
+                        yield f"{key}.{value} must be of one of the values: {', '.join(labels)}"
+                    if not isinstance(figure, str) and not (isinstance(figure, int | float) and math.isfinite(figure)):
+                        yield f'{key} must hold percents, or texts such as "NaN", got {figure!r}'
 
     @property
     def reference(self) -> str:
@@ -116,10 +113,10 @@ def load(name: str) -> Study:
     if not path.is_file():
         known = ", ".join(sorted(study.stem for study in FOLDER.glob("*.yaml") if study.stem != "dvc"))
         raise InputError(f"the study must be one of {known}, got {name!r}")
-    content = params.read(path)
+    content = sections.read(path)
     params.load(PARAMS)
     try:
-        study = typed.build(Study, content, "study")
+        study = sections.build(Study, content)
         splits(study)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -132,10 +129,11 @@ def splits(study: Study) -> tuple[str, ...]:
     Raises:
         InputError: a training run of the study would be one that `params.yaml` does not allow.
     """
-    content = params.read(PARAMS)
+    content = sections.read(PARAMS)
     found = set()
     for cell in cells(study):
         parameters = params.parse(applied(content, cell.changes))
+        check.losses(parameters)
         if cell.variant not in parameters.variants:
             known = ", ".join(parameters.variants)
             raise InputError(f"curves.{cell.curve}.variant must be one of {known}, got {cell.variant!r}")
@@ -158,16 +156,14 @@ def applied(content: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     """A copy of the content of `params.yaml` with the changes made.
 
     Raises:
-        InputError: `params.yaml` has no such section, or no such key in it.
+        InputError: `params.yaml` has no such section.
     """
     changed = copy.deepcopy(dict(content))
     for key, value in changes.items():
         section, _, name = key.partition(".")
         if not isinstance(changed.get(section), Mapping):
-            sections = ", ".join(other for other in changed if isinstance(changed[other], Mapping))
-            raise InputError(f"{key} must be section.key of params.yaml, whose sections are {sections}")
-        if name not in changed[section] and section != "variants":
-            raise InputError(f"{key} is no parameter of params.yaml; {section} has {', '.join(changed[section])}")
+            known = ", ".join(other for other in changed if isinstance(changed[other], Mapping))
+            raise InputError(f"{key} must be section.key of params.yaml, whose sections are {known}")
         changed[section][name] = value
     return changed
 

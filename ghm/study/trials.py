@@ -16,7 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from ghm import files, fingerprint, params, runs
+from ghm import files, fingerprint, runs, sections
 from ghm.errors import InputError
 from ghm.study.definition import PARAMS, Cell, applied
 from ghm.words import count
@@ -94,10 +94,10 @@ def _run(trial: Trial, splits: Sequence[str], threads: int) -> bool:
     trial.folder.mkdir(parents=True, exist_ok=True)
     with files.alone(trial.folder / ".lock", f"the training run {trial.folder}"):
         YAML(typ="safe").dump(trial.content, trial.folder / PARAMS)
-        root = params.read(PARAMS)
-        for shared, sections in SHARED.items():
+        root = sections.read(PARAMS)
+        for shared, shaping in SHARED.items():
             link = trial.folder / shared
-            if all(trial.content[section] == root[section] for section in sections) and not link.exists():
+            if all(trial.content[section] == root[section] for section in shaping) and not link.exists():
                 link.unlink(missing_ok=True)  # its target has moved
                 link.symlink_to(Path(shared).absolute())
         environment = {

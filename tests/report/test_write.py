@@ -302,5 +302,5 @@ def test_a_missing_image_is_named_and_the_old_report_stays(tmp_path: Path) -> No
 def test_a_loss_section_that_the_figures_need_is_named(tmp_path: Path) -> None:
     params = fill(tmp_path, variants=1)
     params = dataclasses.replace(params, losses={k: v for k, v in params.losses.items() if k != "ghmr"})
-    with pytest.raises(InputError, match="ghmr is missing"):
+    with pytest.raises(InputError, match=r"ghmr\.bins is missing"):
         report.write(params, tmp_path)

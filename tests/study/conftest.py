@@ -58,7 +58,7 @@ class Trainer:
         shared_B = np.random.default_rng(0).normal(0, SPREAD, 1000)
         value_B = ap + shared_B + np.random.default_rng(len(self.trained)).normal(0, OWN, 1000)
         files.write_json(folder / runs.METRICS, {"AP": round(ap, 4)})
-        values = dict.fromkeys(METRICS, np.concatenate([[ap], value_B]))
+        values = dict.fromkeys(map(str, METRICS), np.concatenate([[ap], value_B]))
         Resampled("the same", images, values, np.zeros((1, 1, 1))).save(folder / runs.RESAMPLED)
 
 

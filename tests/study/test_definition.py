@@ -50,17 +50,17 @@ def test_cells_are_conditions_by_curves_by_values_and_what_is_not_swept_is_one_c
 
 FL, SWEPT = curve("fl_sl1", swept=False), curve("ghmc_sl1")
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"curvs": {}}, "study.curvs is not a known key, got {}; allowed: question, parameter"),
-    ({"parameter": "ghmc.bin"}, "ghmc.bin is no parameter of params.yaml; ghmc has bins, momentum,"),
+    ({"curvs": {}}, "curvs is not a known key, got {}; did you mean curves. allowed: question, parameter"),
+    ({"parameter": "ghmc.bin"}, "ghmc.bin is not a known key, got 10; did you mean bins"),
     ({"parameter": "seeds"}, "seeds must be section.key of params.yaml, whose sections are variants,"),
     ({"curves": {"FL": FL, "GHM-C": curve("ghmc")}}, "curves.GHM-C.variant must be one of fl_sl1, .*got 'ghmc'"),
-    ({"conditions": {"dirty": {"data.noise": 0.3}}}, "data.noise is no parameter of params.yaml; data has"),
-    ({"values": [0, 10]}, "ghmc.bins must be 1 or greater, got 0"),
+    ({"conditions": {"dirty": {"data.noise": 0.3}}}, "data.noise is not a known key, got 0.3"),
+    ({"values": [0, 10]}, "ghmc.bins must be a whole number, 1 or greater, got 0"),
     ({"values": []}, "values must be .. without a parameter and hold some with one, got .."),
     ({"parameter": None}, "values must be .. without a parameter and hold some with one, got .10, 20."),
     ({"parameter": None, "values": []}, "curves.<name>.swept must be .* of none without one, got .'GHM-C'."),
-    ({"curves": {"FL": FL, "A": FL}}, "curves.<name>.swept must be true of some curve with a parameter .*, got .."),
-    ({"curves": {"FL": FL}}, "study.curves must be at least two curves, got"),
+    ({"curves": {"FL": FL, "A": FL}}, "curves.<name>.swept must be true of some curve with a parameter, .*, got .."),
+    ({"curves": {"FL": FL}}, "curves must be a list or section with at least 2 entr"),
     ({"values": [10, 10]}, "values must differ from each other and not be null, got .10, 10."),
     ({"seeds": [0, 0]}, "seeds must differ from each other, got .0, 0."),
     ({"curves": {"A": SWEPT, "B": curve("x", variants__x={"cls": "focus", "box": "ghmr"})}}, "variants.x.cls must be"),
@@ -80,9 +80,8 @@ WRONG += [
 
 @pytest.mark.parametrize(("keys", "words"), WRONG)
 def test_a_typing_mistake_is_named_before_anything_is_trained(keys: dict[str, Any], words: str, trainer: Trainer):
-    with pytest.raises(InputError, match=rf"^studies/wrong\.yaml: {words}") as raised:
+    with pytest.raises(InputError, match=rf"^studies/wrong\.yaml: {words}"):
         run_study(define("right"), define("wrong", **keys))
-    assert "\n" not in str(raised.value)
     assert trainer.trained == []
 
 

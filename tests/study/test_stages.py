@@ -3,7 +3,7 @@
 import pytest
 from ruamel.yaml import YAML
 
-from ghm import params
+from ghm import sections
 from ghm.study import definition, trials
 from tests.study.conftest import ROOT
 from tests.study.test_definition import NAMES
@@ -26,7 +26,7 @@ def test_a_study_depends_on_the_code_that_shapes_weights_and_metrics(name: str) 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_depends_on_the_parameters_that_its_trials_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    content = params.read(definition.PARAMS)
+    content = sections.read(definition.PARAMS)
     wanted = {f"data.{key}" for key in content["data"]} - {f"data.{key}" for key in trials.ELSEWHERE}
     wanted |= {*trials.SECTIONS} - {"data"}
     for cell in definition.cells(definition.load(name)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ghm import params, runs, training
+from ghm import params, runs, sections, training
 from ghm.errors import InputError
 from ghm.study import definition, trials
 from ghm.study.trials import Trial
@@ -17,7 +17,7 @@ PARAMS = Path("params.yaml")
 
 
 def wanted(name: str) -> list[Trial]:
-    study, content = definition.load(name), params.read(PARAMS)
+    study, content = definition.load(name), sections.read(PARAMS)
     return [trial for cell in definition.cells(study) for trial in trials.trials(cell, study.seeds, content)]
 
 
@@ -78,14 +78,16 @@ def test_data_and_backbone_are_the_roots_unless_they_are_changed_and_a_dead_link
 def test_a_study_trains_for_real_sums_up_and_does_not_train_again(workspace: Path):
     PARAMS.write_text(PARAMS.read_text().replace("epochs: 2", "epochs: 1"))
     (workspace / "studies").mkdir()
-    name = define("real", values=[10], seeds=[0, 1])
+    name = define("real", values=[10], seeds=[0])
     training.train(params.load(), "fl_sl1", Path("runs") / "fl_sl1")
     results, _ = run_study(name)
-    logs = {path: path.read_text() for path in sorted(workspace.glob(".trials/*/*/log.txt"))}
-    assert ["already trained" in text for text in logs.values()] == [True, False, False, False]
-    for row, trial in zip([0, 0, 1, 1], wanted(name), strict=True):
+    logs = {trial.variant: trial.folder / "log.txt" for trial in wanted(name)}
+    assert ["already trained" in log.read_text() for log in logs.values()] == [True, False]
+    for row, trial in zip(results["rows"], wanted(name), strict=True):
         for split, key in zip(SPLITS, ("chosen_on", "reported_on"), strict=True):
             ap = json.loads((trial.detections(split) / runs.METRICS).read_text())["AP"]
-            assert results["rows"][row][key][str(trial.seed)] == pytest.approx(ap, abs=1e-4)
+            assert row[key]["0"] == pytest.approx(ap, abs=1e-4)
+    log = logs["ghmc_sl1"]
+    log.unlink()
     assert run_study(name)[0] == results
-    assert [path.read_text()[len(text) :].count("already trained") for path, text in logs.items()] == [1] * 4
+    assert "already trained" in log.read_text()
