@@ -52,7 +52,6 @@ def test_the_same_run_has_the_same_key_of_12_hex_digits_and_its_config_stays_as_
 
 OTHERS: dict[str, dict[str, Any]] = {
     "anchors": {"anchors": params.Anchors(3.0, 3, (1.0,))},
-    "backbone": {"backbone": "resnet34"},
     "ema_momentum": {"ema_momentum": 0.01},
     "head_channels": {"head_channels": 128},
     "head_norm": {"head_norm": "BN"},
@@ -62,7 +61,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "schedule": {"schedule": "step", "lr_steps": (1,)},
 }
 # Steps are part of the schedule; what a run starts from counts by its content.
-CONTENT = {"val_images", "lr_steps", "resume_from", "pretrained", "pretrained_sha256", "load_from"}
+CONTENT = {"val_images", "lr_steps", "resume_from", "backbone", "pretrained", "pretrained_sha256", "load_from"}
 
 
 @pytest.mark.parametrize("section", fingerprint.PARAMETERS)

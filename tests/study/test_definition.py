@@ -62,8 +62,8 @@ def test_a_variant_of_the_study_is_among_the_changes_of_its_curve_alone(define: 
 FL, SWEPT = curve("fl_sl1", swept=False), curve("ghmc_sl1")
 COCO = {"dataset": "COCO", "source": "a paper"}
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"curvs": {}}, "study.curvs is not a known key, got {}; allowed: question, parameter"),
-    ({"parameter": "ghmc.bin"}, "parameter: ghmc.bin is no parameter of params.yaml; ghmc has bins, momentum,"),
+    ({"curvs": {}}, "study.curvs is not a known key, got {}; did you mean curves. allowed: question, parameter"),
+    ({"parameter": "ghmc.bin"}, "parameter: ghmc.bin is no parameter of params.yaml; ghmc has type, bins, momentum,"),
     ({"parameter": "ghm.bins"}, "parameter: ghm.bins must be section.key of params.yaml, whose sections are variants,"),
     ({"parameter": "seeds"}, "parameter: seeds must be section.key of params.yaml, whose sections are variants,"),
     (
