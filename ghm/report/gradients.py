@@ -128,5 +128,5 @@ def _moments(results: Results, params: Params, kind: str) -> Iterator[tuple[str,
 def _argument(params: Params, section: str, name: str) -> Any:
     loss = params.losses.get(section)
     if loss is None or name not in loss.arguments:
-        raise InputError(f"{section}.{name} is missing from params.yaml: the report draws it")
+        raise InputError(f"{section} is missing from params.yaml, or has no {name}: the report draws it")
     return loss.arguments[name]
