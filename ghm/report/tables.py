@@ -114,10 +114,10 @@ def training(results: Results, params: Params) -> str:
     head = ["variant", "classification loss", "box loss", "revision", "minutes per seed"]
     rows = []
     for name, variant in params.variants.items():
-        contexts = results.contexts[name]
-        minutes = np.mean([context["seconds"] for context in contexts]) / 60
+        records = results.records[name]
+        minutes = np.mean([record.seconds for record in records]) / 60
         losses = [_loss(params, variant.cls), _loss(params, variant.box)]
-        rows.append([name, *losses, distinct(context["revision"] for context in contexts), f"{minutes:.1f}"])
+        rows.append([name, *losses, distinct(record.revision for record in records), f"{minutes:.1f}"])
     return markdown(head, rows, texts=4)
 
 

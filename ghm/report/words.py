@@ -56,36 +56,36 @@ def setting(results: Results, params: Params) -> str:
     train, model = params.train, params.model
     split = params.evaluate.split
     measured = results.manifest["splits"][split]
-    contexts = list(itertools.chain.from_iterable(results.contexts.values()))
-    first = contexts[0]
+    records = list(itertools.chain.from_iterable(results.records.values()))
+    first = records[0]
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
     backbone = (
-        f"all weights from a trained detector ({names.markdown(first['load_from'])})"
-        if first.get("load_from")
-        else f"backbone pretrained ({names.markdown(first['pretrained'])})"
-        if first["pretrained"]
+        f"all weights from a trained detector ({names.markdown(first.load_from)})"
+        if first.load_from
+        else f"backbone pretrained ({names.markdown(first.pretrained)})"
+        if first.pretrained
         else "**no pretrained backbone**"
     )
-    device = names.markdown(tables.distinct(run["device"] for run in contexts))
-    versions = (", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in contexts)
+    device = names.markdown(tables.distinct(run.device for run in records))
+    versions = (", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in records)
     seeds = ", ".join(map(str, params.seeds))
     return "\n".join(
         [
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",
             "",
-            f"- **Data**: `{first['dataset']}`, {count(len(results.manifest['classes']), 'class|classes')}, "
-            f"{count(first['images'], 'image')} to train, {measured['images']:,} to measure (`{split}`, "
+            f"- **Data**: `{first.dataset}`, {count(len(results.manifest['classes']), 'class|classes')}, "
+            f"{count(first.images, 'image')} to train, {measured['images']:,} to measure (`{split}`, "
             f"{count(measured['boxes'], 'box|boxes')}).{wrong}"
             f"{_warnings(results, split)}",
             *left_out(results, split),
             f"- **Model**: RetinaNet, {model.backbone} with {model.base_channels} base channels, FPN of "
-            f"{model.levels} levels, {first['parameters'] / 1e6:.1f} M parameters, {backbone}.",
-            f"- **Training**: {count(first['epochs'], 'epoch')}, {count(train.batch_size, 'image')} per step, "
+            f"{model.levels} levels, {first.parameters / 1e6:.1f} M parameters, {backbone}.",
+            f"- **Training**: {count(first.epochs, 'epoch')}, {count(train.batch_size, 'image')} per step, "
             f"{train.optimizer}, learning rate {train.learning_rate:g} ({train.schedule}), "
             f"seed{'s' * (len(params.seeds) > 1)} {seeds}.",
             f"- **Machine**: {device}; {tables.distinct(versions)}; "
-            f"revision {tables.distinct(run['revision'] for run in contexts)}.",
+            f"revision {tables.distinct(run.revision for run in records)}.",
         ]
     )
 
@@ -105,8 +105,8 @@ def left_out(results: Results, split: str) -> list[str]:
     known = {name: set(results.manifest["splits"][name].get("unreadable", [])) for name in ("train", split)}
     known[split] |= {image for found in results.metrics.values() for image in found["unreadable_images"]}
     counts = {name: len(images) for name, images in known.items()}
-    runs = itertools.chain.from_iterable(results.contexts.values())
-    counts["train"] = max(counts["train"], *(run.get("unreadable_images", 0) for run in runs))
+    runs = itertools.chain.from_iterable(results.records.values())
+    counts["train"] = max(counts["train"], *(run.unreadable_images for run in runs))
     parts = []
     for name, number in counts.items():
         if number:

@@ -1,6 +1,5 @@
 """Laws of the report: its numbers are those of the runs, and it is written whole."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from ghm.errors import InputError
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Resampled
 from ghm.params import Params
-from ghm.report import comparison, curves, intervals, tables, words
+from ghm.report import comparison, metric_figures, tables, words
 from ghm.report.inputs import read
 from tests.report.artificial_runs import fill, write_json
 
@@ -191,7 +190,7 @@ def test_a_class_without_boxes_is_a_dash_and_no_difference(tmp_path: Path) -> No
     assert re.search(r"^\| 3 +\| +0 \| +– \| +– \|$", tables.per_class(results, params), re.MULTILINE)  # noqa: RUF001
     table = comparison.table(results, params)
     assert set(table["metric"]) == {"AP", "AP50", "AP75", *(f"AP_{number}" for number in range(10))} - {"AP_3"}
-    plot = intervals.per_class(table, results, params)
+    plot = metric_figures.per_class(table, results, params)
     labels = [label.get_text() for label in plot.figure.axes[0].get_yticklabels()]
     assert labels == [str(n) for n in range(10) if n != 3]
     assert plot.caption.endswith("Not shown: 1 of 10 classes, of which the split has no box.")
@@ -221,7 +220,7 @@ def test_ap_after_an_epoch_without_boxes_to_measure_on_is_not_drawn(tmp_path: Pa
     params = fill(tmp_path, variants=1)
     path = tmp_path / "runs/fl_sl1/seed_0/validation.csv"
     pd.DataFrame({"epoch": [1, 2], "AP": [-1.0, -1.0]}).to_csv(path, index=False)
-    assert curves.validation_ap(read(params, tmp_path), params) is None
+    assert metric_figures.validation_ap(read(params, tmp_path), params) is None
 
 
 def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(any_report: Written) -> None:
@@ -273,6 +272,7 @@ def test_writing_twice_gives_the_same_bytes_and_removes_old_figures(default: Wri
         "detections/ghmc_sl1/seed_0/errors.json",
         "detections/ghmc_sl1/seed_0/resampled.npz",
         "detections/ghmc_sl1/seed_0/detections.json",
+        "detections/ghmc_sl1/seed_0/matches.npz",
         "runs/ghmc_sl1/seed_0/log.csv",
         "runs/ghmc_sl1/seed_0/gradient_norms.csv",
         "runs/ghmc_sl1/seed_0/context.json",
@@ -297,10 +297,3 @@ def test_a_missing_image_is_named_and_the_old_report_stays(tmp_path: Path) -> No
         report.write(params, tmp_path)
     assert [path.name for path in (tmp_path / "reports").rglob("*")] == ["ap_table.md"]
     assert (tmp_path / "reports" / "ap_table.md").read_text() == "old"
-
-
-def test_a_loss_section_that_the_figures_need_is_named(tmp_path: Path) -> None:
-    params = fill(tmp_path, variants=1)
-    params = dataclasses.replace(params, losses={k: v for k, v in params.losses.items() if k != "ghmr"})
-    with pytest.raises(InputError, match="ghmr is missing"):
-        report.write(params, tmp_path)
