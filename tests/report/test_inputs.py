@@ -28,13 +28,10 @@ def test_the_best_detections_are_shown_as_many_as_there_are_true_boxes(tmp_path:
 
 def test_detections_of_crowds_count_neither_way(tmp_path: Path) -> None:
     params = fill(tmp_path, variants=1)
-    truth = json.loads((tmp_path / ANNOTATIONS).read_text())
-    crowd, box = truth["annotations"][:2]
-    crowd["iscrowd"] = 1
-    write_json(tmp_path / ANNOTATIONS, truth)
-    detections = [
-        {**{key: own[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9} for own in (crowd, box)
-    ]
+    boxes = json.loads((tmp_path / ANNOTATIONS).read_text())["annotations"]
+    boxes[0]["iscrowd"] = 1
+    change(tmp_path / ANNOTATIONS, annotations=boxes)
+    detections = [{key: box[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for box in boxes[:2]]
     write_detections(runs.detections_folder("fl_sl1", 0, tmp_path), tmp_path / ANNOTATIONS, detections)
     assert read(params, tmp_path).detections["fl_sl1"] == [{**detections[1], "hit": 2}]
 
@@ -76,10 +73,9 @@ def test_runs_of_another_data_set_are_refused(tmp_path: Path) -> None:
 def test_runs_on_other_data_than_the_manifest_describes_are_refused(tmp_path: Path, key: str, split: str) -> None:
     """Also where all were trained and measured on the same."""
     params = fill(tmp_path)
-    path = tmp_path / "data/digits.json"
-    manifest = json.loads(path.read_text())
-    manifest["splits"][split][key] = "f" * 64
-    write_json(path, manifest)
+    splits = json.loads((tmp_path / "data/digits.json").read_text())["splits"]
+    splits[split][key] = "f" * 64
+    change(tmp_path / "data/digits.json", splits=splits)
     with pytest.raises(InputError) as error:
         read(params, tmp_path)
     words = "trained on other data" if split == "train" else "measured on other annotations or images of test"
@@ -95,9 +91,6 @@ def test_another_commit_with_the_same_code_may_stand_beside_it(tmp_path: Path) -
 
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     params = fill(tmp_path, variants=1)
-    path = record(tmp_path, "fl_sl1", 0)
-    content = json.loads(path.read_text())
-    del content["device"]
-    write_json(path, content)
+    write_json(record(tmp_path, "fl_sl1", 0), {"variant": "fl_sl1"})
     with pytest.raises(InputError, match=r"context\.json was written by another version .*device.*: run `dvc repro`"):
         read(params, tmp_path)
