@@ -115,7 +115,7 @@ def test_the_test_half_keeps_the_key(workspace: Path, changes: dict[str, Any]):
 
 def test_another_loss_keeps_the_key(workspace: Path):
     given = params.load()
-    other = replace(given, losses={**given.losses, "focal": params.Focal(1.0, 0.5, 1.0)})
+    other = replace(given, losses={**given.losses, "focal": params.Loss("ghm.FocalLoss", {"gamma": 1.0})})
     assert key(config(other)) == key()
     assert key(config(other, "fl_sl1")) != key(config(variant="fl_sl1"))
 

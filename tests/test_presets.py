@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 OVERRIDES: dict[str, Any] = {  # each is valid with all presets
     "ghmc.bins": 10,
+    "variants.ghmc_smooth.ghmc.smoothing": 50.0,
     "seeds": [0, 1, 2],
     "train.image_scale": [96, 64],
     "model.anchors.ratios": [2.0],
@@ -93,8 +94,8 @@ def test_an_empty_preset_leaves_the_file_as_it_was(place: Path):
 
 def test_a_wrong_preset_is_refused_and_nothing_is_written(place: Path):
     before = (place / "params.yaml").read_text()
-    (place / "presets" / "wrong.yaml").write_text("ghmc: {bins: -1}\n")
-    with pytest.raises(InputError, match=r"ghmc\.bins must be 1 or greater, got -1"):
+    (place / "presets" / "wrong.yaml").write_text("train: {lr: -1}\n")
+    with pytest.raises(InputError, match=r"train\.lr must be greater than 0, got -1"):
         presets.apply("wrong")
     with pytest.raises(InputError, match="the preset must be one of bccd_r18, coco_r101_1x, .*got 'coco'"):
         presets.apply("coco")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ghm import fonts
-from ghm.params import Params
+from ghm.params import Params, Role
 from ghm.report import names
 
 WIDTH = 9.0  # inches: about 900 px on a code host's page, where 9 pt are then 12 px
@@ -24,7 +24,7 @@ DPI = 160  # more than the page shows, for dense screens
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 GREY = "#666666"
 
-KINDS = {"cls": "classification", "box": "box regression"}
+KINDS: dict[Role, str] = {"cls": "classification", "box": "box regression"}
 
 STYLE: dict[str, Any] = {
     "font.size": 10,

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from ghm import losses
 from ghm.losses import density as unit_regions
-from ghm.params import OtherLoss as Loss
-from ghm.params import Params
+from ghm.params import Loss, Params, Role
 from ghm.report import names
 from ghm.report.inputs import Results
 from ghm.report.style import GREY, KINDS, Plot, colours, draw_seeds, legend, new_figure, of_seeds
@@ -27,23 +26,28 @@ from ghm.report.style import GREY, KINDS, Plot, colours, draw_seeds, legend, new
 SHOWN = 60  # bins of a drawn distribution: half of those counted, or the rare hard examples are a comb
 UNUSED = (0, (3, 1.5))  # dashes
 MOMENTS = ("start", "middle", "end")
-HARMONISED = {"cls": "GHMC", "box": "GHMR"}
-COLUMNS = {"cls": "loss_cls", "box": "loss_bbox"}  # of `runs.LOG`
+HARMONISED: dict[Role, str] = {"cls": "GHMC", "box": "GHMR"}
+COLUMNS: dict[Role, str] = {"cls": "loss_cls", "box": "loss_bbox"}  # of `runs.LOG`
 Array = NDArray[np.floating]
 
 
 def loss(results: Results, params: Params) -> Plot:
     """Draw the training loss, a panel for each loss, since only equal losses share a scale."""
-    panels: dict[str, dict[str, list[str]]] = {kind: {} for kind in KINDS}
+    panels: dict[Role, dict[str, list[str]]] = {kind: {} for kind in KINDS}
     for kind, name in itertools.product(KINDS, params.variants):
-        panels[kind].setdefault(str(_loss(params, name, kind)), []).append(name)
+        panels[kind].setdefault(str(params.loss(name, kind)), []).append(name)
     columns = min(3, max(map(len, panels.values())))
-    groups = {kind: list(names_of.values()) for kind, names_of in panels.items()}
-    rows = [(kind, groups[kind][n : n + columns]) for kind in KINDS for n in range(0, len(groups[kind]), columns)]
+    rows: list[tuple[Role, list[list[str]]]] = []
+    for kind in KINDS:
+        groups = list(panels[kind].values())
+        rows += [(kind, groups[start : start + columns]) for start in range(0, len(groups), columns)]
     figure = new_figure(0.5 + 2.4 * len(rows))
     for axes, (kind, row) in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         for ax, variants in zip(axes, row, strict=False):
-            ax.set(xlabel="step", title=f"{KINDS[kind]}: {names.figure(getattr(params.variants[variants[0]], kind))}")
+            variant = params.variants[variants[0]]
+            section = getattr(variant, kind)
+            arguments = (f"{key} {value}" for key, value in variant.overrides.get(section, {}).items())
+            ax.set(xlabel="step", title=f"{KINDS[kind]}: {names.figure(', '.join([section, *arguments]))}")
             shown = results.loss.query("variant in @variants")
             if shown.empty:
                 ax.text(0.5, 0.5, "0 epochs", transform=ax.transAxes, ha="center")
@@ -94,10 +98,10 @@ def gradient_norms(results: Results, params: Params) -> Plot:
 def region_weights(results: Results, params: Params) -> Plot:
     """Draw the GHM weight of each unit region after the training."""
     figure = new_figure(3.4)
-    bins_of = {kind: _setting(params, kind, HARMONISED[kind], "bins") for kind in KINDS}
+    bins_of: dict[Role, int] = {kind: _setting(params, kind, HARMONISED[kind], "bins") for kind in KINDS}
     for ax, (kind, bins) in zip(figure.subplots(1, 2), bins_of.items(), strict=True):
         for name, colour in colours(params.variants).items():
-            own = _loss(params, name, kind)
+            own = params.loss(name, kind)
             is_used = _argument(own, "bins") == bins and not _argument(own, "smoothing")
             weight_K = weights(regrouped(_counts(results, name, kind)[-1], bins))
             _stairs(ax, weight_K, color=colour, linewidth=1.8, linestyle="-" if is_used else UNUSED)
@@ -158,7 +162,7 @@ def density(results: Results, params: Params) -> Plot | None:
     for pair, (name, kind) in zip(axes, rows, strict=True):
         grid = table.loc[[(name, kind)]].pivot(index="low", columns="step", values="density")
         count_KS = grid.to_numpy(float)
-        weight_KS = weights(count_KS.T, _argument(_loss(params, name, kind), "smoothing") or 0.0).T
+        weight_KS = weights(count_KS.T, _argument(params.loss(name, kind), "smoothing") or 0.0).T
         edges = [0.0, *grid.columns]  # an average stands for the steps up to where it was read
         maps = (("density", count_KS, "viridis"), ("weight", weight_KS, "magma"))
         for ax, (what, value_KS, cmap) in zip(pair, maps, strict=True):
@@ -186,7 +190,7 @@ def density(results: Results, params: Params) -> Plot | None:
     )
 
 
-def _counts(results: Results, variant: str, kind: str) -> tuple[Array, Array, Array]:
+def _counts(results: Results, variant: str, kind: Role) -> tuple[Array, Array, Array]:
     """The histograms [B] of a variant at MOMENTS; a resumed run has none of epoch 0."""
     epochs = results.gradient_norms.query("variant == @variant and kind == @kind").groupby("epoch")
     counts = [epoch["count"].to_numpy(float) for _, epoch in epochs]
@@ -212,15 +216,6 @@ def _log_scale(axes: Sequence[Axes]) -> None:
             ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _section(section: Any) -> Loss:  # until `params.loss` is there
-    types = {"Focal": "ghm.FocalLoss", "Ghmc": "ghm.GHMC", "SmoothL1": "ghm.SmoothL1Loss", "Ghmr": "ghm.GHMR"}
-    return section if isinstance(section, Loss) else Loss(types[type(section).__name__], vars(section))
-
-
-def _loss(params: Params, name: str, kind: str) -> Loss:
-    return _section(params.losses[getattr(params.variants[name], kind)])
-
-
 def _argument(loss: Loss, name: str) -> Any:
     """The value of a loss's argument, its default where it is not given, None where the loss has no such argument."""
     own = getattr(losses, loss.type.rpartition(".")[2], None)  # mmdet's of the same name have the same defaults
@@ -228,13 +223,13 @@ def _argument(loss: Loss, name: str) -> Any:
     return loss.arguments.get(name, known[name].default if name in known else None)
 
 
-def _setting(params: Params, kind: str, type_: str, name: str) -> Any:
+def _setting(params: Params, kind: Role, type_: str, name: str) -> Any:
     """The value of an argument that a figure shows: that of the first variant whose loss has it.
 
     Where none has, that of the first section of this type, or else its default.
     """
-    used = [_loss(params, variant, kind) for variant in params.variants]
-    others = [loss for loss in map(_section, params.losses.values()) if loss.type.endswith(f".{type_}")]
+    used = [params.loss(variant, kind) for variant in params.variants]
+    others = [loss for loss in params.losses.values() if loss.type.endswith(f".{type_}")]
     return next(value for loss in (*used, *others, Loss(type_, {})) if (value := _argument(loss, name)) is not None)
 
 

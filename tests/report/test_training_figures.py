@@ -10,8 +10,7 @@ import pytest
 import torch
 from matplotlib import rc_context
 
-from ghm.params import OtherLoss as Loss
-from ghm.params import Params
+from ghm.params import Loss, Params
 from ghm.report import training_figures
 from ghm.report.inputs import Results, read
 from ghm.report.style import STYLE, Plot

@@ -96,8 +96,8 @@ def test_intervals_are_those_of_the_resampled_metrics(large: Written) -> None:
     folders = {name: large.root / "detections" / name for name in ("ghmc_sl1", "fl_sl1")}
     own, other = ([Resampled.load(folder / f"seed_{n}/resampled.npz") for n in (0, 1)] for folder in folders.values())
     for metric in ("AP", "AP75", "AP_class 7"):
-        values = [np.stack([seed.value_B[metric] for seed in seeds]) for seeds in (own, other)]
-        expected = bootstrap.difference(*values, 8)
+        own_SB, other_SB = (np.stack([seed.value_B[metric] for seed in seeds]) for seeds in (own, other))
+        expected = bootstrap.difference(own_SB, other_SB, 8)
         assert expected
         row = table.loc[("ghmc_sl1", metric)]
         ends = [row["difference"], row["difference_low"], row["difference_high"]]

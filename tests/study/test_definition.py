@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ghm import typed
+from ghm import sections
 from ghm.errors import InputError
 from ghm.study import __main__ as command
 from ghm.study import definition
@@ -78,7 +78,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"conditions": {"dirty": {"data.noise": 0.3}}},
         "conditions.dirty: data.noise is no parameter of params.yaml; data has",
     ),
-    ({"values": [0, 10]}, "ghmc.bins must be 1 or greater, got 0"),
+    ({"values": [0, 10]}, "ghmc.bins must be a whole number, 1 or greater, got 0"),
     ({"values": [10, "many"]}, "ghmc.bins must be a whole number, got 'many'"),
     ({"values": []}, "values must be .. without a parameter and hold some with one, got .."),
     ({"parameter": None}, "values must be .. without a parameter and hold some with one, got .10, 20."),
@@ -139,4 +139,4 @@ def test_a_file_that_is_no_yaml_and_one_that_is_not_there_are_named(define: Call
 
 def test_a_study_may_vary_a_switch() -> None:
     switch = {"variant": "ghmc_sl1", "changes": {"ghmc.bias_correction": True}, "swept": False}
-    assert typed.build(definition.Curve, switch, "curve").changes == {"ghmc.bias_correction": True}
+    assert sections.build(definition.Curve, switch).changes == {"ghmc.bias_correction": True}
