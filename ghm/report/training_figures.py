@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from ghm import losses
-from ghm.losses import density as unit_regions
+from ghm.losses import density as of_regions
 from ghm.params import Loss, Params, Role
 from ghm.report import names
 from ghm.report.inputs import Results
@@ -40,14 +40,15 @@ def loss(results: Results, params: Params) -> Plot:
     rows: list[tuple[Role, list[list[str]]]] = []
     for kind in KINDS:
         groups = list(panels[kind].values())
-        rows += [(kind, groups[start : start + columns]) for start in range(0, len(groups), columns)]
+        for start in range(0, len(groups), columns):
+            rows.append((kind, groups[start : start + columns]))
     figure = new_figure(0.5 + 2.4 * len(rows))
     for axes, (kind, row) in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         for ax, variants in zip(axes, row, strict=False):
             variant = params.variants[variants[0]]
             section = getattr(variant, kind)
-            arguments = (f"{key} {value}" for key, value in variant.overrides.get(section, {}).items())
-            ax.set(xlabel="step", title=f"{KINDS[kind]}: {names.figure(', '.join([section, *arguments]))}")
+            overrides = [f"{key} {value}" for key, value in variant.overrides.get(section, {}).items()]
+            ax.set(xlabel="step", title="\n".join([f"{KINDS[kind]}: {names.figure(section)}", *overrides]))
             shown = results.loss.query("variant in @variants")
             if shown.empty:
                 ax.text(0.5, 0.5, "0 epochs", transform=ax.transAxes, ha="center")
@@ -87,11 +88,9 @@ def gradient_norms(results: Results, params: Params) -> Plot:
     legend(figure, params.variants)
     return Plot(
         figure,
-        alt="Share of examples by gradient norm, for classes and for boxes, at the start, in the middle and at the end "
-        "of the training, on a logarithmic scale.",
-        caption=f"**Gradient norms** (the paper's Figure 2) on the same training images for every variant, all pyramid "
-        f"levels and seeds together, in {SHOWN} bins. At the start all variants are one network: the last line covers "
-        f"the others. Gaps: no examples.",
+        alt="Share of examples by gradient norm at the start, in the middle and at the end of the training.",
+        caption=f"**Gradient norms** (the paper's Figure 2) on the same training images, all pyramid levels and seeds "
+        f"together, in {SHOWN} bins. At the start all variants are one network: one line covers the others.",
     )
 
 
@@ -111,8 +110,7 @@ def region_weights(results: Results, params: Params) -> Plot:
     legend(figure, params.variants, [unused])
     return Plot(
         figure,
-        alt="The weight that GHM gives to an example of each unit region, for classes and for boxes, on a logarithmic "
-        "scale.",
+        alt="The weight that GHM gives to an example of each unit region, for classes and for boxes.",
         caption=f"**Weights** that follow at the end: examples / (examples in the unit region x occupied regions), "
         f"with {bins_of['cls']} unit regions for classes and {bins_of['box']} for boxes. Here all images and pyramid "
         f"levels count together; training counts each step and level alone, so its weights are noisier.",
@@ -141,8 +139,7 @@ def reformulated(results: Results, params: Params) -> Plot:
     legend(figure, params.variants, known)
     return Plot(
         figure,
-        alt="Gradient norm after reweighting against the gradient norm of cross entropy, for cross entropy, Focal "
-        "Loss and GHM-C with each variant's own statistics.",
+        alt="Gradient norm after reweighting by Focal Loss and by GHM-C against that of cross entropy.",
         caption="**What the losses make of a gradient** (the paper's Figure 3). Focal Loss is the formula without "
         "alpha, which only scales positive and negative examples; GHM-C uses the counts of each trained variant, at "
         "the centres of its unit regions. The losses are normalised differently: compare shapes, not heights.",
@@ -181,8 +178,7 @@ def density(results: Results, params: Params) -> Plot | None:
         ax.set_xlabel("step")
     return Plot(
         figure,
-        alt="Heat maps over the training steps: density of gradient norms in each unit region, and the weight of an "
-        "example there, for every loss that harmonises.",
+        alt="Heat maps of the density of gradient norms over the training steps, and of the weights that follow.",
         caption=f"**Density over the training** (seed {params.seeds[0]}): the moving average of the number of examples "
         "in each unit region, and the weight of an example that follows, both on logarithmic scales, each the same for "
         "all variants. White: no example so far. The average passes from one pyramid level to the next and is read "
@@ -249,8 +245,8 @@ def weights(count_K: Array, smoothing: float = 0.0) -> Array:
     Without smoothing the weights of all examples have mean 1, and every occupied region gets the same total.
     """
     count = torch.from_numpy(count_K)
-    weight = unit_regions.region_weights(count, count, count.sum(-1), smoothing=smoothing)
-    return np.where(count_K > 0, weight.numpy(), np.nan)
+    weight_K = of_regions.region_weights(count, count, count.sum(-1), smoothing=smoothing).numpy()
+    return np.where(count_K > 0, weight_K, np.nan)
 
 
 def focal_gradient(norm_G: Array, gamma: float) -> Array:
