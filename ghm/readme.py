@@ -11,24 +11,24 @@ import pandas as pd
 from ghm import files, params
 from ghm.cli import run
 from ghm.errors import InputError
-from ghm.params import Params
+from ghm.params import Loss, Params
 from ghm.report import comparison, names
-from ghm.report.tables import BASELINE, LEVEL, signed
+from ghm.report.tables import BASELINE, LEVEL, difference, options, signed
 
-README = "README.md"
+README = Path("README.md")
 INTERVALS = "reports/plots/intervals.csv"
 METRICS = ("AP", "AP50", "AP75", "AR100")
+# Type -> name. Another loss is called by its type.
 LOSSES = {
-    "focal": "Focal Loss",
-    "ghmc": "GHM-C",
-    "ghmc_smooth": "GHM-C with smoothed density",
-    "smooth_l1": "Smooth L1",
-    "ghmr": "GHM-R",
+    "ghm.FocalLoss": "Focal Loss",
+    "ghm.GHMC": "GHM-C",
+    "ghm.SmoothL1Loss": "Smooth L1",
+    "ghm.GHMR": "GHM-R",
 }
-PLACE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-def table(given: Params, text_of: Callable[[str], str]) -> str:
+def table(parameters: Params, text_of: Callable[[str], str]) -> str:
     """A row for each variant, in Markdown.
 
     Args:
@@ -38,19 +38,24 @@ def table(given: Params, text_of: Callable[[str], str]) -> str:
         InputError: the report does not have all variants, or is not of these metrics.
     """
     compared = pd.read_csv(io.StringIO(text_of(INTERVALS)), dtype={"variant": str, "metric": str})
-    first = next(iter(given.variants))
+    first = next(iter(parameters.variants))
     head = ["variant", *METRICS, f"AP minus {names.code(first)}, {LEVEL}", "losses"]
-    lines = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
-    for name, variant in given.variants.items():
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 2)}---|"]
+    for name in parameters.variants:
         metrics = json.loads(text_of(f"metrics/{name}.json"))
         estimates = compared.query("variant == @name and metric == 'AP'")["estimate"].tolist()
         if len(estimates) != 1 or abs(estimates[0] - metrics["AP"]) > 1e-4:
             raise InputError(f"{INTERVALS} is not of metrics/{name}.json: run `dvc repro`")
-        figures = [f"{100 * metrics[key]:.1f}" for key in METRICS]
-        minus = BASELINE if name == first else signed(comparison.row(compared, name, "AP"))
-        losses = " + ".join(LOSSES.get(section) or names.code(section) for section in (variant.cls, variant.box))
-        lines.append([names.code(name), *figures, minus, losses])
-    return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
+        minus = BASELINE if name == first else signed(difference(comparison.row(compared, name, "AP")))
+        losses = " + ".join(_name(parameters.loss(name, role)) for role in ("cls", "box"))
+        cells = [names.code(name), *(f"{100 * metrics[key]:.1f}" for key in METRICS), minus, losses]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _name(loss: Loss) -> str:
+    on = ", ".join(f"{key} {value:g}" if isinstance(value, float) else key for key, value in options(loss).items())
+    return (LOSSES.get(loss.type) or names.code(loss.type)) + f" with {on}" * bool(on)
 
 
 def written(readme: str, content: str) -> str:
@@ -59,9 +64,9 @@ def written(readme: str, content: str) -> str:
     Raises:
         InputError: it has no markers.
     """
-    if not PLACE.search(readme):
-        raise InputError(f"{README} has no lines <!-- table ... --> and <!-- end of table -->: the table has no place")
-    return PLACE.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", readme, count=1)
+    if not TABLE.search(readme):
+        raise InputError(f"{README} has no lines <!-- table ... --> and <!-- end of table --> to write between")
+    return TABLE.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", readme, count=1)
 
 
 def _text(name: str) -> str:
@@ -72,7 +77,7 @@ def _text(name: str) -> str:
 
 def main() -> None:
     content = table(params.load(), _text)
-    files.write_text(Path(README), written(_text(README), content))
+    files.write_text(README, written(_text(str(README)), content))
     print(content)
 
 

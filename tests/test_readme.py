@@ -47,7 +47,7 @@ def test_the_command_writes_the_table_and_nothing_else(results: Path):
     before = (results / "README.md").read_text()
     readme.main()
     after = (results / "README.md").read_text()
-    outside = [readme.PLACE.sub("", text) for text in (before, after)]
+    outside = [readme.TABLE.sub("", text) for text in (before, after)]
     assert outside[0] == outside[1]
     assert "| `fl_sl1` | 50.0 | 60.0 | 70.0 | 80.0 | baseline | Focal Loss + Smooth L1 |" in after
     assert "| `ghmc_sl1` | 51.0 | 61.0 | 71.0 | 81.0 | +1.0 [-0.1, +10.0] | GHM-C + Smooth L1 |" in after
