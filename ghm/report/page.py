@@ -137,6 +137,7 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: 
         tables.published(params),
         "The table of the paper itself has 36.4 for GHM-C with GHM-R.",
         "## Do it again",
-        words.commands(),
+        "`make repro` makes this report from a fresh clone; [docs/experiments.md](../docs/experiments.md) says how to "
+        "change a parameter and compare.",
     ]
     return "\n\n".join(blocks) + "\n"

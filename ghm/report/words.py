@@ -142,16 +142,3 @@ def reading_intervals(reference: str) -> str:
         f"([checked by simulation](../benchmarks/README.md#do-the-intervals-hold-the-truth)). *Better* and *worse* "
         f"mean that the interval of the difference to {reference} lies on one side of 0."
     )
-
-
-def commands() -> str:
-    return "\n".join(
-        [
-            "```shell",
-            "make repro                      # this report, from a fresh clone",
-            "dvc exp run -S ghmc.bins=10     # change a parameter: trains again only what depends on it",
-            "dvc metrics diff                # what that did to AP",
-            "dvc plots show                  # the curves in a browser, data in plots/",
-            "```",
-        ]
-    )

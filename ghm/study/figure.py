@@ -48,7 +48,18 @@ def draw(found: Comparison) -> Plot:
     if study.chooses:
         extra.append(Line2D([], [], label=f"chosen on {found.splits[0]}", markersize=11, **marks))
     legend(figure, study.curves, extra)
-    return Plot(figure, _alt(found), _caption(found))
+    reference, against = names.markdown(study.reference), f" against {study.parameter}" * bool(study.parameter)
+    band = f"; the band is that of {reference}" if study.chooses or not study.parameter else ""
+    return Plot(
+        figure,
+        alt=f"AP on {found.splits[-1]} with {LEVEL} intervals{against}, for "
+        f"{', '.join(map(names.markdown, study.curves))}. The tables have the numbers.",
+        caption=f"**AP on `{found.splits[-1]}`**, mean over seeds with its {LEVEL} interval{band}. Hollow: not "
+        f"distinguishable from {reference}. That is judged by the difference on the same images and seeds, whose "
+        "interval is narrower: intervals here may overlap and the difference be clear."
+        + " Published AP, with a grey ground, has images and a scale of its own."
+        * bool(study.published),
+    )
 
 
 def _published(study: Study, published: Published, curve: str) -> list[Row]:
@@ -95,25 +106,3 @@ def _points(ax: Axes, x: Sequence[float], rows: Sequence[Row], colour: str) -> N
             ax.plot(place, ap, "o", color=colour, markersize=5, markerfacecolor="white", zorder=4)
         if row.chosen:
             ax.plot(place, ap, "o", color=colour, markersize=13, markerfacecolor="none", zorder=4)
-
-
-def _alt(found: Comparison) -> str:
-    study = found.study
-    against = f" against {study.parameter}" if study.parameter else " of each curve"
-    beside = f" Beside it published AP on {' and '.join(names.markdown(one.dataset) for one in study.published)}."
-    return (
-        f"AP on {found.splits[-1]} with {LEVEL} intervals{against}, for {', '.join(map(names.markdown, study.curves))}."
-        f"{beside if study.published else ''} The tables have the numbers."
-    )
-
-
-def _caption(found: Comparison) -> str:
-    study, reference = found.study, names.markdown(found.study.reference)
-    band = f"; the band is that of {reference}" if study.chooses or not study.parameter else ""
-    return (
-        f"**AP on `{found.splits[-1]}`** of `{found.records[0].dataset}`, mean over seeds with its {LEVEL} "
-        f"interval{band}. Hollow: not distinguishable from {reference}. That is judged by the difference on the same "
-        "images and seeds, whose interval is narrower: intervals here may overlap and the difference be clear."
-        + " Published AP, with a grey ground, has images and a scale of its own."
-        * bool(study.published)
-    )

@@ -63,13 +63,7 @@ def trials(cell: Cell, seeds: Iterable[int], content: Mapping[str, Any]) -> list
     variant = changed["variants"][cell.variant]
     shaping = {name: changed[name] for name in (*SECTIONS, variant["cls"], variant["box"])}
     shaping["data"] = {name: value for name, value in changed["data"].items() if name not in ELSEWHERE}
-    words = [cell.variant]
-    for key, value in sorted(cell.changes.items()):
-        section, _, name = key.partition(".")
-        if content[section].get(name, ...) != value and section != "variants":
-            words.append(f"{key}={value}")
-    name = "".join(letter if letter.isalnum() or letter in "_.,=-" else "_" for letter in ",".join(words))[:100]
-    folder = TRIALS / f"{name}-{fingerprint.key({**shaping, 'variant': variant})}"
+    folder = TRIALS / f"{cell.variant}-{fingerprint.key({**shaping, 'variant': variant})}"
     return [Trial(cell.variant, seed, folder / f"seed_{seed}", {**changed, "seeds": [seed]}) for seed in seeds]
 
 
