@@ -61,9 +61,7 @@ def test_the_command_writes_the_table_and_nothing_else(results: Path):
 @pytest.mark.parametrize("report", ["", REPORT.replace("ghmc_sl1", "other")])
 def test_a_report_of_other_variants_and_a_missing_file_are_refused(report: str, results: Path):
     readme.REPORT.write_text(report)
-    with pytest.raises(
-        InputError, match=r"reports/ap_table\.md is not of the variants of params\.yaml: "
-    ):
+    with pytest.raises(InputError, match=r"reports/ap_table\.md is not of the variants of params\.yaml: "):
         readme.main()
     readme.REPORT.unlink()
     with pytest.raises(InputError, match=r"reports/ap_table\.md is missing: run `dvc repro`"):

@@ -18,7 +18,6 @@ from ghm.params import Loss, Params
 from ghm.report import comparison, names
 from ghm.report.comparison import BASELINE
 from ghm.report.inputs import Results
-from ghm.runs import Record
 
 HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # the last one on VOC only
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
@@ -113,7 +112,7 @@ def training(results: Results, params: Params) -> str:
     head = ["variant", "classification loss", "box loss", "revision", "minutes per seed"]
     rows = []
     for name, variant in params.variants.items():
-        runs = records(results, name)
+        runs = results.records[name]
         shown = []
         for section, loss in {variant.cls: params.loss(name, "cls"), variant.box: params.loss(name, "box")}.items():
             # Options that are off make the reference's loss, which needs no words.
@@ -134,11 +133,6 @@ def options(loss: Loss) -> dict[str, bool]:
     return {
         argument.name: loss.arguments.get(argument.name, argument.default) != argument.default for argument in known
     }
-
-
-def records(results: Results, variant: str) -> list[Record]:
-    """Of a variant, seed by seed."""
-    return [run if isinstance(run, Record) else Record(**run) for run in results.contexts[variant]]
 
 
 def distinct(values: Iterable[str]) -> str:

@@ -54,7 +54,7 @@ def setting(results: Results, params: Params) -> str:
     """Say in a few lines what was run."""
     split = params.evaluate.split
     measured = results.manifest["splits"][split]
-    records = [record for variant in params.variants for record in tables.records(results, variant)]
+    records = [*itertools.chain.from_iterable(results.records.values())]
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
     return "\n".join(
@@ -109,7 +109,7 @@ def left_out(results: Results, split: str) -> list[str]:
     known = {name: set(results.manifest["splits"][name].get("unreadable", [])) for name in ("train", split)}
     known[split] |= {image for found in results.metrics.values() for image in found["unreadable_images"]}
     counts = {name: len(images) for name, images in known.items()}
-    records = itertools.chain.from_iterable(tables.records(results, variant) for variant in results.contexts)
+    records = itertools.chain.from_iterable(results.records.values())
     counts["train"] = max(counts["train"], *(record.unreadable_images for record in records))
     parts = []
     for name, number in counts.items():
