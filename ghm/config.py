@@ -34,12 +34,11 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
     Raises:
         InputError: a loss is for the other role, is unknown, or has wrong arguments.
     """
-    # The first split that is not trained on, for AP while training.
-    glance = params.splits()[0]
+    split = params.splits()[0]  # for AP while training, and not trained on
     validation = dict(
         images=params.train.val_images,
-        annotations=_annotations(params, manifest, glance),
-        dataset=_test_samples(params, manifest, glance),
+        annotations=_annotations(params, manifest, split),
+        dataset=_test_samples(params, manifest, split),
     )
     return Config(
         dict(
@@ -53,8 +52,9 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
             env_cfg=dict(cudnn_benchmark=False, dist_cfg=dict(backend="nccl")),
             log_level="WARNING",
             visualizer=dict(type="Visualizer", vis_backends=None),
-            # What `ghm.training` sets on the device, and the weights depend on.
+            # What `ghm.training` does by itself, and the weights depend on.
             speed={name: getattr(params.train, name) for name in ("precision", "channels_last", "compile", "tf32")},
+            grad_clip=params.train.grad_clip,
             resume=False,
             load_from=None,
         )
@@ -170,6 +170,8 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
     ]
     images = _dataset(params, manifest, "train", pipeline)
     images["filter_cfg"] = dict(filter_empty_gt=train.filter_empty, min_size=1)
+    kind = dict(type="AdamW", fused=True) if train.optimizer == "adamw" else dict(type="SGD", momentum=0.9)
+    optimizer = dict(kind, lr=train.learning_rate, weight_decay=train.weight_decay)
     # The loop of `ghm.training` saves, logs and watches.
     silent = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint"))
     return dict(
@@ -184,20 +186,11 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
             dataset=dict(type="ghm.Samples", seed=seed, dataset=images),
         ),
         train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=train.epochs),
-        optim_wrapper=dict(
-            type="ghm.ScaledOptimWrapper", optimizer=_optimizer(train), scaled=train.precision == "fp16"
-        ),
+        optim_wrapper=dict(type="ghm.ScaledOptimWrapper", optimizer=optimizer, scaled=train.precision == "fp16"),
         param_scheduler=_schedule(train, steps(train, manifest)) if train.epochs else [],
         default_hooks={**silent, "param_scheduler": dict(type="ParamSchedulerHook")},
         custom_hooks=[dict(type="EMAHook", momentum=train.ema_momentum)] if train.ema_momentum else [],
     )
-
-
-def _optimizer(train: Train) -> dict[str, Any]:
-    common = dict(lr=train.learning_rate, weight_decay=train.weight_decay)
-    if train.optimizer == "adamw":
-        return dict(type="AdamW", **common, fused=True)
-    return dict(type="SGD", **common, momentum=0.9)
 
 
 def _schedule(train: Train, steps_per_epoch: int) -> list[dict[str, Any]]:

@@ -1,23 +1,19 @@
-"""`python -m ghm.readme`: write the table of README.md from `metrics/` and `reports/plots/intervals.csv`."""
+"""`python -m ghm.readme`: write the table of README.md from that of `reports/ap_table.md`."""
 
-import io
-import json
 import re
-from collections.abc import Callable
+from itertools import dropwhile, takewhile
 from pathlib import Path
-
-import pandas as pd
 
 from ghm import files, params
 from ghm.cli import run
 from ghm.errors import InputError
 from ghm.params import Loss, Params
-from ghm.report import comparison, names
-from ghm.report.tables import BASELINE, LEVEL, difference, options, signed
+from ghm.report import names
+from ghm.report.tables import options
+from ghm.words import label
 
-README = Path("README.md")
-INTERVALS = "reports/plots/intervals.csv"
-METRICS = ("AP", "AP50", "AP75", "AR100")
+README, REPORT = Path("README.md"), Path("reports/ap_table.md")
+COLUMNS = re.compile("AP|AP50|AP75|AR100|AP minus .*")  # that README shows, beside variant and losses
 # Type -> name. Another loss is called by its type.
 LOSSES = {
     "ghm.FocalLoss": "Focal Loss",
@@ -28,33 +24,29 @@ LOSSES = {
 TABLE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-def table(parameters: Params, text_of: Callable[[str], str]) -> str:
+def table(parameters: Params, report: str) -> str:
     """A row for each variant, in Markdown.
 
     Args:
-        text_of: path in the repository -> content.
+        report: whose first table has them.
 
     Raises:
-        InputError: the report does not have all variants, or is not of these metrics.
+        InputError: the report is of other variants.
     """
-    compared = pd.read_csv(io.StringIO(text_of(INTERVALS)), dtype={"variant": str, "metric": str})
-    first = next(iter(parameters.variants))
-    head = ["variant", *METRICS, f"AP minus {names.code(first)}, {LEVEL}", "losses"]
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 2)}---|"]
-    for name in parameters.variants:
-        metrics = json.loads(text_of(f"metrics/{name}.json"))
-        estimates = compared.query("variant == @name and metric == 'AP'")["estimate"].tolist()
-        if len(estimates) != 1 or abs(estimates[0] - metrics["AP"]) > 1e-4:
-            raise InputError(f"{INTERVALS} is not of metrics/{name}.json: run `dvc repro`")
-        minus = BASELINE if name == first else signed(difference(comparison.row(compared, name, "AP")))
+    lines = takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line[:1] != "|", report.splitlines()))
+    head, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines] or [[], []]
+    if [row[0] for row in rows] != [names.markdown(name) for name in parameters.variants]:
+        raise InputError(f"{REPORT} is not of the variants of params.yaml: run `dvc repro`")
+    shown = [place for place, cell in enumerate(head) if COLUMNS.fullmatch(cell)]
+    written = [["variant", *(head[place] for place in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
+    for name, row in zip(parameters.variants, rows, strict=True):
         losses = " + ".join(_name(parameters.loss(name, role)) for role in ("cls", "box"))
-        cells = [names.code(name), *(f"{100 * metrics[key]:.1f}" for key in METRICS), minus, losses]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        written.append([names.code(name), *(row[place] for place in shown), losses])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in written)
 
 
 def _name(loss: Loss) -> str:
-    on = ", ".join(f"{key} {value:g}" if isinstance(value, float) else key for key, value in options(loss).items())
+    on = ", ".join(f"{key} {label(loss.arguments[key])}" for key, is_on in options(loss).items() if is_on)
     return (LOSSES.get(loss.type) or names.code(loss.type)) + f" with {on}" * bool(on)
 
 
@@ -69,15 +61,12 @@ def written(readme: str, content: str) -> str:
     return TABLE.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", readme, count=1)
 
 
-def _text(name: str) -> str:
-    if not Path(name).is_file():
-        raise InputError(f"{name} is missing: run `dvc repro`")
-    return Path(name).read_text(encoding="utf-8")
-
-
 def main() -> None:
-    content = table(params.load(), _text)
-    files.write_text(README, written(_text(str(README)), content))
+    for path in (README, REPORT):
+        if not path.is_file():
+            raise InputError(f"{path} is missing: run `dvc repro`, or restore it with git")
+    content = table(params.load(), REPORT.read_text(encoding="utf-8"))
+    files.write_text(README, written(README.read_text(encoding="utf-8"), content))
     print(content)
 
 

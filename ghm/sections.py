@@ -123,7 +123,7 @@ def build(
         else:
             expected = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ")
             keys = ", ".join(_keys(cls, path)) if kind == "dataclass_type" else ""
-            words = ALLOWED[kind].format(**{**context, "expected": expected, "keys": keys})
+            words = ALLOWED.get(kind, "of another kind").format(**{**context, "expected": expected, "keys": keys})
             sentences.append(f"{key} must be {words}, got {value!r}")
     raise InputError("\n".join(sentences))
 

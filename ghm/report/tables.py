@@ -89,7 +89,7 @@ def published(params: Params) -> str:
     for name in params.variants:
         pair = params.loss(name, "cls"), params.loss(name, "box")
         types = pair[0].type, pair[1].type
-        ap = PUBLISHED.get(types) if not any(map(options, pair)) else None
+        ap = None if any(any(options(loss).values()) for loss in pair) else PUBLISHED.get(types)
         minus = DASH if ap is None else BASELINE if types == first else f"{ap - PUBLISHED[first]:+.1f}"
         rows.append([name, DASH if ap is None else f"{ap:.1f}", minus])
     return markdown(["variant", "published AP", "minus Focal Loss"], rows)
@@ -113,11 +113,26 @@ def training(results: Results, params: Params) -> str:
     rows = []
     for name, variant in params.variants.items():
         runs = results.records[name]
-        pair = {variant.cls: params.loss(name, "cls"), variant.box: params.loss(name, "box")}
-        shown = [f"{section}: {_arguments(loss)}" for section, loss in pair.items()]
+        shown = []
+        for section, loss in {variant.cls: params.loss(name, "cls"), variant.box: params.loss(name, "box")}.items():
+            # Options that are off make the reference's loss, which needs no words.
+            arguments = (f"{key} {value}" for key, value in loss.arguments.items() if options(loss).get(key, True))
+            shown.append(f"{section}: {', '.join(arguments)}")
         minutes = np.mean([run.seconds for run in runs]) / 60
         rows.append([name, *shown, distinct(run.revision for run in runs), f"{minutes:.1f}"])
     return markdown(head, rows, texts=4)
+
+
+def options(loss: Loss) -> dict[str, bool]:
+    """Options of a loss of this package -> whether they are on. They are its keyword-only arguments, off by default."""
+    package, _, name = loss.type.rpartition(".")
+    if package != "ghm" or name not in losses.__all__:
+        return {}
+    arguments = inspect.signature(getattr(losses, name)).parameters.values()
+    known = [argument for argument in arguments if argument.kind is argument.KEYWORD_ONLY]
+    return {
+        argument.name: loss.arguments.get(argument.name, argument.default) != argument.default for argument in known
+    }
 
 
 def distinct(values: Iterable[str]) -> str:
@@ -132,24 +147,3 @@ def _percent(mean: dict[str, Any], seeds: list[dict[str, Any]], key: str) -> str
 
 def _spread(seeds: list[float]) -> str:
     return f" ± {100 * np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else ""
-
-
-def _arguments(loss: Loss) -> str:
-    """Without the options that are off: they make the reference's loss, which needs no words."""
-    off = _optional(loss).keys() - options(loss).keys()
-    return ", ".join(f"{key} {value}" for key, value in loss.arguments.items() if key not in off)
-
-
-def options(loss: Loss) -> dict[str, Any]:
-    """The options that are on."""
-    arguments = loss.arguments
-    return {key: arguments[key] for key, off in _optional(loss).items() if arguments.get(key, off) != off}
-
-
-def _optional(loss: Loss) -> dict[str, Any]:
-    """Options of a loss of this package -> their defaults, which turn them off: its keyword-only arguments."""
-    package, _, name = loss.type.rpartition(".")
-    if package != "ghm" or name not in losses.__all__:
-        return {}
-    arguments = inspect.signature(getattr(losses, name)).parameters.values()
-    return {argument.name: argument.default for argument in arguments if argument.kind is argument.KEYWORD_ONLY}

@@ -5,19 +5,20 @@ Shapes: S seeds, B weightings of the images.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ghm import params, sections
+from ghm import params, runs, sections
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Interval, Resampled
 from ghm.params import Params
-from ghm.runs import METRICS, RESAMPLED, Record
+from ghm.runs import Record
 from ghm.study import definition, trials
 from ghm.study.definition import FOLDER, PARAMS, Cell, Study
+from ghm.study.trials import Trial
+from ghm.words import label
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,17 @@ class Row:
     cell: Cell
     missing: dict[int, str]  # seed -> why it is not there
     chosen_on: dict[int, float]  # seed -> AP on the split to choose on
-    reported_on: dict[int, float]  # seed -> AP on the split to report on
-    intervals: dict[str, Interval | None]  # of the mean over seeds: AP, AP50, AP75 on the split to report on
-    differences: dict[str, Interval | None]  # to the reference, on the same images and seeds; None for itself
-    paired: int  # seeds that the reference has, too
+    reported_on: dict[int, float] = field(default_factory=dict)  # seed -> AP on the split to report on
+    # AP, AP50, AP75 on that split: mean over seeds, and its difference to the reference on the same images and seeds.
+    intervals: dict[str, Interval | None] = field(default_factory=lambda: dict.fromkeys(bootstrap.METRICS))
+    differences: dict[str, Interval | None] = field(default_factory=lambda: dict.fromkeys(bootstrap.METRICS))
+    paired: int = 0  # seeds that the reference has, too
     chosen: bool = False
 
     @property
-    def mean_chosen_on(self) -> float:
-        return float(np.mean([*self.chosen_on.values()])) if self.chosen_on else -1.0
+    def rank(self) -> tuple[int, float]:
+        """Number of seeds and mean AP on the split to choose on, where there are any."""
+        return len(self.chosen_on), float(np.mean([*self.chosen_on.values()]))
 
 
 @dataclass(frozen=True)
@@ -62,51 +65,46 @@ def gather(name: str, study: Study) -> Comparison:
         InputError: there are none, or two that are compared were judged on different images.
     """
     splits, content, cells = definition.splits(study), sections.read(PARAMS), [*definition.cells(study)]
-    missing, ap, resampled, records, images = [], [], [], {}, {}
+    records: dict[Trial, Record] = {}
+    resampled: dict[tuple[str, str, str], dict[int, Resampled]] = {}
+    rows = []
     for cell in cells:
         wanted = trials.trials(cell, study.seeds, content)
-        missing.append({trial.seed: why for trial in wanted if (why := trial.why_missing(splits))})
-        finished = {trial.seed: trial for trial in wanted if trial.seed not in missing[-1]}
-        judged = {seed: (trial.detections(splits[0]) / METRICS).read_text() for seed, trial in finished.items()}
-        ap.append({seed: float(json.loads(text)["AP"]) for seed, text in judged.items()})
-        resampled.append(
-            {seed: Resampled.load(trial.detections(splits[-1]) / RESAMPLED) for seed, trial in finished.items()}
-        )
-        records |= {trial: Record.read(trial.run()) for trial in finished.values()}
+        missing = {trial.seed: why for trial in wanted if (why := trial.why_missing(splits))}
+        finished = [trial for trial in wanted if trial.seed not in missing]
+        records |= {trial: Record.read(runs.run_folder(trial.variant, trial.seed, trial.folder)) for trial in finished}
+        metrics = {trial.seed: (trial.detections(splits[0]) / runs.METRICS).read_text() for trial in finished}
+        chosen_on = {seed: float(json.loads(text)["AP"]) for seed, text in metrics.items()}
+        resampled[cell.condition, cell.curve, label(cell.value)] = {
+            trial.seed: Resampled.load(trial.detections(splits[-1]) / runs.RESAMPLED) for trial in finished
+        }
+        rows.append(Row(cell, missing, chosen_on))
     if not records:
         raise InputError(f"{FOLDER / name}.yaml: none of its training runs is there: `make study NAME={name}`")
-    for split in splits:
-        images[split] = Resampled.load(next(iter(records)).detections(split) / RESAMPLED).images
-    rows = []
-    for place, cell in enumerate(cells):
-        reference = {} if cell.curve == study.reference else resampled[_reference(study, cells, cell)]
-        rows.append(_row(cell, missing[place], ap[place], resampled[place], reference))
-    rows = [replace(row, chosen=study.chooses and row is _best(rows, row)) for row in rows]
-    return Comparison(name, study, splits, tuple(rows), images, params.parse(content), tuple(records.values()))
+    for place, row in enumerate(rows):
+        condition, value = row.cell.condition, label(row.cell.value)
+        # Of the same value where the reference is swept too.
+        at_value = resampled.get((condition, study.reference, value)) if row.cell.curve != study.reference else {}
+        reference = resampled.get((condition, study.reference, ""), {}) if at_value is None else at_value
+        rows[place] = _measured(row, resampled[condition, row.cell.curve, value], reference)
+    first = next(iter(records))
+    return Comparison(
+        name,
+        study,
+        splits,
+        rows=tuple(_chosen(rows) if study.chooses else rows),
+        images={split: Resampled.load(first.detections(split) / runs.RESAMPLED).images for split in splits},
+        parameters=params.parse(content),
+        records=tuple(records.values()),
+    )
 
 
-def _reference(study: Study, cells: list[Cell], cell: Cell) -> int:
-    """The cell that another is compared with: of the same value where the reference is swept too."""
-    others = [
-        place
-        for place, other in enumerate(cells)
-        if (other.condition, other.curve) == (cell.condition, study.reference)
-    ]
-    return next((place for place in others if cells[place].value == cell.value), others[0])
-
-
-def _row(
-    cell: Cell,
-    missing: dict[int, str],
-    chosen_on: dict[int, float],
-    resampled: Mapping[int, Resampled],
-    reference: Mapping[int, Resampled],
-) -> Row:
+def _measured(row: Row, resampled: dict[int, Resampled], reference: dict[int, Resampled]) -> Row:
+    """The row with what its runs measured on the split to report on."""
     pairs = [(resampled[seed], reference[seed]) for seed in resampled if seed in reference]
     if any(mine.measured_on != other.measured_on for mine, other in pairs):
-        raise InputError(f"{cell.curve} and what it is compared with were judged on different images")
-    intervals: dict[str, Interval | None] = dict.fromkeys(bootstrap.METRICS)
-    differences = dict(intervals)
+        raise InputError(f"{row.cell.curve} and what it is compared with were judged on different images")
+    intervals, differences = dict(row.intervals), dict(row.differences)
     for metric in bootstrap.METRICS:
         if resampled:
             value_SB = np.stack([one.value_B[metric] for one in resampled.values()])
@@ -115,18 +113,17 @@ def _row(
             mine_SB, other_SB = (np.stack([pair[side].value_B[metric] for pair in pairs]) for side in (0, 1))
             differences[metric] = bootstrap.difference(mine_SB, other_SB, pairs[0][0].images)
     reported_on = {seed: float(one.value_B["AP"][0]) for seed, one in resampled.items()}
-    return Row(cell, missing, chosen_on, reported_on, intervals, differences, len(pairs))
+    return replace(row, reported_on=reported_on, intervals=intervals, differences=differences, paired=len(pairs))
 
 
-def _best(rows: list[Row], row: Row) -> Row | None:
-    """Of a swept curve, the row with the best mean AP on the split to choose on.
+def _chosen(rows: list[Row]) -> list[Row]:
+    """The rows, marked where a swept curve has its best mean AP on the split to choose on.
 
     A value that lacks seeds which others have is not chosen: those that diverged would be left out of its mean.
     """
-    curve = (row.cell.condition, row.cell.curve)
-    others = [
-        other
-        for other in rows
-        if (other.cell.condition, other.cell.curve) == curve and other.cell.value is not None and other.chosen_on
-    ]
-    return max(others, key=lambda other: (len(other.chosen_on), other.mean_chosen_on), default=None)
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = row.cell.condition, row.cell.curve
+        if row.cell.value is not None and row.chosen_on and (key not in best or row.rank > best[key].rank):
+            best[key] = row
+    return [replace(row, chosen=any(row is other for other in best.values())) for row in rows]

@@ -12,6 +12,7 @@ from pydantic import Field, StrictBool
 from ghm import check, params, sections
 from ghm.errors import InputError
 from ghm.sections import Section, Seed
+from ghm.words import label
 
 FOLDER = Path("studies")
 PARAMS = Path("params.yaml")
@@ -166,10 +167,3 @@ def applied(content: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
             raise InputError(f"{key} must be section.key of params.yaml, whose sections are {known}")
         changed[section][name] = value
     return changed
-
-
-def label(value: object) -> str:
-    """A value as people write it: 100 for 100.0."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower() if value is not None else ""
-    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -12,7 +12,8 @@ from ghm.report import names
 from ghm.report.style import GREY, Plot, colours, legend, new_figure
 from ghm.report.tables import LEVEL
 from ghm.study.comparison import Comparison, Row
-from ghm.study.definition import Cell, Published, Study, label
+from ghm.study.definition import Cell, Published, Study
+from ghm.words import label
 
 COLUMNS = 3  # panels beside each other
 HEIGHT = 3.1  # of a panel, inches
@@ -68,7 +69,7 @@ def _published(study: Study, published: Published, curve: str) -> list[Row]:
     for value in study.values if study.curves[curve].swept else (None,):
         ap = published.of(curve, value)
         point = Interval(ap / 100, ap / 100, ap / 100) if isinstance(ap, int | float) else None
-        rows.append(Row(Cell("", curve, value, "", {}), {}, {}, {}, {"AP": point}, {"AP": None}, 0))
+        rows.append(Row(Cell("", curve, value, "", {}), {}, {}, intervals={"AP": point}))
     return rows
 
 

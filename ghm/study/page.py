@@ -13,8 +13,7 @@ from ghm.report.tables import DASH, LEVEL, ONE_IN, distinct, interval, markdown,
 from ghm.report.words import described, judged, reading_intervals, scope
 from ghm.study import figure
 from ghm.study.comparison import Comparison, Row
-from ghm.study.definition import label
-from ghm.words import count
+from ghm.words import count, label
 
 REPORTS = Path("reports/studies")
 
@@ -31,8 +30,7 @@ def write(found: Comparison) -> str:
         files.write_text(new / f"{found.name}.md", text(found, plot))
         for path in sorted(new.iterdir()):
             path.replace(REPORTS / path.name)
-    parts = [(names.line(condition), _table(found, condition)) for condition in found.study.conditions]
-    return "\n\n".join(f"{_heading(found)}: {condition}\n\n{table}" for condition, table in parts)
+    return "\n\n".join(f"{names.line(condition)}\n\n{_table(found, condition)}" for condition in found.study.conditions)
 
 
 def numbers(found: Comparison) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def text(found: Comparison, plot: Plot) -> str:
     """The whole page, in Markdown."""
     study = found.study
     blocks = [f"# {study.question}", _setting(found), *_incomplete(found)]
-    blocks += [f"![{plot.alt}]({found.name}.png)", plot.caption, f"## {_heading(found)}", _reading(found)]
+    blocks += [f"![{plot.alt}]({found.name}.png)", plot.caption, "## Result", _reading(found)]
     for condition, changes in study.conditions.items():
         listed = ", ".join(f"`{key}: {'null' if value is None else value}`" for key, value in changes.items())
         blocks.append(f"### {names.markdown(condition)}" + f" ({listed})" * bool(changes))
@@ -65,13 +63,6 @@ def text(found: Comparison, plot: Plot) -> str:
         blocks.append("Other images and another model: only which value or curve is ahead can be compared with ours.")
     blocks += ["## Do it again", f"```shell\nmake study NAME={found.name}\n```"]
     return "\n\n".join(blocks).replace("](../", "](../../") + "\n"
-
-
-def _heading(found: Comparison) -> str:
-    choose, report = found.splits[0], found.splits[-1]
-    if not found.study.chooses:
-        return f"Reported on {report}"
-    return f"Chosen on {choose}, reported on {report}" if choose != report else f"Chosen and reported on {report}"
 
 
 def _setting(found: Comparison) -> str:
@@ -134,7 +125,7 @@ def _sentences(found: Comparison, condition: str) -> list[str]:
             if row.cell.value is not None:
                 words += f" with `{found.study.parameter}` **{_value(row)}**"
             if row.chosen:
-                words += f", chosen on `{found.splits[0]}` with {100 * row.mean_chosen_on:.1f} AP,"
+                words += f", chosen on `{found.splits[0]}` with {100 * row.rank[1]:.1f} AP,"
             words += f" has {100 * ap.estimate:.1f} AP on `{found.splits[-1]}` and "
             lines.append(f"- {words}{judged(minus, names.markdown(found.study.reference))}")
     return ["\n".join(lines)] * bool(lines)
@@ -153,7 +144,7 @@ def _table(found: Comparison, condition: str) -> str:
             cells.append(f"**{_value(row)}**" if row.chosen else _value(row))
         cells.append(f"{len(row.chosen_on)} of {len(study.seeds)}")
         seeds = ", ".join(f"{100 * value:.1f}" for value in row.chosen_on.values())
-        cells.append(f"{100 * row.mean_chosen_on:.1f}" + f" ({seeds})" * (len(row.chosen_on) > 1) if seeds else DASH)
+        cells.append(f"{100 * row.rank[1]:.1f}" + f" ({seeds})" * (len(row.chosen_on) > 1) if seeds else DASH)
         cells.append(interval(ap) if ap else DASH)
         cells += [signed(minus), minus.verdict + " (one seed)" * (row.paired == 1)] if minus else [DASH, DASH]
         for published in study.published:

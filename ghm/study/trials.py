@@ -39,9 +39,6 @@ class Trial:
     folder: Path
     content: dict[str, Any] = field(compare=False)  # of its params.yaml
 
-    def run(self) -> Path:
-        return runs.run_folder(self.variant, self.seed, self.folder)
-
     def detections(self, split: str) -> Path:
         return runs.detections_folder(self.variant, self.seed, self.folder / split)
 

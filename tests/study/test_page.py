@@ -80,7 +80,6 @@ def test_a_swept_reference_is_compared_at_the_same_value_and_nothing_is_chosen(t
     results, page = run_study(define(parameter="data.label_noise", values=[0.0, 0.4], curves=curves))
     assert [row["verdict"] for row in table(page)] == ["–", "–", "worse", "better"]  # noqa: RUF001
     assert not any(row["chosen"] for row in results["rows"])
-    assert "## Reported on test" in page
     assert "- GHM-C with `data.label_noise` **0.4** has 53.0 AP on `test` and is **better** than FL: +13.0 AP" in page
 
 
@@ -123,7 +122,7 @@ def test_curves_without_a_parameter_are_compared_and_none_is_chosen(trainer: Tra
     results, page = run_study(define(parameter=None, values=[], curves=curves, published=published))
     assert [row["chosen"] for row in results["rows"]] == [False, False]
     assert "- B has 48.0 AP on `test` and is **worse** than A: -2.0 AP" in page
-    assert "Chosen" not in page
+    assert "chosen" not in page
 
 
 def test_a_data_set_with_one_split_warns_that_it_chose_by_what_it_reports(trainer: Trainer):
@@ -132,7 +131,6 @@ def test_a_data_set_with_one_split_warns_that_it_chose_by_what_it_reports(traine
     trainer.level = lambda variant, params: (50.0,)
     results, page = run_study(define(seeds=[0]))
     assert results["chosen_on"] == results["reported_on"] == "val"
-    assert "## Chosen and reported on val" in page
     assert "its AP and its difference lean upward" in page
 
 
