@@ -96,7 +96,7 @@ def test_a_confident_positive_keeps_the_digits_that_a_difference_to_one_loses(pa
 
 
 def test_softmax_is_refused() -> None:
-    with pytest.raises(ValueError, match="set use_sigmoid=True"):
+    with pytest.raises(ValueError, match="use_sigmoid must be True, .* got False"):
         ghmc(use_sigmoid=False)
 
 
