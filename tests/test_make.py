@@ -145,7 +145,7 @@ def test_another_python_is_refused_with_the_remedy(copy: Copy):
 
 def test_a_python_that_is_none_or_of_another_version_makes_no_environment(tmp_path: Path):
     copy = Copy(tmp_path)
-    assert "Python 3.10 to 3.12 is needed, and false is no Python" in copy.refused("say", "PYTHON=false")
+    assert "Python 3.11 to 3.13 is needed, and false is no Python" in copy.refused("say", "PYTHON=false")
     assert not (tmp_path / ".venv").exists()
     (tmp_path / ".venv").mkdir()
     assert copy.refused("say") == "error: .venv holds no Python that runs: remove .venv"

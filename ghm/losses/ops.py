@@ -53,11 +53,39 @@ def _warn(things: str) -> None:
 
 
 def _passes(tensor: Tensor) -> ModuleType:
-    if uses_kernels(tensor):
-        from ghm.losses import kernels
+    return _kernels() if uses_kernels(tensor) else vectorised
 
-        return kernels
-    return vectorised
+
+def _kernels() -> ModuleType:
+    from ghm.losses import kernels  # not before: it needs Triton
+
+    return kernels
+
+
+def _differentiable(loss: Any, gradient: Any) -> None:
+    """Make `gradient`, which takes the same arguments, the derivative of `loss` by its first argument.
+
+    The last tensor among the arguments is the factor, one of each summand or [L, K] for sums of L populations: what
+    arrives from above is multiplied into it.
+    """
+
+    def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+    def backward(ctx: Any, upstream: Tensor) -> tuple:
+        *tensors, factor = ctx.saved_tensors
+        tensors = iter([*tensors, factor * (upstream[:, None] if factor.dim() else upstream)])
+        arguments = [next(tensors) if value is None else value for value in ctx.rest]
+        return gradient(*arguments), *[None] * (len(arguments) - 1)
+
+    def shape_of_loss(prediction: Tensor, *rest: Any) -> Tensor:
+        factor = [value for value in rest if isinstance(value, Tensor)][-1]
+        return prediction.new_empty(factor.shape[:-1], dtype=torch.float32)
+
+    loss.register_autograd(backward, setup_context=setup)
+    loss.register_fake(shape_of_loss)
+    gradient.register_fake(lambda prediction, *rest: torch.empty_like(prediction))
 
 
 @custom_op("ghm::ghm_c_count", mutates_args=())
@@ -90,29 +118,6 @@ def ghm_c_gradient(
     return _passes(logit).ghm_c_gradient(logit, label, weight, slot, list(sizes), factor)
 
 
-@ghm_c_loss.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor) -> Tensor:
-    return logit.new_empty(len(sizes), dtype=torch.float32)
-
-
-@ghm_c_gradient.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor) -> Tensor:
-    return torch.empty_like(logit)
-
-
-def _ghm_c_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.sizes, factor = inputs
-    ctx.save_for_backward(*tensors, factor)
-
-
-def _ghm_c_backward(ctx: Any, upstream_L: Tensor) -> tuple:
-    *tensors, factor_LK = ctx.saved_tensors
-    return ghm_c_gradient(*tensors, ctx.sizes, factor_LK * upstream_L[:, None]), *[None] * 5
-
-
-ghm_c_loss.register_autograd(_ghm_c_backward, setup_context=_ghm_c_setup)
-
-
 @custom_op("ghm::focal_loss", mutates_args=())
 def focal_loss(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
     """Focal Loss times the weight of its row, summed, times `factor`, []. float32, []"""
@@ -125,53 +130,10 @@ def focal_gradient(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, a
     return _passes(logit).focal_gradient(logit, label, weight, gamma, alpha, factor)
 
 
-@focal_loss.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    return logit.new_empty((), dtype=torch.float32)
-
-
-@focal_gradient.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    return torch.empty_like(logit)
-
-
-def _focal_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    logit, label, weight, ctx.gamma, ctx.alpha, factor = inputs
-    ctx.save_for_backward(logit, label, weight, factor)
-
-
-def _focal_backward(ctx: Any, upstream: Tensor) -> tuple:
-    *tensors, factor = ctx.saved_tensors
-    return focal_gradient(*tensors, ctx.gamma, ctx.alpha, factor * upstream), *[None] * 5
-
-
-focal_loss.register_autograd(_focal_backward, setup_context=_focal_setup)
-
-
 @custom_op("ghm::ghm_r_count", mutates_args=())
 def ghm_r_count(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: int, mu: float) -> Tensor:
     """Counts of the regions on CUDA, int64, [L, K]. Elsewhere `ghm.losses.GHMR` composes PyTorch's operators."""
-    from ghm.losses import kernels
-
-    return kernels.ghm_r_count(pred, target, weight, list(sizes), bins, mu)
-
-
-@custom_op("ghm::ghm_r_loss", mutates_args=())
-def ghm_r_loss(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
-    """ASL1 times the factor of its region, [L, K], summed over each population. float32, [L]"""
-    from ghm.losses import kernels
-
-    return kernels.ghm_r_loss(pred, target, weight, list(sizes), factor, mu)
-
-
-@custom_op("ghm::ghm_r_gradient", mutates_args=())
-def ghm_r_gradient(
-    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float
-) -> Tensor:
-    """The derivative of `ghm_r_loss` by the prediction, in its dtype. [N, D]"""
-    from ghm.losses import kernels
-
-    return kernels.ghm_r_gradient(pred, target, weight, list(sizes), factor, mu)
+    return _kernels().ghm_r_count(pred, target, weight, list(sizes), bins, mu)
 
 
 @ghm_r_count.register_fake
@@ -179,24 +141,20 @@ def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: 
     return pred.new_empty(len(sizes), bins, dtype=torch.int64)
 
 
-@ghm_r_loss.register_fake
-def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
-    return pred.new_empty(len(sizes), dtype=torch.float32)
+@custom_op("ghm::ghm_r_loss", mutates_args=())
+def ghm_r_loss(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
+    """ASL1 times the factor of its region, [L, K], summed over each population. float32, [L]"""
+    return _kernels().ghm_r_loss(pred, target, weight, list(sizes), factor, mu)
 
 
-@ghm_r_gradient.register_fake
-def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
-    return torch.empty_like(pred)
+@custom_op("ghm::ghm_r_gradient", mutates_args=())
+def ghm_r_gradient(
+    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float
+) -> Tensor:
+    """The derivative of `ghm_r_loss` by the prediction, in its dtype. [N, D]"""
+    return _kernels().ghm_r_gradient(pred, target, weight, list(sizes), factor, mu)
 
 
-def _ghm_r_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    pred, target, weight, ctx.sizes, factor, ctx.mu = inputs
-    ctx.save_for_backward(pred, target, weight, factor)
-
-
-def _ghm_r_backward(ctx: Any, upstream_L: Tensor) -> tuple:
-    *tensors, factor_LK = ctx.saved_tensors
-    return ghm_r_gradient(*tensors, ctx.sizes, factor_LK * upstream_L[:, None], ctx.mu), *[None] * 5
-
-
-ghm_r_loss.register_autograd(_ghm_r_backward, setup_context=_ghm_r_setup)
+_differentiable(ghm_c_loss, ghm_c_gradient)
+_differentiable(focal_loss, focal_gradient)
+_differentiable(ghm_r_loss, ghm_r_gradient)
