@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ghm.losses import density, kernels, vectorised
+from ghm.losses import kernel_parts as parts
 
 K, L = 30, 4
 SIZES = [700, 0, 40, 1]
@@ -21,7 +22,7 @@ SIZES = [700, 0, 40, 1]
 @triton.jit
 def _regions_kernel(norm, out, size, K: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    region = kernels._region(tl.load(norm + place, mask=place < size, other=0.0), K, EXACT)
+    region = parts.region(tl.load(norm + place, mask=place < size, other=0.0), K, EXACT)
     tl.store(out + place, region, mask=place < size)
 
 
