@@ -266,6 +266,7 @@ class Everything(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which torch itself still imports
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch of Python 3.13.0
 @pytest.mark.parametrize("engine", ["aot_eager", "inductor"])
 def test_a_compiled_step_is_an_eager_one_without_a_break_in_the_graph(kind: Kind, engine: str) -> None:
     torch.manual_seed(0)
