@@ -90,11 +90,6 @@ def test_a_confident_positive_keeps_the_digits_that_a_difference_to_one_loses(pa
     assert gradient.item() == pytest.approx(expected.gradient.item(), rel=1e-5)
 
 
-def test_softmax_is_refused() -> None:
-    with pytest.raises(ValueError, match="use_sigmoid must be True, .* got False"):
-        ghmc(use_sigmoid=False)
-
-
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_check_names_a_label_out_of_range(label: int) -> None:
     with pytest.raises(ValueError, match=rf"target must hold labels in 0..3, 3 for background, got \[{label}\]"):
