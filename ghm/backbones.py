@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ghm import checkpoints, config, data, devices, files, fingerprint, runs
 from ghm.data import digits, download
-from ghm.data.part import Remote
+from ghm.data.download import Remote
 from ghm.errors import InputError
 from ghm.params import Backbone, Params
 

@@ -90,7 +90,7 @@ def room_for(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(lock: Path, name: str) -> Iterator[None]:
+def locked(lock: Path, name: str) -> Iterator[None]:
     """Keep other processes out; wait for one that works on the file `name` already."""
     held = filelock.FileLock(lock)
     try:

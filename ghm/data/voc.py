@@ -11,7 +11,6 @@ Source: Everingham et al., "The PASCAL Visual Object Classes Challenge 2007", de
 """
 
 import math
-import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -71,21 +70,18 @@ def convert(voc: Voc, root: Path, out: Path) -> None:
         files.write_json(out / f"instances_{split}.json", _content(voc.classes, root, progress))
 
 
-def fingerprint(voc: Voc, root: Path) -> str:
-    """Text that changes when a file that `convert` reads does: names, sizes and times of the annotations and lists.
+def sources(voc: Voc, root: Path) -> list[Path]:
+    """The folders whose files `convert` reads.
 
     Raises:
-        InputError: a folder is missing.
+        InputError: one is missing.
     """
-    lines = [str(root)]
-    for folder in sorted({part.folder for parts in voc.splits.values() for part in parts}):
-        for place in (root / folder / "Annotations", root / folder / "ImageSets" / "Main"):
-            if not place.is_dir():
-                raise InputError(f"the folder {place} is missing")
-            with os.scandir(place) as entries:
-                stats = {entry.name: entry.stat() for entry in entries}
-            lines += [f"{place} {name} {stats[name].st_size} {stats[name].st_mtime_ns}" for name in sorted(stats)]
-    return "\n".join(lines)
+    names = sorted({part.folder for parts in voc.splits.values() for part in parts})
+    folders = [root / name / below for name in names for below in ("Annotations", "ImageSets/Main")]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"the folder {folder} is missing")
+    return folders
 
 
 def _names(root: Path, part: Part) -> list[str]:

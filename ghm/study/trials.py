@@ -95,7 +95,7 @@ def is_older(each: Trial) -> bool:
 
 def _run(each: Trial, splits: Sequence[str], threads: int, root: Path) -> bool:
     each.folder.mkdir(parents=True, exist_ok=True)
-    with files.alone(each.folder / LOCK, f"the training {each.folder}"):
+    with files.locked(each.folder / LOCK, f"the training {each.folder}"):
         content = _content(each, root)
         YAML().dump(content, each.folder / PARAMS)
         if _done(each) == _made_of(content, each.variant, splits):

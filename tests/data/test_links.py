@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from ghm.data.links import link
+
 from ghm.errors import InputError
 
 
