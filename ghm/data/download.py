@@ -135,29 +135,33 @@ def _bar(text: str, total: int | None, initial: int = 0) -> tqdm:
 
 
 def _fetch_from(session: requests.Session, url: str, remote: Remote, part: Path, policy: RetryPolicy) -> None:
-    """Bring the whole verified file into `part`."""
+    """Bring the whole verified file into `part`; one that came in pieces which do not fit is fetched once more."""
     if remote.checksum is None:
         part.unlink(missing_ok=True)
-    is_resumed = part.exists()
-    _complete(session, url, remote, part, policy)
-    fault = verify(part, remote)
-    if fault and is_resumed:
-        _log.warning("%s: what came before is not of this file (%s), starting over", remote.name, fault)
-        part.unlink(missing_ok=True)
-        _complete(session, url, remote, part, policy)
+    for _ in range(2):
+        in_pieces = _complete(session, url, remote, part, policy)
         fault = verify(part, remote)
-    if fault:
+        if fault is None:
+            return
         part.unlink(missing_ok=True)
-        raise _MirrorError(fault)
+        if not in_pieces:
+            break
+        _log.warning("%s: what came in pieces is no whole (%s), starting over", remote.name, fault)
+    raise _MirrorError(fault)
 
 
-def _complete(session: requests.Session, url: str, remote: Remote, part: Path, policy: RetryPolicy) -> None:
-    """Request until the body has come to its end. Only bytes beyond the furthest point ever reached are progress."""
+def _complete(session: requests.Session, url: str, remote: Remote, part: Path, policy: RetryPolicy) -> bool:
+    """Request until the body has come to its end; return whether what came first had come before.
+
+    Only bytes beyond the furthest point ever reached are progress.
+    """
     failures, furthest = 0, _size(part)
-    while remote.bytes is None or _size(part) != remote.bytes:
+    while not (part.exists() and _size(part) == remote.bytes):
         wait = 0.0
+        is_begun = _size(part) > 0
         try:
-            return _receive(session, url, remote, part, policy)
+            _receive(session, url, remote, part, policy)
+            return is_begun
         except _PassingError as error:
             wait, reason = error.wait, str(error)
         except (requests.RequestException, UnicodeError) as error:
@@ -171,6 +175,7 @@ def _complete(session: requests.Session, url: str, remote: Remote, part: Path, p
         wait = min(max(wait, policy.pause * 2 ** max(failures - 1, 0)), policy.longest_pause)
         _log.warning("%s: %s after %d bytes, again in %.1f s", remote.name, reason, _size(part), wait)
         time.sleep(wait)
+    return True
 
 
 def _receive(session: requests.Session, url: str, remote: Remote, part: Path, policy: RetryPolicy) -> None:

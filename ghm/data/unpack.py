@@ -38,6 +38,8 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0, wanted: Collection[st
                     if not (member.isreg() or member.isdir()):
                         raise InputError(f"{archive} is not unpacked: its member {member.name!r} is a link or a device")
                     opened.extract(member.replace(name=name, deep=False), folder, filter="data")
+                while opened.fileobj and opened.fileobj.read(1 << 20):
+                    pass  # the checksum of a packed archive comes last
         else:
             with zipfile.ZipFile(archive) as opened:
                 infos = _chosen(archive, {info.filename: info for info in opened.infolist()}, strip, wanted)
@@ -47,11 +49,11 @@ def unpack(archive: Path, folder: Path, *, strip: int = 0, wanted: Collection[st
                     opened.extract(info, folder)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(
-            f"{archive} cannot be unpacked into {folder} ({error.strerror or error}): make room or set the rights"
-        ) from None
-    except _DAMAGE as error:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(
+                f"{archive} cannot be unpacked into {folder} ({error.strerror}): make room or set the rights"
+            ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{archive} is no whole zip or tar archive ({reason}): fetch it again") from None
 
