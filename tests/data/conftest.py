@@ -38,13 +38,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def given(name: str, check_images: Any = "sample", custom: params.Custom | None = None, **data: Any) -> params.Params:
-    """The default parameters with another data set that is judged on its validation split."""
+    """The default parameters with another data set, and a split that it has to judge on."""
     loaded = params.load(ROOT / "params.yaml")
+    split: Any = "test" if name == "voc" else "val"
     return replace(
         loaded,
         data=replace(loaded.data, name=name, **data),
         custom=custom or loaded.custom,
-        evaluate=replace(loaded.evaluate, split="val"),
+        evaluate=replace(loaded.evaluate, split=split),
         machine=replace(loaded.machine, check_images=check_images),
     )
 

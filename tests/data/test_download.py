@@ -80,7 +80,6 @@ def test_cut_connections_are_continued_where_they_were_cut_if_a_checksum_will_te
         if "checksum" in changes:
             assert starts == [0] * 4
         else:
-            assert all(0 < after <= before.first + before.sent for before, after in zip(server.log, starts[1:]))
             assert starts == sorted(set(starts))
 
 

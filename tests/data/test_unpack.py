@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import random
 import shutil
 import stat
@@ -220,4 +219,4 @@ def test_a_link_in_the_target_is_not_followed(tmp_path: Path):
     (tmp_path / "to" / "a").symlink_to(outside)
     with pytest.raises(NotADirectoryError):
         merge(fill(tmp_path / "new", "a/b"), tmp_path / "to", last=[])
-    assert os.listdir(outside) == ["c"]
+    assert [path.name for path in outside.iterdir()] == ["c"]

@@ -10,10 +10,8 @@ from PIL import Image
 
 from ghm.data.manifest import Split
 from ghm.errors import InputError
-from tests.data import coco_files
-from tests.data.coco_files import SPLITS, content, write
+from tests.data.conftest import PLACES, SPLITS, content, describe, write
 
-PLACES = {name: Split(f"annotations/{name}.json", name) for name in SPLITS}
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -30,7 +28,7 @@ def counted(root: Path, file: Any, check_images: str = "all") -> dict[str, int]:
     """The warnings about a training split."""
     write(root, "train", file)
     write(root, "val", content("val"))
-    return coco_files.describe("own", root, PLACES, check_images)["splits"]["train"]["warnings"]
+    return describe(root, PLACES, check_images)["splits"]["train"]["warnings"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +163,7 @@ def test_what_is_found_by_decoding_is_said_and_changes_no_manifest(tmp_path: Pat
     damaged = tmp_path / "train" / "train2.jpg"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:200] + b"\xff\xc4\x00\x02" + whole[-2:])  # begins and ends as it should
-    found = [coco_files.describe("own", tmp_path, PLACES, level, 1) for level in ("none", "all")]
+    found = [describe(tmp_path, PLACES, level, 1) for level in ("none", "all")]
     assert found[0] == found[1]
     assert (
         "1 image has another size than the file says, for example train1.jpg, (40, 30) and not (40, 31)" in caplog.text
@@ -178,11 +176,11 @@ def test_as_many_images_may_be_bad_as_the_parameter_says_and_they_are_named(tmp_
     file = spoil(tmp_path, 8, names=("4.png", "7.png"), missing=("5.png",))
     write(tmp_path, "train", file)
     write(tmp_path, "val", content("val"))
-    described = coco_files.describe("own", tmp_path, PLACES, check_images, 3)["splits"]["train"]
+    described = describe(tmp_path, PLACES, check_images, 3)["splits"]["train"]
     assert described["unreadable"] == ["4.png", "5.png", "7.png"]
     assert described["warnings"] == {}
     with pytest.raises(InputError) as caught:
-        coco_files.describe("own", tmp_path, PLACES, check_images, 2)
+        describe(tmp_path, PLACES, check_images, 2)
     for words in (
         "1 image is not in the image folder, for example 5.png",
         "2 images cannot be decoded, for example 4.png (the file is empty)",
@@ -197,9 +195,9 @@ def test_an_image_that_only_decoding_shows_to_be_bad_counts_like_the_others(tmp_
     (tmp_path / "train" / "4.png").write_bytes(whole[:20] + bytes(len(whole) - 32) + whole[-12:])
     write(tmp_path, "train", file)
     write(tmp_path, "val", content("val"))
-    assert coco_files.describe("own", tmp_path, PLACES, "all", 1)["splits"]["train"]["unreadable"] == []
+    assert describe(tmp_path, PLACES, "all", 1)["splits"]["train"]["unreadable"] == []
     with pytest.raises(InputError, match=r"1 image cannot be decoded, for example 4\.png"):
-        coco_files.describe("own", tmp_path, PLACES, "all", 0)
+        describe(tmp_path, PLACES, "all", 0)
 
 
 def test_a_split_without_a_single_good_image_is_refused_whatever_may_be_left_out(tmp_path: Path):
@@ -209,7 +207,7 @@ def test_a_split_without_a_single_good_image_is_refused_whatever_may_be_left_out
     for name in ("train1.jpg", "train2.jpg"):
         (tmp_path / "train" / name).write_bytes(b"")
     with pytest.raises(InputError, match=r"2 images cannot be decoded.*; no image is left"):
-        coco_files.describe("own", tmp_path, PLACES, "all", 100)
+        describe(tmp_path, PLACES, "all", 100)
 
 
 def boxes(number: int, **keys: Any) -> list[dict[str, Any]]:
@@ -249,7 +247,7 @@ def test_a_split_without_boxes_of_use_is_refused_with_the_reason(
     for name in SPLITS:
         write(tmp_path, name, {**content(name), "annotations": annotations} if name == split else content(name))
     with pytest.raises(InputError, match=words.format(purpose)) as caught:
-        coco_files.describe("own", tmp_path, PLACES, "all")
+        describe(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / "annotations" / f"{split}.json"))
 
 
@@ -261,10 +259,10 @@ def test_half_of_the_boxes_may_be_useless_and_any_share_crowd(tmp_path: Path):
 def test_boxes_marked_ignore_are_nothing_to_train_on_and_count_in_the_evaluation(tmp_path: Path):
     for name in SPLITS:
         write(tmp_path, name, {**content(name), "annotations": boxes(3, ignore=1)} if name == "val" else content(name))
-    coco_files.describe("own", tmp_path, PLACES, "all")
+    describe(tmp_path)
     write(tmp_path, "train", {**content(), "annotations": boxes(3, ignore=1)})
     with pytest.raises(InputError, match="3 of 3 boxes cannot be used: 3 marked `ignore`.*nothing to train on"):
-        coco_files.describe("own", tmp_path, PLACES, "all")
+        describe(tmp_path)
 
 
 def test_an_image_turned_by_exif_has_the_size_that_training_sees(tmp_path: Path):
@@ -311,10 +309,10 @@ def test_an_image_of_the_training_split_in_another_one_stops(tmp_path: Path):
     write(tmp_path, "train", content())
     write(tmp_path, "val", other)
     (tmp_path / "val" / "train1.jpg").write_bytes((tmp_path / "val" / "val1.jpg").read_bytes())
-    coco_files.describe("own", tmp_path, PLACES, "all")  # the same name alone is no copy
+    describe(tmp_path)  # the same name alone is no copy
     (tmp_path / "val" / "train1.jpg").write_bytes((tmp_path / "train" / "train1.jpg").read_bytes())
     with pytest.raises(InputError, match=r"1 image is in the training split too, for example val/train1\.jpg"):
-        coco_files.describe("own", tmp_path, PLACES, "all")
+        describe(tmp_path)
     write(tmp_path, "val", other, folder="train")
     with pytest.raises(InputError, match=r"1 image is in the training split too, for example train/train1\.jpg"):
-        coco_files.describe("own", tmp_path, {**PLACES, "val": Split("annotations/val.json", "train")}, "all")
+        describe(tmp_path, {**PLACES, "val": Split("annotations/val.json", "train")})
