@@ -48,6 +48,7 @@ WITHOUT_EFFECT = (
     "fingerprint.py",
     "gradient_norms.py",
     "params.py",
+    "pretraining.py",  # likewise
     "registry.py",
     "runs.py",
     "training/__init__.py",
