@@ -14,8 +14,8 @@ Ids of images and of the training split's classes stay, since results refer to t
 
 import json
 import logging
-from functools import cache
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import msgspec
@@ -37,11 +37,7 @@ def convert(splits: dict[str, Split], root: Path, out: Path) -> None:
     """
     contents = {name: annotations.read(root / split.annotations, LooseAnnotations) for name, split in splits.items()}
     for name, content in contents.items():
-        disk = _Disk(root / splits[name].folder)
-        for image in content.images:
-            image.file_name = image.file_name.replace("\\", "/")
-            if not leaves_folder(image.file_name):
-                image.file_name = disk.spelling(image.file_name) or image.file_name
+        _spell(content, root / splits[name].folder)
         if name != "train":
             _align(name, content, contents["train"])
         boxes = [_plain(number, box) for number, box in enumerate(content.annotations, start=1)]
@@ -50,30 +46,21 @@ def convert(splits: dict[str, Split], root: Path, out: Path) -> None:
         files.write_text(out / "annotations" / f"instances_{name}.json", text)
 
 
-class _Disk:
-    """The names below a folder, each folder listed once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._listed = cache(self._list)
-
-    def spelling(self, name: str) -> str | None:
-        """How the disk spells a name: one character for an accented letter, or two. None where it has no such file."""
-        spelled: list[str] = []
-        for part in name.split("/"):
-            if part in ("", "."):
-                continue
-            names, by_form = self._listed("/".join(spelled))
-            there = part if part in names else by_form.get(normalize("NFC", part))
-            if there is None:
-                return None
-            spelled.append(there)
-        return "/".join(spelled)
-
-    def _list(self, folder: str) -> tuple[set[str], dict[str, str]]:
-        path = self._folder / folder
-        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-        return names, {normalize("NFC", name): name for name in sorted(names)}
+def _spell(content: LooseAnnotations, folder: Path) -> None:
+    """Give images the names of their files: with one character for an accented letter, or two, as the disk has it."""
+    names = {
+        Path(parent, name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    }
+    by_form = {normalize("NFC", name): name for name in sorted(names)}
+    for image in content.images:
+        image.file_name = image.file_name.replace("\\", "/")
+        name = PurePosixPath(image.file_name).as_posix()
+        if name not in names:
+            name = by_form.get(normalize("NFC", name))
+        if name is not None and not leaves_folder(image.file_name):
+            image.file_name = name
 
 
 def _align(name: str, content: LooseAnnotations, train: LooseAnnotations) -> None:

@@ -5,6 +5,7 @@ lacks is fetched, verified and unpacked there. An archive that was fetched is de
 """
 
 import logging
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,73 +37,42 @@ def _coco(name: str, folder: str, md5: str, size: int) -> Remote:
     return Remote(name, urls, f"md5:{md5}", size)
 
 
-def _voc(year: int, name: str, md5: str, size: int) -> Remote:
-    path = f"pascal/VOC/voc{year}/{name}"
-    urls = (
-        f"http://host.robots.ox.ac.uk/{path}",
-        f"https://thor.robots.ox.ac.uk/{path}",
-        f"https://data.pjreddie.com/files/{name}",
-    )
-    return Remote(name, urls, f"md5:{md5}", size)
+def _voc(year: int, name: str, images: str, md5: str, size: int) -> Archive:
+    hosts = ("http://host.robots.ox.ac.uk", "https://thor.robots.ox.ac.uk")
+    urls = tuple(f"{host}/pascal/VOC/voc{year}/{name}" for host in hosts)
+    remote = Remote(name, (*urls, f"https://data.pjreddie.com/files/{name}"), f"md5:{md5}", size)
+    return Archive(remote, (f"VOC{year}/ImageSets/Main/{images}.txt",), strip=1)
 
 
 _INSTANCES = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
-_BCCD_COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
+_ANNOTATIONS = _coco("annotations_trainval2017.zip", "annotations", "f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541)
+_TEST_INFO = ("http://images.cocodataset.org/annotations/image_info_test2017.zip",)
+_BCCD = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"  # commit
+_BCCD_URLS = (
+    f"https://github.com/Shenggan/BCCD_Dataset/archive/{_BCCD}.zip",
+    f"https://codeload.github.com/Shenggan/BCCD_Dataset/zip/{_BCCD}",
+)
 
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     "coco": (
-        Archive(
-            _coco("annotations_trainval2017.zip", "annotations", "f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541),
-            provides=_INSTANCES,
-            wanted=_INSTANCES,
-        ),
-        Archive(
-            _coco("val2017.zip", "zips", "442b8da7639aecaf257c1dceb8ba8c80", 815_585_330),
-            provides=("val2017",),
-        ),
-        Archive(
-            _coco("train2017.zip", "zips", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798),
-            provides=("train2017",),
-        ),
+        Archive(_ANNOTATIONS, _INSTANCES, wanted=_INSTANCES),
+        Archive(_coco("val2017.zip", "zips", "442b8da7639aecaf257c1dceb8ba8c80", 815_585_330), ("val2017",)),
+        Archive(_coco("train2017.zip", "zips", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798), ("train2017",)),
     ),
     "coco test2017": (
-        Archive(
-            # No checksum of this file is published: its length and the CRCs inside are all that is checked.
-            Remote("image_info_test2017.zip", ("http://images.cocodataset.org/annotations/image_info_test2017.zip",)),
-            provides=("annotations/image_info_test-dev2017.json",),
-        ),
-        Archive(
-            _coco("test2017.zip", "zips", "77ad2c53ac5d0aea611d422c0938fb35", 6_646_970_404),
-            provides=("test2017",),
-        ),
+        # No checksum of this file is published: its length and the CRCs inside are all that is checked.
+        Archive(Remote("image_info_test2017.zip", _TEST_INFO), ("annotations/image_info_test-dev2017.json",)),
+        Archive(_coco("test2017.zip", "zips", "77ad2c53ac5d0aea611d422c0938fb35", 6_646_970_404), ("test2017",)),
     ),
     "voc": (
-        Archive(
-            _voc(2007, "VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 460_032_000),
-            provides=("VOC2007/ImageSets/Main/trainval.txt",),
-            strip=1,
-        ),
-        Archive(
-            _voc(2007, "VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800),
-            provides=("VOC2007/ImageSets/Main/test.txt",),
-            strip=1,
-        ),
-        Archive(
-            _voc(2012, "VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040),
-            provides=("VOC2012/ImageSets/Main/trainval.txt",),
-            strip=1,
-        ),
+        _voc(2007, "VOCtrainval_06-Nov-2007.tar", "trainval", "c52e279531787c972589f7e41ab4ae64", 460_032_000),
+        _voc(2007, "VOCtest_06-Nov-2007.tar", "test", "b6e924de25625d8de591ea690078ad9f", 451_020_800),
+        _voc(2012, "VOCtrainval_11-May-2012.tar", "trainval", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040),
     ),
     "bccd": (
         Archive(
-            Remote(
-                f"BCCD_Dataset-{_BCCD_COMMIT}.zip",
-                (
-                    f"https://github.com/Shenggan/BCCD_Dataset/archive/{_BCCD_COMMIT}.zip",
-                    f"https://codeload.github.com/Shenggan/BCCD_Dataset/zip/{_BCCD_COMMIT}",
-                ),
-            ),
-            provides=("BCCD",),
+            Remote(f"BCCD_Dataset-{_BCCD}.zip", _BCCD_URLS),
+            ("BCCD",),
             strip=1,
             wanted=("BCCD", "LICENSE"),
             tree_sha256="b5fa7e32e92e3cfdbc59cdfbc09b4ff959804ac2a06c7ed59f89833c1fd97879",
@@ -225,10 +195,11 @@ def custom_archive(source: str, provides: tuple[str, ...]) -> Archive:
     if not _is_url(source):
         return Archive(Remote(Path(source).name, ()), provides)
     address, fragment = urldefrag(source)
+    name = Path(urlsplit(address).path).name
+    if not name:
+        raise InputError(f"data.source {source!r} cannot be used: it must name a file")
     if not fragment:
         _log.warning("data.source has no checksum (#sha256=<hex> after the URL): what arrives is not verified")
-    name = Path(urlsplit(address).path).name
-    try:
-        return Archive(Remote(name, (address,), fragment.replace("=", ":", 1) or None), provides)
-    except ValueError as error:
-        raise InputError(f"data.source {source!r} cannot be used: {error}") from None
+    elif not re.fullmatch(r"md5=[0-9a-fA-F]{8,32}|sha256=[0-9a-fA-F]{8,64}", fragment):
+        raise InputError(f"data.source {source!r} cannot be used: #{fragment} must be #md5=<hex> or #sha256=<hex>")
+    return Archive(Remote(name, (address,), fragment.replace("=", ":") or None), provides)
