@@ -1,10 +1,6 @@
 """Laws of pretrained weights: every tensor that the model needs, under its checksum, the source recorded."""
 
-import functools
-import http.server
 import re
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from ghm import backbones, config, files, params
 from ghm.data.download import Remote
 from ghm.errors import InputError
+from tests.data.conftest import serving
 
 
 @pytest.fixture
@@ -231,38 +228,20 @@ def test_a_published_file_is_asked_for_by_its_address_and_checksum(
     assert remedy == "fetch it elsewhere and set model.pretrained to the file"
 
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """A web server on this machine for the folder `served`."""
-    (tmp_path / "served").mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize("name", ["own.pth", "own-{}.pth"])
 def test_a_fetched_file_stays_in_the_store_for_the_next_run(
-    given: params.Params, address: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: params.Params, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("GHM_DATA_ROOT", str(tmp_path / "store"))
-    torch.save(narrow(given), "served/saved.pth")
-    checksum = files.digest(Path("served/saved.pth"))
-    served = Path("served/saved.pth").rename(Path("served", name.format(checksum[:8])))
+    torch.save(narrow(given), "saved.pth")
+    checksum = files.digest(Path("saved.pth"))
     known = None if "{}" in name else checksum[:8]
-    given = changed(given, pretrained=f"{address}/{served.name}", pretrained_sha256=known)
-    backbones.prepare(given)
-    served.unlink()
-    backbones.prepare(given)
+    with serving(Path("saved.pth").read_bytes()) as server:
+        address = server.url(f"/{name.format(checksum[:8])}")
+        given = changed(given, pretrained=address, pretrained_sha256=known)
+        backbones.prepare(given)
+    backbones.prepare(given)  # without a server
     record = backbones.read_record(given)
-    assert (record["source"], record["source_sha256"]) == (f"{address}/{served.name}", checksum)
+    assert (record["source"], record["source_sha256"]) == (address, checksum)
     kept = [path for path in (tmp_path / "store" / "weights").iterdir() if not path.name.startswith(".")]
     assert [files.digest(path) for path in kept] == [checksum]

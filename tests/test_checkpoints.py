@@ -8,13 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import mmdet
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -220,62 +221,32 @@ def test_only_counters_of_batches_and_what_is_spare_may_be_missing():
 
 
 def retinanet(given: params.Params, classes: int) -> Any:
-    """mmdet's own RetinaNet, its `retinanet_r50_fpn` made narrow and shallow, with weights that say something."""
+    """mmdet's own `retinanet_r50_fpn`, made narrow and shallow, with weights that say something."""
     init_default_scope("mmdet")
-    model, evaluate = given.model, given.evaluate
-    normal = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32)
-    strides = [8 * 2**level for level in range(model.levels)]
-    channels = [model.base_channels * 2**stage for stage in range(4)]
-    assigner = dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
-    torch.manual_seed(0)
-    detector: Any = MODELS.build(
-        ConfigDict(
-            type="RetinaNet",
-            data_preprocessor=dict(type="DetDataPreprocessor", **normal),
-            backbone=dict(
-                type="ResNet",
-                depth=18,
-                base_channels=model.base_channels,
-                num_stages=4,
-                out_indices=(0, 1, 2, 3),
-                norm_cfg=dict(type="BN", requires_grad=True),
-                style="pytorch",
-            ),
-            neck=dict(
-                type="FPN",
-                in_channels=channels,
-                out_channels=model.fpn_channels,
-                start_level=1,
-                add_extra_convs="on_input",
-                num_outs=model.levels,
-            ),
-            bbox_head=dict(
-                type="RetinaHead",
-                num_classes=classes,
-                in_channels=model.fpn_channels,
-                stacked_convs=model.stacked_convs,
-                feat_channels=model.head_channels,
-                anchor_generator=dict(
-                    type="AnchorGenerator",
-                    octave_base_scale=model.anchors.base_scale,
-                    scales_per_octave=model.anchors.scales_per_octave,
-                    ratios=list(model.anchors.ratios),
-                    strides=strides,
-                ),
-                bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
-                loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-                loss_bbox=dict(type="L1Loss", loss_weight=1.0),
-            ),
-            train_cfg=dict(assigner=assigner, sampler=dict(type="PseudoSampler"), allowed_border=-1, pos_weight=-1),
-            test_cfg=dict(
-                nms_pre=1000,
-                min_bbox_size=0,
-                score_thr=evaluate.score_threshold,
-                nms=dict(type="nms", iou_threshold=evaluate.nms_iou),
-                max_per_img=evaluate.max_per_image,
-            ),
-        )
+    sizes, evaluate = given.model, given.evaluate
+    model = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs/_base_/models/retinanet_r50_fpn.py").model
+    model.backbone.update(depth=18, base_channels=sizes.base_channels, init_cfg=None)
+    model.neck.update(
+        in_channels=[sizes.base_channels * 2**stage for stage in range(4)],
+        out_channels=sizes.fpn_channels,
+        num_outs=sizes.levels,
     )
+    model.bbox_head.update(
+        num_classes=classes,
+        in_channels=sizes.fpn_channels,
+        stacked_convs=sizes.stacked_convs,
+        feat_channels=sizes.head_channels,
+    )
+    model.bbox_head.anchor_generator.update(
+        octave_base_scale=sizes.anchors.base_scale,
+        scales_per_octave=sizes.anchors.scales_per_octave,
+        ratios=list(sizes.anchors.ratios),
+        strides=[8 * 2**level for level in range(sizes.levels)],
+    )
+    model.test_cfg.update(score_thr=evaluate.score_threshold, max_per_img=evaluate.max_per_image)
+    model.test_cfg.nms.iou_threshold = evaluate.nms_iou
+    torch.manual_seed(0)
+    detector: Any = MODELS.build(model)
     with torch.no_grad():
         for name, value in detector.state_dict().items():
             if value.ndim == 4:
