@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 _REMEDY = "fetch it elsewhere and set data.source to the file or its folder"
 _BLOCK = 1 << 16  # bytes read at a time
+_PASSING = (408, 429)  # statuses of 4xx that may pass: too slow, too many requests
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,6 @@ class RetryPolicy:
     attempts: int = 5  # in a row without any new byte, before a mirror is given up
     pause: float = 1.0  # seconds before the second attempt; doubled with each further one
     longest_pause: float = 60.0  # seconds; also for what a server asks for with Retry-After
-
-
-class _PassingError(Exception):
-    """An attempt failed in a way that may pass."""
-
-    def __init__(self, reason: str, wait: str = "") -> None:
-        super().__init__(reason)
-        self.wait = float(wait) if wait.isdecimal() else 0.0  # seconds that the server asks for
 
 
 class _MirrorError(Exception):
@@ -144,21 +137,24 @@ def _complete(session: requests.Session, url: str, remote: Remote, part: Path, p
     """
     failures, furthest = 0, _size(part)
     while not (part.exists() and _size(part) == remote.bytes):
-        is_begun, wait = _size(part) > 0, 0.0
+        is_begun = _size(part) > 0
         try:
             _receive(session, url, remote, part, policy)
             return is_begun
-        except _PassingError as error:
-            reason, wait = str(error), error.wait
         except (requests.RequestException, UnicodeError) as error:
-            if isinstance(error, ValueError | requests.TooManyRedirects):  # an address that cannot be used
-                raise _MirrorError(str(error)) from None
-            reason = f"the connection failed ({error})"
+            reason, response, status, asked = str(error), getattr(error, "response", None), 0, ""
+            if response is not None:
+                status, asked = response.status_code, response.headers.get("Retry-After", "")
+            # A ValueError is an address, or one redirected to, that cannot be used.
+            is_lasting = isinstance(error, ValueError | requests.TooManyRedirects) or 400 <= status < 500
+            if is_lasting and status not in _PASSING:
+                raise _MirrorError(reason) from None
         failures = 0 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
         if failures >= policy.attempts:
             raise _MirrorError(f"{reason}, {failures} times in a row")
-        wait = min(max(wait, policy.pause * 2 ** max(failures - 1, 0)), policy.longest_pause)
+        wait = max(float(asked) if asked.isdecimal() else 0.0, policy.pause * 2 ** max(failures - 1, 0))
+        wait = min(wait, policy.longest_pause)
         _log.warning("%s: %s after %d bytes, again in %.1f s", remote.name, reason, _size(part), wait)
         time.sleep(wait)
     return True
@@ -168,8 +164,8 @@ def _receive(session: requests.Session, url: str, remote: Remote, part: Path, po
     """One request, from where the part ends; returns when the body ended as it should.
 
     Raises:
-        _PassingError, requests.RequestException: it failed in a way that may pass.
-        _MirrorError: it will fail again.
+        requests.RequestException: it failed; a status of 5xx or an interrupted connection may pass.
+        _MirrorError: the file is not the one that is wanted.
     """
     start = _size(part) if remote.checksum else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -177,14 +173,10 @@ def _receive(session: requests.Session, url: str, remote: Remote, part: Path, po
         status, length = response.status_code, response.headers.get("Content-Length", "")
         if status == 416 and start:
             return  # nothing comes after the part: it is the file, or not of this file
-        if status in (408, 429) or status >= 500:
-            retry_after = response.headers.get("Retry-After", "")
-            raise _PassingError(f"the server answers {status} {response.reason}", retry_after)
-        if status not in (200, 206):
-            raise _MirrorError(f"the server answers {status} {response.reason}")
+        response.raise_for_status()
         if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
-            raise _PassingError("the server sends another range than was asked for")
+            raise requests.ConnectionError("the server sends another range than was asked for")
         start = start if status == 206 else 0
         total = start + int(length) if length.isdecimal() else None
         if remote.bytes is not None and total not in (None, remote.bytes):

@@ -120,14 +120,14 @@ def test_every_new_byte_is_progress_and_pieces_that_do_not_fit_are_fetched_anew(
 @pytest.mark.parametrize(
     ("changes", "script", "words"),
     [
-        ({}, [Reply(status=404)], "answers 404 Not Found"),
-        ({}, [Reply(status=503)], "answers 503 Service Unavailable, 3 times in a row"),
+        ({}, [Reply(status=404)], "404 Client Error: Not Found"),
+        ({}, [Reply(status=503)], "3 times in a row"),
         ({}, [Reply(status=302, headers={"Location": "/bad"})], "redirects"),
         ({}, [Reply(status=302, headers={"Location": "ftp://127.0.0.1/"})], "ftp"),
         ({}, [Reply(status=302, headers={"Location": "/\xff"})], "codec"),
         ({}, [Reply(cut=99_000), Reply(cut=0)], "more expected"),
         ({}, [Reply(cut=9, ranges=False)], "3 times in a row"),
-        ({}, [Reply(cut=99, chunked=True), Reply(cut=0, chunked=True)], "the connection failed"),
+        ({}, [Reply(cut=99, chunked=True), Reply(cut=0, chunked=True)], "Connection broken"),
         ({}, [Reply(block=1, pause=0.5, cut=1)], "timed out"),
         ({}, [Reply(content=noise(SIZE)[1:])], "has 1000002 bytes instead of 1000003"),
         ({}, [Reply(content=noise(SIZE) + b"1", chunked=True)], "instead of 1000003"),
@@ -154,7 +154,8 @@ def test_every_mirror_and_its_reason_are_named_with_the_given_remedy(tmp_path: P
         wanted = replace(remote(server), urls=(server.url("/a"), server.url("/b"), "http://127.0.0.1:1/c"), bytes=None)
         with pytest.raises(InputError) as caught:
             fetch(wanted, tmp_path, policy=HASTY, remedy="look\nelsewhere")
-    assert f"{server.url('/a')}: the server answers 404 Not Found; {server.url('/b')}: the" in str(caught.value)
+    for path, reason in (("/a", "404 Client Error: Not Found"), ("/b", "403 Client Error: Forbidden")):
+        assert f"{server.url(path)}: {reason}" in str(caught.value)
     assert "Connection refused" in str(caught.value)
     assert str(caught.value).endswith(": look elsewhere")
 
