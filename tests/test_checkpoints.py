@@ -220,10 +220,10 @@ def test_only_counters_of_batches_and_what_is_spare_may_be_missing():
 # A whole detector to start from.
 
 
-def retinanet(given: params.Params, classes: int) -> Any:
+def retinanet(parameters: params.Params, classes: int) -> Any:
     """mmdet's own `retinanet_r50_fpn`, made narrow and shallow, with weights that say something."""
     init_default_scope("mmdet")
-    sizes, evaluate = given.model, given.evaluate
+    sizes, evaluate = parameters.model, parameters.evaluate
     model = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs/_base_/models/retinanet_r50_fpn.py").model
     model.backbone.update(depth=18, base_channels=sizes.base_channels, init_cfg=None)
     model.neck.update(
@@ -259,7 +259,7 @@ def retinanet(given: params.Params, classes: int) -> Any:
 
 
 @pytest.fixture
-def given(workspace: Path) -> params.Params:
+def parameters(workspace: Path) -> params.Params:
     """The tiny parameters with the reference's head, one variant, and a detector to start from instead of training."""
     loaded = params.load()
     return replace(
@@ -270,11 +270,11 @@ def given(workspace: Path) -> params.Params:
     )
 
 
-def start_from(given: params.Params, state: dict[str, Tensor]) -> Path:
+def start_from(parameters: params.Params, state: dict[str, Tensor]) -> Path:
     """Run the stages up to training; return the folder of the run."""
     torch.save(openmmlab(state), "zoo-own.pth")
-    backbones.prepare(given)
-    training.train(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    backbones.prepare(parameters)
+    training.train(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
     return Path("runs/ghmc_ghmr/seed_0")
 
 
@@ -285,58 +285,58 @@ def predictions(detector: Any, image: Tensor) -> dict[str, Tensor]:
     return {"boxes": found.bboxes, "scores": found.scores, "labels": found.labels}
 
 
-def test_a_detector_of_mmdet_predicts_here_what_it_predicts_there(given: params.Params):
-    theirs = retinanet(given, classes=10)
-    run = start_from(given, theirs.state_dict())
-    own: Any = MODELS.build(training.build_config(given, "ghmc_ghmr", 0).model)
+def test_a_detector_of_mmdet_predicts_here_what_it_predicts_there(parameters: params.Params):
+    theirs = retinanet(parameters, classes=10)
+    run = start_from(parameters, theirs.state_dict())
+    own: Any = MODELS.build(training.build_config(parameters, "ghmc_ghmr", 0).model)
     own.load_state_dict(torch.load(run / "model.pth", weights_only=True)["state_dict"])
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     expected = predictions(theirs, image)
     assert len(expected["scores"]) > 20 and expected["scores"].std() > 0.01
     for name, value in predictions(own.eval(), image).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
-    record = backbones.read_record(given)
+    record = backbones.read_record(parameters)
     assert record["detector"]["source"] == "zoo-own.pth"
     assert sorted(path.name for path in Path("weights").iterdir()) == [record["detector"]["file"], "resnet18.json"]
 
 
-def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_and_reported(given: params.Params):
-    run = start_from(given, retinanet(given, classes=10).state_dict())
+def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_and_reported(parameters: params.Params):
+    run = start_from(parameters, retinanet(parameters, classes=10).state_dict())
     names = ["config.py", "context.json", "gradient_norms.csv", "log.csv", "model.pth", "validation.csv"]
     assert sorted(path.name for path in run.iterdir()) == names
     assert list(pd.read_csv(run / "log.csv").columns)[:3] == ["step", "epoch", "loss"]
     assert len(pd.read_csv(run / "log.csv")) == 0
     assert pd.read_csv(run / "gradient_norms.csv")["epoch"].unique().tolist() == [0]
     before = (run / "model.pth").read_bytes()
-    training.train(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    training.train(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
     assert (run / "model.pth").read_bytes() == before
-    metrics = evaluation.evaluate(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"), Path("detections/ghmc_ghmr"))
+    metrics = evaluation.evaluate(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"), Path("detections/ghmc_ghmr"))
     evaluation.files.write_json(Path("metrics/ghmc_ghmr.json"), metrics)
-    report.write(given, Path())
+    report.write(parameters, Path())
     assert "all weights from a trained detector (zoo-own.pth)" in Path("reports/ap_table.md").read_text()
 
 
 def test_another_number_of_classes_keeps_all_but_the_layer_that_names_them(
-    given: params.Params, caplog: pytest.LogCaptureFixture
+    parameters: params.Params, caplog: pytest.LogCaptureFixture
 ):
-    state = retinanet(given, classes=7).state_dict()
+    state = retinanet(parameters, classes=7).state_dict()
     with caplog.at_level(logging.INFO, "ghm"):
-        run = start_from(given, {f"module.{name}": value for name, value in state.items()})
+        run = start_from(parameters, {f"module.{name}": value for name, value in state.items()})
     own = torch.load(run / "model.pth", weights_only=True)["state_dict"]
     classes = {"bbox_head.retina_cls.weight", "bbox_head.retina_cls.bias"}
     assert {name for name in state if not torch.equal(own[name], state[name])} == classes
     assert "another number of classes: bbox_head.retina_cls.bias and bbox_head.retina_cls.weight" in caplog.text
-    training.train(replace(given, train=replace(given.train, epochs=1)), "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    training.train(replace(parameters, train=replace(parameters.train, epochs=1)), "ghmc_ghmr", Path("runs/ghmc_ghmr"))
     assert np.isfinite(pd.read_csv(run / "log.csv")["loss"]).all()
     tuned = torch.load(run / "model.pth", weights_only=True)["state_dict"]
     assert not any(torch.equal(tuned[name], own[name]) for name in classes)
 
 
-def test_a_detector_that_does_not_fit_is_refused(given: params.Params):
-    state = retinanet(given, classes=10).state_dict()
+def test_a_detector_that_does_not_fit_is_refused(parameters: params.Params):
+    state = retinanet(parameters, classes=10).state_dict()
     del state["neck.fpn_convs.0.conv.weight"]
     with pytest.raises(InputError, match="1 tensor missing, 0 of another shape, for example neck.fpn_convs.0"):
-        start_from(given, state)
+        start_from(parameters, state)
     assert not Path("runs/ghmc_ghmr").exists()
 
 

@@ -120,26 +120,26 @@ def _checks(parameters: Params, located: Located) -> str:
 
 def _link(parameters: Params, located: Located) -> None:
     for name, target in {parameters.data.name: located.root, **located.links}.items():
-        place = FOLDER / name
-        if place.is_symlink() and place.readlink() == target:
+        path = FOLDER / name
+        if path.is_symlink() and path.readlink() == target:
             continue
-        _require_replaceable(place, f"a link to {target}")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
+        _require_replaceable(path, f"a link to {target}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.symlink_to(target)
-        temporary.replace(place)
+        temporary.replace(path)
 
 
-def _require_replaceable(place: Path, wanted: str) -> None:
+def _require_replaceable(path: Path, wanted: str) -> None:
     """Only a link into the store may be replaced, to what this program made or fetched; all else is somebody's.
 
     Raises:
-        InputError: something else is at `place`, where `wanted` should be.
+        InputError: something else is at `path`, where `wanted` should be.
     """
-    if place.is_symlink():
-        current = place.readlink()
+    if path.is_symlink():
+        current = path.readlink()
         if store() not in current.parents:
-            remedy = f"remove it or set data.root to {current}" if place.exists() else "it is broken, remove it"
-            raise InputError(f"{place} is a link to {current}, not {wanted}: {remedy}")
-    elif place.exists():
-        raise InputError(f"{place} is in the way of {wanted}: move it and set data.root to where it is")
+            remedy = f"remove it or set data.root to {current}" if path.exists() else "it is broken, remove it"
+            raise InputError(f"{path} is a link to {current}, not {wanted}: {remedy}")
+    elif path.exists():
+        raise InputError(f"{path} is in the way of {wanted}: move it and set data.root to where it is")

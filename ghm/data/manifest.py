@@ -102,7 +102,7 @@ def _other_classes(name: str, split: str, theirs: list[str], ours: list[str]) ->
         return ", ".join(map(repr, names))
 
     differences = {"train": sorted({*ours} - {*theirs}), split: sorted({*theirs} - {*ours})}
-    only = "; ".join(f"only {place} has {quoted(names)}" for place, names in differences.items() if names)
+    only = "; ".join(f"only {key} has {quoted(names)}" for key, names in differences.items() if names)
     return (
         f"{name}'s splits train and {split} must have the same classes: {only or 'their order differs'}; "
         f"train: {quoted(ours)}; {split}: {quoted(theirs)}"

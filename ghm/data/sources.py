@@ -182,6 +182,10 @@ def _unpack(archive: Archive, file: Path, root: Path) -> None:
                 f"{archive.tree_sha256}, got {actual}"
             )
         unpack.merge(new, root, last=archive.provides)
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be unpacked into {root} ({error.strerror}): clear what is there away"
+        ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -75,18 +75,18 @@ def merge(source: Path, target: Path, last: Collection[str]) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
     moves = list(_moves(source, target))
-    for path, place in sorted(moves, key=lambda move: any((target / name).is_relative_to(move[1]) for name in last)):
-        path.replace(place)
+    for old, new in sorted(moves, key=lambda move: any((target / name).is_relative_to(move[1]) for name in last)):
+        old.replace(new)
 
 
 def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
     """A folder is moved at once where the target lacks it."""
-    for path in source.iterdir():
-        place = target / path.name
-        if path.is_dir() and place.is_dir() and not place.is_symlink():
-            yield from _moves(path, place)
+    for old in source.iterdir():
+        new = target / old.name
+        if old.is_dir() and new.is_dir() and not new.is_symlink():
+            yield from _moves(old, new)
         else:
-            yield path, place
+            yield old, new
 
 
 def _chosen(archive: Path, members: dict[str, Any], strip: int, wanted: Collection[str]) -> dict[str, Any]:

@@ -37,7 +37,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def given(name: str, check_images: Any = "sample", custom: params.Custom | None = None, **data: Any) -> params.Params:
+def parameters(
+    name: str, check_images: Any = "sample", custom: params.Custom | None = None, **data: Any
+) -> params.Params:
     """The default parameters with another data set, and a split that it has to judge on."""
     loaded = params.load(ROOT / "params.yaml")
     split: Any = "test" if name == "voc" else "val"
@@ -197,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(content: bytes, *script: Reply, **scripts: list[Reply]) -> Iterator[Server]:
-    """Serve `content` under "/" by `script`, and under "/<name>" by the scripts given by name."""
+    """Serve `content` under "/" by `script`, and under "/<name>" by the scripts parameters by name."""
     server = Server(content, {"/": list(script)} | {f"/{name}": replies for name, replies in scripts.items()})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
     thread.start()

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from ghm import data
 from ghm.data import content
 from ghm.data.content import Memory
 from ghm.errors import InputError
-from tests.data.conftest import given, write_coco
+from tests.data.conftest import parameters, write_coco
 
 
 @pytest.fixture
@@ -31,18 +30,13 @@ def settle(root: Path) -> None:
 
 
 def manifest(root: Path) -> bytes:
-    data.prepare(given("coco", root=str(root)))
-    data.ensure(given("coco", root=str(root)))
-    return data.manifest_path(given("coco", root=str(root))).read_bytes()
+    data.prepare(parameters("coco", root=str(root)))
+    data.ensure(parameters("coco", root=str(root)))
+    return data.manifest_path(parameters("coco", root=str(root))).read_bytes()
 
 
 def halve_the_boxes(root: Path) -> None:
     edit(root, "train", lambda file: file["annotations"].pop())
-
-
-def rename_a_class(root: Path) -> None:
-    for split in ("train", "val"):
-        edit(root, split, lambda file: file["categories"][0].update(name="eight"))
 
 
 def swap_two_category_ids(root: Path) -> None:
@@ -51,11 +45,6 @@ def swap_two_category_ids(root: Path) -> None:
     swapped = {3: 7, 7: 3}
     edit(root, "train", lambda file: [b.update(category_id=swapped[b["category_id"]]) for b in file["annotations"]])
     assert (root / "annotations/instances_train2017.json").stat().st_size == size
-
-
-def blacken_the_images(root: Path) -> None:
-    for path in (root / "train2017").iterdir():
-        Image.new("RGB", (40, 30)).save(path)
 
 
 def change_a_bit_and_hide_it(root: Path) -> None:
@@ -79,9 +68,7 @@ def edit(root: Path, split: str, change: Callable[[dict[str, Any]], object]) -> 
 
 CHANGES = [
     halve_the_boxes,
-    rename_a_class,
     swap_two_category_ids,
-    blacken_the_images,
     change_a_bit_and_hide_it,
 ]
 
@@ -93,8 +80,8 @@ def test_data_that_change_are_refused_by_every_stage_and_described_anew_by_the_f
     before = manifest(root)
     change(root)
     with pytest.raises(InputError, match=r"data are not those that data/coco\.json describes: .*coco.* changed"):
-        data.ensure(given("coco", root=str(root)))
-    assert data.manifest_path(given("coco", root=str(root))).read_bytes() == before
+        data.ensure(parameters("coco", root=str(root)))
+    assert data.manifest_path(parameters("coco", root=str(root))).read_bytes() == before
     assert manifest(root) != before
 
 
@@ -102,7 +89,7 @@ def test_a_missing_image_is_named(root: Path):
     manifest(root)
     (root / "val2017" / "val2.jpg").unlink()
     with pytest.raises(InputError, match=r"1 image missing in .*val2017, for example val2\.jpg"):
-        data.ensure(given("coco", root=str(root)))
+        data.ensure(parameters("coco", root=str(root)))
 
 
 def test_the_same_content_is_the_same_data_touched_copied_or_moved(root: Path, tmp_path: Path):
@@ -147,7 +134,7 @@ def test_a_file_that_was_written_just_before_it_was_read_is_read_again(root: Pat
     path.write_bytes(path.read_bytes())
     manifest(root)
     names = read(monkeypatch)
-    data.ensure(given("coco", root=str(root)))
+    data.ensure(parameters("coco", root=str(root)))
     assert "val1.jpg" in names
 
 
@@ -171,6 +158,6 @@ def test_more_images_checked_is_another_description_and_the_same_manifest(root: 
     monkeypatch.setattr(
         data.manifest, "describe", lambda *a, **k: (described.append(k["check_images"]), own(*a, **k))[1]
     )
-    data.prepare(given("coco", "all", root=str(root)))
+    data.prepare(parameters("coco", "all", root=str(root)))
     assert described == ["all"]
-    assert data.manifest_path(given("coco", root=str(root))).read_bytes() == before
+    assert data.manifest_path(parameters("coco", root=str(root))).read_bytes() == before

@@ -127,7 +127,7 @@ def test_every_new_byte_is_progress_and_pieces_that_do_not_fit_are_fetched_anew(
         ({}, [Reply(status=302, headers={"Location": "/\xff"})], "codec"),
         ({}, [Reply(cut=99_000), Reply(cut=0)], "more expected"),
         ({}, [Reply(cut=9, ranges=False)], "3 times in a row"),
-        ({}, [Reply(cut=99, chunked=True), Reply(cut=0, chunked=True)], "Connection broken"),
+        ({}, [Reply(cut=99, chunked=True), Reply(cut=0, chunked=True)], "ended prematurely"),
         ({}, [Reply(block=1, pause=0.5, cut=1)], "timed out"),
         ({}, [Reply(content=noise(SIZE)[1:])], "has 1000002 bytes instead of 1000003"),
         ({}, [Reply(content=noise(SIZE) + b"1", chunked=True)], "instead of 1000003"),

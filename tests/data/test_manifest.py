@@ -85,15 +85,6 @@ def test_the_manifest_tells_data_apart_and_holds_no_path_of_the_machine(root: Pa
     assert after["splits"]["val"] == before["splits"]["val"]
 
 
-def test_images_may_lie_in_folders_below_the_image_folder(root: Path):
-    file = content()
-    (root / "train" / "a" / "b").mkdir(parents=True)
-    (root / "train" / "train1.jpg").rename(root / "train" / "a" / "b" / "1.jpg")
-    file["images"][0]["file_name"] = "a/b/1.jpg"
-    write(root, "train", file)
-    assert describe(root)["splits"]["train"]["images"] == 2
-
-
 def test_splits_must_agree_in_their_classes(root: Path):
     other = content("val")
     other["categories"][0]["name"] = "siete"

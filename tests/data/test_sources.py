@@ -15,7 +15,7 @@ from ghm.data import sources
 from ghm.data.download import Remote
 from ghm.data.sources import Archive
 from ghm.errors import InputError
-from tests.data.conftest import SHARED, Reply, Server, content, given, serving, write, write_coco
+from tests.data.conftest import SHARED, Reply, Server, content, parameters, serving, write, write_coco
 
 BCCD = SHARED / "bccd"
 NAMES = ("annotations", "train2017", "val2017")
@@ -71,7 +71,7 @@ def linked(name: str = "coco") -> Path:
 
 
 def test_what_is_missing_is_fetched_verified_unpacked_and_linked(place: Path, server: Server, copy: Path):
-    setting = given("coco", source=server.url("/"))
+    setting = parameters("coco", source=server.url("/"))
     data.prepare(setting)
     assert linked() == place / "store" / "coco"
     for path in copy.rglob("*.*"):
@@ -94,15 +94,15 @@ def test_room_for_the_archives_and_what_is_in_them_is_needed_before_anything_is_
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match="coco needs .* are free: make room"):
         patch.setattr("shutil.disk_usage", lambda place: Usage)
-        data.prepare(given("coco", source=server.url()))
+        data.prepare(parameters("coco", source=server.url()))
     assert not server.log
     Usage.free = needed
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
-    data.prepare(given("coco", source=server.url()))
+    data.prepare(parameters("coco", source=server.url()))
 
 
 def test_only_the_part_that_is_missing_is_fetched(server: Server):
-    setting = given("coco", source=server.url())
+    setting = parameters("coco", source=server.url())
     data.prepare(setting)
     shutil.rmtree(linked() / "val2017")
     data.prepare(setting)
@@ -110,34 +110,34 @@ def test_only_the_part_that_is_missing_is_fetched(server: Server):
 
 
 def test_an_existing_copy_is_linked_and_neither_copied_nor_completed(place: Path, copy: Path, server: Server):
-    data.prepare(given("coco", root=str(copy)))
+    data.prepare(parameters("coco", root=str(copy)))
     assert linked() == copy
     assert [path.name for path in (place / "store").iterdir()] == ["index"]  # checksums, and no copy
     shutil.rmtree(copy / "val2017")
     with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; correct data.root"):
-        data.prepare(given("coco", root=str(copy)))
+        data.prepare(parameters("coco", root=str(copy)))
     assert not server.log
 
 
 def test_a_copy_below_the_data_root_is_used_without_a_network(place: Path, copy: Path):
     shutil.copytree(copy, place / "store" / "coco")
-    data.prepare(given("coco"))
+    data.prepare(parameters("coco"))
     assert linked() == place / "store" / "coco"
 
 
 def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
     place: Path, copy: Path, archives: dict[str, bytes]
 ):
-    data.prepare(given("coco", source=str(copy)))
+    data.prepare(parameters("coco", source=str(copy)))
     assert linked() == copy
     Path("data/coco").unlink()
     folder = place / "archives"
     folder.mkdir()
     with pytest.raises(InputError, match=r"holds neither a copy of coco nor annotations\.zip, train2017\.zip"):
-        data.prepare(given("coco", source=str(folder)))
+        data.prepare(parameters("coco", source=str(folder)))
     for name, data_ in archives.items():
         (folder / name).write_bytes(data_)
-    data.prepare(given("coco", source=str(folder)))
+    data.prepare(parameters("coco", source=str(folder)))
     assert linked() == place / "store" / "coco"
     assert sorted(path.name for path in folder.iterdir()) == sorted(archives)
 
@@ -146,7 +146,7 @@ def test_an_archive_with_a_wrong_checksum_is_not_unpacked(place: Path, archives:
     for name, data_ in archives.items():
         (place / name).write_bytes(data_[:-1] + b"x")
     with pytest.raises(InputError, match=r"annotations\.zip is not the file that it should be: its md5 is"):
-        data.prepare(given("coco", source=str(place)))
+        data.prepare(parameters("coco", source=str(place)))
     assert not (place / "store" / "coco").exists()
     assert not Path("data").exists()
 
@@ -165,18 +165,18 @@ def test_an_unpacking_that_was_interrupted_is_begun_again(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(zipfile.ZipFile, "extract", broken)
-        data.prepare(given("coco", source=str(place)))
+        data.prepare(parameters("coco", source=str(place)))
     assert [path.name for path in (place / "store" / "coco").iterdir()] == ["annotations"]
     (place / "store" / ".coco.unpacking" / "train2017").mkdir(parents=True)  # of a process that was killed
-    data.prepare(given("coco", source=str(place)))
-    assert data.read_manifest(given("coco"))["splits"]["train"]["images"] == 2
+    data.prepare(parameters("coco", source=str(place)))
+    assert data.read_manifest(parameters("coco"))["splits"]["train"]["images"] == 2
     assert not list((place / "store").glob(".*.unpacking"))
 
 
 def test_a_fetched_archive_that_is_damaged_and_has_no_checksum_is_fetched_again(place: Path, copy: Path):
-    setting = given("custom", custom=CUSTOM)
+    setting = parameters("custom", custom=CUSTOM)
     with serving(b"", **{"own.zip": [Reply(content=b"PK"), Reply(content=zipped(copy, NAMES))]}) as running:
-        setting = given("custom", custom=CUSTOM, source=running.url("/own.zip"))
+        setting = parameters("custom", custom=CUSTOM, source=running.url("/own.zip"))
         with pytest.raises(InputError, match="is no whole zip or tar archive"):
             data.prepare(setting)
         data.prepare(setting)
@@ -193,28 +193,28 @@ def test_a_fetched_archive_that_is_damaged_and_has_no_checksum_is_fetched_again(
 def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str, words: str):
     Path("file.zip").write_bytes(b"")
     with pytest.raises(InputError, match=words):
-        data.prepare(given("coco", source=source))
+        data.prepare(parameters("coco", source=source))
 
 
 def test_what_lies_in_the_way_is_reported_before_anything_is_fetched(copy: Path, archives: dict[str, bytes]):
     place = Path("data/coco")
     place.mkdir(parents=True)
     with pytest.raises(InputError, match="data/coco is in the way of a link"):
-        data.prepare(given("coco"))
+        data.prepare(parameters("coco"))
     place.rmdir()
     place.symlink_to(copy)
     with pytest.raises(InputError, match="data/coco is a link to .*copy, not .*set data.root to .*copy"):
-        data.prepare(given("coco"))
+        data.prepare(parameters("coco"))
     copy.rename(copy.with_name("moved"))
     with pytest.raises(InputError, match="data/coco is a link to .*copy, not .*: it is broken, remove it"):
-        data.prepare(given("coco"))
+        data.prepare(parameters("coco"))
     assert place.readlink() == copy
 
 
 def test_a_link_into_the_store_is_ours_and_moves(place: Path, copy: Path):
     Path("data").mkdir()
     Path("data/coco").symlink_to(place / "store" / "gone")
-    data.prepare(given("coco", root=str(copy)))
+    data.prepare(parameters("coco", root=str(copy)))
     assert linked() == copy
     assert sorted(path.name for path in Path("data").iterdir()) == ["coco", "coco.json"]
 
@@ -225,15 +225,15 @@ def test_test2017_is_a_split_without_labels(copy: Path):
     write(copy, "val", unlabelled, folder="test2017", name="image_info_test-dev2017")
     for path in (copy / "test2017").iterdir():
         path.write_bytes(path.read_bytes() + b"\0")  # another image than the one of val
-    setting = given("coco", root=str(copy), test2017=True)
+    setting = parameters("coco", root=str(copy), test2017=True)
     data.prepare(setting)
     assert data.read_manifest(setting)["splits"]["test-dev"]["images"] == 2
     assert "test-dev" not in setting.splits()
 
 
 def test_a_data_set_of_ones_own_needs_no_list_of_classes(copy: Path, place: Path):
-    data.prepare(given("custom", root=str(copy), custom=CUSTOM))
-    assert data.read_manifest(given("custom"))["classes"] == ["seven", "three"]
+    data.prepare(parameters("custom", root=str(copy), custom=CUSTOM))
+    assert data.read_manifest(parameters("custom"))["classes"] == ["seven", "three"]
     packed = zipped(copy, NAMES)
     (place / "own.tar").write_bytes(packed)
     with serving(packed) as running:
@@ -241,16 +241,16 @@ def test_a_data_set_of_ones_own_needs_no_list_of_classes(copy: Path, place: Path
         for source in (address, f"{address}#sha256={hashlib.sha256(packed).hexdigest()}", str(place / "own.tar")):
             Path("data/custom").unlink()
             shutil.rmtree(place / "store")
-            data.prepare(given("custom", source=source, custom=CUSTOM))
-            assert data.read_manifest(given("custom"))["classes"] == ["seven", "three"]
+            data.prepare(parameters("custom", source=source, custom=CUSTOM))
+            assert data.read_manifest(parameters("custom"))["classes"] == ["seven", "three"]
             assert linked("custom").parent == place / "store"
         for source in (running.url(""), f"{address}#sha256=12", f"{address}#crc=12345678"):
             with pytest.raises(InputError, match=r"data\.source .* cannot be used: .* must "):
-                data.prepare(given("custom", source=source, custom=CUSTOM))
+                data.prepare(parameters("custom", source=source, custom=CUSTOM))
         with pytest.raises(InputError, match=r"own\.zip could not be fetched .*sha256"):
-            data.prepare(given("custom", source=f"{address}#sha256={'0' * 64}", custom=CUSTOM))
+            data.prepare(parameters("custom", source=f"{address}#sha256={'0' * 64}", custom=CUSTOM))
     with pytest.raises(InputError, match="has no annotations/instances_train2017.json, .*, train2017, .*set data.root"):
-        data.prepare(given("custom", custom=CUSTOM))
+        data.prepare(parameters("custom", custom=CUSTOM))
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="a copy of BCCD is not there")
@@ -259,8 +259,8 @@ def test_bccd_is_verified_file_by_file_whatever_way_it_is_packed(place: Path, tm
     shutil.copytree(BCCD, root)
     top = "BCCD_Dataset-d272fb14cdff6e473fafeeeba32aba5f560e9e43/"
     with serving(zipped(root, ("BCCD", "LICENSE"), top)) as running:
-        data.prepare(given("bccd", source=running.url("/BCCD.zip")))
-    manifest = data.read_manifest(given("bccd"))
+        data.prepare(parameters("bccd", source=running.url("/BCCD.zip")))
+    manifest = data.read_manifest(parameters("bccd"))
     assert {name: split["images"] for name, split in manifest["splits"].items()} == {
         "train": 205,
         "val": 87,
@@ -274,7 +274,7 @@ def test_bccd_is_verified_file_by_file_whatever_way_it_is_packed(place: Path, tm
         serving(zipped(root, ("BCCD", "LICENSE"), top)) as running,
         pytest.raises(InputError, match="are not those that were published"),
     ):
-        data.prepare(given("bccd", source=running.url("/BCCD.zip")))
+        data.prepare(parameters("bccd", source=running.url("/BCCD.zip")))
     assert not (place / "store" / "bccd").exists()
 
 
@@ -286,7 +286,7 @@ def test_voc_appears_where_the_reference_has_it(place: Path, monkeypatch: pytest
     for year, name, split in (("2007", "1", "trainval"), ("2007", "2", "test"), ("2012", "3", "trainval")):
         write_voc(root, f"VOC{year}", name, thing("dog") + thing("cat", difficult="1"), split)
         Image.new("RGB", (9, 8), (int(name), 0, 0)).save(root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg")
-    setting = given("voc", "none", root=str(root))
+    setting = parameters("voc", "none", root=str(root))
     data.prepare(setting)
     assert Path("data/VOCdevkit").resolve() == root
     train = data.read_manifest(setting)["splits"]["train"]

@@ -11,7 +11,7 @@ from ghm.data import sources, voc
 from ghm.data.sets import locate
 from ghm.data.voc import Part, Voc
 from ghm.errors import InputError
-from tests.data.conftest import SHARED, given
+from tests.data.conftest import SHARED, parameters
 
 BCCD = SHARED / "bccd"
 
@@ -109,14 +109,14 @@ def test_a_file_that_changes_is_converted_again_and_a_missing_folder_is_named(
 ):
     monkeypatch.setitem(voc.SETS, "voc", FORMAT)
     monkeypatch.setitem(sources.ARCHIVES, "voc", ())
-    parameters = given("voc", root=str(root))
-    first = locate(parameters).root
-    assert locate(parameters).root == first
+    setting = parameters("voc", root=str(root))
+    first = locate(setting).root
+    assert locate(setting).root == first
     write(root, "B", "2", "", "trainval")
-    assert locate(parameters).root != first
+    assert locate(setting).root != first
     shutil.rmtree(root / "B" / "Annotations")
     with pytest.raises(InputError, match=r"the folder .*B/Annotations is missing"):
-        locate(parameters)
+        locate(setting)
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="a copy of BCCD is not there")
