@@ -19,6 +19,10 @@ from ghm.files import locked, require_space
 _log = logging.getLogger(__name__)
 
 _REMEDY = "fetch it elsewhere and set data.source to the file or its folder"
+TIMEOUT = 30.0  # seconds to connect, and to the next byte
+ATTEMPTS = 5  # in a row without any new byte, before a mirror is given up
+PAUSE = 1.0  # seconds before the second attempt; doubled with each further one
+LONGEST_PAUSE = 60.0  # seconds; also for what a server asks for with Retry-After
 _BLOCK = 1 << 16  # bytes read at a time
 _PASSING = (408, 429)  # statuses of 4xx that may pass: too slow, too many requests
 
@@ -31,16 +35,6 @@ class Remote:
     urls: tuple[str, ...]  # mirrors, tried in turn; none of a file that is only to be verified
     checksum: str | None = None  # "md5:<hex>" or "sha256:<hex>"; the first 8 or more hexadecimal digits are enough
     bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How long to put up with a bad server."""
-
-    timeout: float = 30.0  # seconds to connect, and to the next byte
-    attempts: int = 5  # in a row without any new byte, before a mirror is given up
-    pause: float = 1.0  # seconds before the second attempt; doubled with each further one
-    longest_pause: float = 60.0  # seconds; also for what a server asks for with Retry-After
 
 
 class _MirrorError(Exception):
@@ -70,7 +64,7 @@ def verify(path: Path, remote: Remote) -> str | None:
     return None if actual == digits else f"its {algorithm} is {actual} instead of {digits}"
 
 
-def fetch(remote: Remote, folder: Path, *, policy: RetryPolicy | None = None, remedy: str = _REMEDY) -> Path:
+def fetch(remote: Remote, folder: Path, *, remedy: str = _REMEDY) -> Path:
     """Return `folder/name`, whole and verified; fetch it where it is missing or wrong.
 
     Raises:
@@ -89,7 +83,7 @@ def fetch(remote: Remote, folder: Path, *, policy: RetryPolicy | None = None, re
                 target.unlink()
             for url in remote.urls:
                 try:
-                    _fetch_from(session, url, remote, part, policy or RetryPolicy())
+                    _fetch_from(session, url, remote, part)
                     return part.replace(target)
                 except _MirrorError as error:
                     reasons.append(f"{url}: {error}")
@@ -114,23 +108,23 @@ def _bar(text: str, total: int | None, initial: int = 0) -> tqdm:
     return tqdm(total=total, initial=initial, desc=text, unit="B", unit_scale=True, mininterval=2, delay=1, leave=False)
 
 
-def _fetch_from(session: requests.Session, url: str, remote: Remote, part: Path, policy: RetryPolicy) -> None:
+def _fetch_from(session: requests.Session, url: str, remote: Remote, part: Path) -> None:
     """Bring the whole verified file into `part`; one that came in pieces which do not fit is fetched once more."""
     if remote.checksum is None:
         part.unlink(missing_ok=True)
-    in_pieces = _complete(session, url, remote, part, policy)
+    in_pieces = _complete(session, url, remote, part)
     fault = verify(part, remote)
     if fault and in_pieces:
         _log.warning("%s: what came in pieces is no whole (%s), starting over", remote.name, fault)
         part.unlink(missing_ok=True)
-        _complete(session, url, remote, part, policy)
+        _complete(session, url, remote, part)
         fault = verify(part, remote)
     if fault:
         part.unlink(missing_ok=True)
         raise _MirrorError(fault)
 
 
-def _complete(session: requests.Session, url: str, remote: Remote, part: Path, policy: RetryPolicy) -> bool:
+def _complete(session: requests.Session, url: str, remote: Remote, part: Path) -> bool:
     """Request until the body has come to its end; return whether what came first had come before.
 
     Only bytes beyond the furthest point ever reached are progress.
@@ -139,7 +133,7 @@ def _complete(session: requests.Session, url: str, remote: Remote, part: Path, p
     while not (part.exists() and _size(part) == remote.bytes):
         is_begun = _size(part) > 0
         try:
-            _receive(session, url, remote, part, policy)
+            _receive(session, url, remote, part)
             return is_begun
         except (requests.RequestException, UnicodeError) as error:
             reason, response, status, asked = str(error), getattr(error, "response", None), 0, ""
@@ -151,16 +145,16 @@ def _complete(session: requests.Session, url: str, remote: Remote, part: Path, p
                 raise _MirrorError(reason) from None
         failures = 0 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
-        if failures >= policy.attempts:
+        if failures >= ATTEMPTS:
             raise _MirrorError(f"{reason}, {failures} times in a row")
-        wait = max(float(asked) if asked.isdecimal() else 0.0, policy.pause * 2 ** max(failures - 1, 0))
-        wait = min(wait, policy.longest_pause)
+        wait = max(float(asked) if asked.isdecimal() else 0.0, PAUSE * 2 ** max(failures - 1, 0))
+        wait = min(wait, LONGEST_PAUSE)
         _log.warning("%s: %s after %d bytes, again in %.1f s", remote.name, reason, _size(part), wait)
         time.sleep(wait)
     return True
 
 
-def _receive(session: requests.Session, url: str, remote: Remote, part: Path, policy: RetryPolicy) -> None:
+def _receive(session: requests.Session, url: str, remote: Remote, part: Path) -> None:
     """One request, from where the part ends; returns when the body ended as it should.
 
     Raises:
@@ -169,11 +163,13 @@ def _receive(session: requests.Session, url: str, remote: Remote, part: Path, po
     """
     start = _size(part) if remote.checksum else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    with session.get(url, headers=headers, stream=True, timeout=policy.timeout) as response:
+    with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         status, length = response.status_code, response.headers.get("Content-Length", "")
         if status == 416 and start:
             return  # nothing comes after the part: it is the file, or not of this file
         response.raise_for_status()
+        if status not in (200, 206):
+            raise _MirrorError(f"the server answers {status} {response.reason}")
         if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
             raise requests.ConnectionError("the server sends another range than was asked for")

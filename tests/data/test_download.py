@@ -18,19 +18,20 @@ from typing import Any
 import pytest
 
 from ghm.data import download
-from ghm.data.download import Remote, RetryPolicy, fetch, verify
+from ghm.data.download import Remote, fetch, verify
 from ghm.errors import InputError
 from tests.data.conftest import Reply, Server, noise, serving
 
 FORK = multiprocessing.get_context("fork")  # a child that imports everything anew takes seconds
 SIZE = 1_000_003
-HASTY = RetryPolicy(timeout=0.3, attempts=3, pause=0.001, longest_pause=0.01)
 UNKNOWN = [{}, {"checksum": None}, {"bytes": None}, {"checksum": None, "bytes": None}]
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name, value in (("TIMEOUT", 0.3), ("ATTEMPTS", 3), ("PAUSE", 0.001), ("LONGEST_PAUSE", 0.01)):
+        monkeypatch.setattr(download, name, value)
 
 
 def remote(server: Server, *paths: str, **changes: Any) -> Remote:
@@ -48,7 +49,7 @@ def assert_whole(folder: Path, server: Server) -> None:
 def refusal(wanted: Remote, folder: Path) -> str:
     """The one sentence with which a file is not fetched; nothing that looks like the file may be left."""
     with pytest.raises(InputError) as caught:
-        fetch(wanted, folder, policy=HASTY)
+        fetch(wanted, folder)
     assert not (folder / "file.zip").exists()
     assert "file.zip" in str(caught.value) and "\n" not in str(caught.value)
     return str(caught.value)
@@ -60,7 +61,7 @@ def refusal(wanted: Remote, folder: Path) -> str:
 def test_a_good_server_is_asked_once(tmp_path: Path, changes: dict[str, Any], size: int, reply: Reply):
     with serving(noise(size), reply) as server:
         for _ in range(2):
-            assert fetch(remote(server, **changes), tmp_path, policy=HASTY) == tmp_path / "file.zip"
+            assert fetch(remote(server, **changes), tmp_path) == tmp_path / "file.zip"
         assert len(server.log) <= 1 and not any(request.range for request in server.log)
         assert_whole(tmp_path, server)
 
@@ -68,12 +69,13 @@ def test_a_good_server_is_asked_once(tmp_path: Path, changes: dict[str, Any], si
 @pytest.mark.parametrize("changes", UNKNOWN)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_cut_connections_are_continued_where_they_were_cut_if_a_checksum_will_tell(
-    tmp_path: Path, changes: dict[str, Any], chunked: bool
+    tmp_path: Path, changes: dict[str, Any], chunked: bool, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(download, "ATTEMPTS", 5)
     dice = random.Random(0)
     cuts = [Reply(cut=dice.randrange(1 << 16, SIZE // 6), chunked=chunked) for _ in range(3)]
     with serving(noise(SIZE), *cuts, Reply(chunked=chunked)) as server:
-        fetch(remote(server, **changes), tmp_path, policy=replace(HASTY, attempts=5))
+        fetch(remote(server, **changes), tmp_path)
         assert_whole(tmp_path, server)
         assert len(server.log) == 4
         starts = [request.first for request in server.log]
@@ -100,7 +102,7 @@ def test_cut_connections_are_continued_where_they_were_cut_if_a_checksum_will_te
 @pytest.mark.parametrize("changes", [{}, {"checksum": None}])
 def test_a_server_that_recovers_gives_the_file(tmp_path: Path, script: list[Reply], changes: dict[str, Any]):
     with serving(noise(SIZE), *script) as server:
-        fetch(remote(server, **changes), tmp_path, policy=HASTY)
+        fetch(remote(server, **changes), tmp_path)
         assert_whole(tmp_path, server)
 
 
@@ -113,7 +115,7 @@ def test_a_server_that_recovers_gives_the_file(tmp_path: Path, script: list[Repl
 )
 def test_every_new_byte_is_progress_and_pieces_that_do_not_fit_are_fetched_anew(tmp_path: Path, script: list[Reply]):
     with serving(noise(SIZE), *script) as server:
-        fetch(remote(server), tmp_path, policy=HASTY)
+        fetch(remote(server), tmp_path)
         assert_whole(tmp_path, server)
 
 
@@ -145,7 +147,7 @@ def test_a_hopeless_server_is_given_up_and_the_next_mirror_asked(
         assert words in message and server.url("/bad") in message
         assert message.endswith(": fetch it elsewhere and set data.source to the file or its folder")
     with serving(noise(SIZE), bad=script, good=[Reply()]) as server:
-        fetch(remote(server, "/bad", "/good", **changes), tmp_path, policy=HASTY)
+        fetch(remote(server, "/bad", "/good", **changes), tmp_path)
         assert (tmp_path / "file.zip").read_bytes() == server.content
 
 
@@ -153,7 +155,7 @@ def test_every_mirror_and_its_reason_are_named_with_the_given_remedy(tmp_path: P
     with serving(b"", a=[Reply(status=404)], b=[Reply(status=403)]) as server:
         wanted = replace(remote(server), urls=(server.url("/a"), server.url("/b"), "http://127.0.0.1:1/c"), bytes=None)
         with pytest.raises(InputError) as caught:
-            fetch(wanted, tmp_path, policy=HASTY, remedy="look\nelsewhere")
+            fetch(wanted, tmp_path, remedy="look\nelsewhere")
     for path, reason in (("/a", "404 Client Error: Not Found"), ("/b", "403 Client Error: Forbidden")):
         assert f"{server.url(path)}: {reason}" in str(caught.value)
     assert "Connection refused" in str(caught.value)
@@ -165,9 +167,11 @@ def test_a_server_is_given_the_time_it_asks_for_up_to_the_longest_pause(
 ):
     pauses: list[float] = []
     monkeypatch.setattr(download.time, "sleep", pauses.append)
+    for name, value in (("ATTEMPTS", 5), ("PAUSE", 1.0), ("LONGEST_PAUSE", 60.0)):
+        monkeypatch.setattr(download, name, value)
     script = [Reply(status=503, headers={"Retry-After": text}) for text in ("7", "9999", "soon")]
     with serving(noise(SIZE), *script, Reply()) as server:
-        fetch(remote(server), tmp_path, policy=RetryPolicy(timeout=1))
+        fetch(remote(server), tmp_path)
     assert [pause for pause in pauses if pause] == [7, 60, 4]  # the server's own are none
 
 
@@ -177,7 +181,7 @@ def test_another_mirror_or_a_later_call_continues_a_part_if_a_checksum_will_tell
 ):
     with serving(noise(SIZE), a=[Reply(cut=70_000), Reply(status=404)], b=[Reply(status=404), Reply()]) as server:
         refusal(remote(server, "/a", "/b", **changes), tmp_path)
-        fetch(remote(server, "/b", **changes), tmp_path, policy=HASTY)
+        fetch(remote(server, "/b", **changes), tmp_path)
         assert bool(server.log[-2].first) == bool(server.log[-1].first) == (not changes)
         assert_whole(tmp_path, server)
 
@@ -187,17 +191,17 @@ def test_another_mirror_or_a_later_call_continues_a_part_if_a_checksum_will_tell
 def test_a_part_of_another_file_spoils_nothing(tmp_path: Path, changes: dict[str, Any], size: int):
     (tmp_path / ".file.zip.part").write_bytes(bytes(size))
     with serving(noise(SIZE)) as server:
-        fetch(remote(server, **changes), tmp_path, policy=HASTY)
+        fetch(remote(server, **changes), tmp_path)
         assert_whole(tmp_path, server)
 
 
 def test_a_whole_part_needs_no_server_and_the_end_of_an_unknown_length_is_found(tmp_path: Path):
     with serving(noise(SIZE)) as server:
         (tmp_path / ".file.zip.part").write_bytes(server.content)
-        fetch(remote(server), tmp_path, policy=HASTY)
+        fetch(remote(server), tmp_path)
         assert not server.log
         (tmp_path / "file.zip").rename(tmp_path / ".file.zip.part")
-        fetch(remote(server, bytes=None), tmp_path, policy=HASTY)
+        fetch(remote(server, bytes=None), tmp_path)
         assert [request.status for request in server.log] == [416]
         assert_whole(tmp_path, server)
 
@@ -205,7 +209,7 @@ def test_a_whole_part_needs_no_server_and_the_end_of_an_unknown_length_is_found(
 def test_a_wrong_file_under_the_name_is_replaced_or_at_least_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "file.zip").write_bytes(b"wrong")
     with serving(noise(SIZE), bad=[Reply(status=404)]) as server:
-        fetch(remote(server), tmp_path, policy=HASTY)
+        fetch(remote(server), tmp_path)
         assert_whole(tmp_path, server)
         (tmp_path / "file.zip").write_bytes(bytes(SIZE))
         refusal(remote(server, "/bad"), tmp_path)
@@ -227,7 +231,7 @@ def test_room_is_needed_for_what_is_missing_only(tmp_path: Path, monkeypatch: py
         assert f"1.00MB more in {tmp_path}, where 1.00MB are free" in refusal(remote(server), tmp_path)
         assert not (tmp_path / ".file.zip.part").exists()
         (tmp_path / ".file.zip.part").write_bytes(server.content[:70])
-        fetch(remote(server), tmp_path, policy=HASTY)
+        fetch(remote(server), tmp_path)
         assert_whole(tmp_path, server)
 
 
@@ -250,7 +254,7 @@ def test_what_came_before_a_write_failed_is_kept(
             patch.setattr(Path, "open", opened)
             assert words in refusal(remote(server), tmp_path)
         assert SIZE // 2 < (tmp_path / ".file.zip.part").stat().st_size < SIZE
-        fetch(remote(server), tmp_path, policy=HASTY)
+        fetch(remote(server), tmp_path)
         assert server.log[1].first > SIZE // 2
         assert_whole(tmp_path, server)
 
@@ -332,6 +336,6 @@ def test_any_mix_of_faults_gives_the_right_file_or_none(tmp_path: Path, seed: in
     with serving(noise(SIZE), **scripts) as server:
         for _ in range(2):
             with suppress(InputError):
-                fetch(remote(server, "/a", "/b", **dice.choice([{}, {"bytes": None}])), tmp_path, policy=HASTY)
+                fetch(remote(server, "/a", "/b", **dice.choice([{}, {"bytes": None}])), tmp_path)
             if (tmp_path / "file.zip").exists():
                 assert_whole(tmp_path, server)
