@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ from tqdm import tqdm
 from ghm import files
 from ghm.data import annotations
 from ghm.data.annotations import Unlabelled
+from ghm.data.images import fault
 from ghm.words import count
 
 SETTLED = 2 * 10**9  # nanoseconds
 _log = logging.getLogger(__name__)
 
-Fault = Callable[[bytes], str | None]
 Stamp = tuple[int, int, int, int]  # size, time of modification, time of change, which cannot be set, and inode
 
 
@@ -43,11 +43,10 @@ class Content(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class Memory:
     """The folder of what is remembered, a file for each folder of images or annotations.
 
-    Where it cannot be written, everything is read each time. `fault` says why bytes are no whole image, or None.
+    Where it cannot be written, everything is read each time.
     """
 
     folder: Path
-    fault: Fault
 
     def contents(self, root: Path, names: Sequence[str], *, images: bool = True) -> dict[str, Content]:
         """The content of those files `names` below `root` that are there; what is not remembered is read."""
@@ -59,7 +58,7 @@ class Memory:
         stamps = {name: stamp for name in names if (stamp := _stamp(root / name))}
         changed = [name for name, stamp in stamps.items() if name not in known or known[name].stamp != stamp]
         if changed:
-            known |= _read_all(root, changed, sum(stamps[name][0] for name in changed), self.fault if images else None)
+            known |= _read_all(root, changed, sum(stamps[name][0] for name in changed), images)
             self._write(path, known)
         return {name: known[name] for name in stamps if name in known}
 
@@ -124,18 +123,18 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _read_all(root: Path, names: Sequence[str], size: int, fault: Fault | None) -> dict[str, Content]:
+def _read_all(root: Path, names: Sequence[str], size: int, images: bool) -> dict[str, Content]:
     bar = tqdm(total=size, desc=f"checksums of {root.name}", unit="B", unit_scale=True, delay=1, leave=False)
     contents: dict[str, Content] = {}
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, content in zip(names, pool.map(lambda name: _read(root / name, fault), names), strict=True):
+        for name, content in zip(names, pool.map(lambda name: _read(root / name, images), names), strict=True):
             if content is not None:
                 contents[name] = content
                 bar.update(content.stamp[0])
     return contents
 
 
-def _read(path: Path, fault: Fault | None) -> Content | None:
+def _read(path: Path, is_image: bool) -> Content | None:
     """None where the file vanished meanwhile."""
     now, stamp = time.time_ns(), _stamp(path)
     try:
@@ -147,7 +146,7 @@ def _read(path: Path, fault: Fault | None) -> Content | None:
         return Content((0, 0, 0, 0), f"cannot be read: {reason}", reason)
     if stamp is None or max(stamp[1:3]) > now - SETTLED:
         stamp = (len(data), 0, 0, 0)
-    return Content(stamp, hashlib.sha256(data).hexdigest(), fault(data) if fault else None)
+    return Content(stamp, hashlib.sha256(data).hexdigest(), fault(data) if is_image else None)
 
 
 def _sha256(text: str) -> str:

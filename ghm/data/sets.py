@@ -10,7 +10,6 @@ from pathlib import Path
 from ghm import files
 from ghm.data import annotations, custom, sources, voc
 from ghm.data.content import Memory
-from ghm.data.images import fault
 from ghm.data.manifest import Split
 from ghm.errors import InputError
 from ghm.params import CustomSplit, Params
@@ -36,7 +35,7 @@ def store() -> Path:
 
 def memory() -> Memory:
     """What is remembered of the content of files."""
-    return Memory(store() / "index", fault)
+    return Memory(store() / "index")
 
 
 def locate(parameters: Params) -> Located:

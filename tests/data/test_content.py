@@ -110,7 +110,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read from now on."""
     names: list[str] = []
     own = content._read
-    monkeypatch.setattr(content, "_read", lambda path, fault: (names.append(path.name), own(path, fault))[1])
+    monkeypatch.setattr(content, "_read", lambda path, is_image: (names.append(path.name), own(path, is_image))[1])
     return names
 
 
@@ -146,7 +146,7 @@ def test_checksums_that_cannot_be_kept_or_are_damaged_are_made_again(
         path.write_bytes(b'{"a": [')
     assert manifest(root) == before
     (tmp_path / "file").touch()
-    memory = Memory(tmp_path / "file", lambda _content: None)
+    memory = Memory(tmp_path / "file")
     assert memory.contents(root / "val2017", ["val1.jpg", "nowhere.jpg"]).keys() == {"val1.jpg"}
     assert "checksums cannot be kept in" in caplog.text and "set GHM_DATA_ROOT" in caplog.text.replace("Set", "set")
 
