@@ -68,7 +68,7 @@ def gallery(results: Results, params: Params, root: Path) -> Plot:
     for image, height in zip(images, heights, strict=True):
         path, part = existing(results.images / image["file_name"], root), (0, 0, image["width"], image["height"])
         label = LABEL * image["width"] / width
-        for number, (title, boxes) in enumerate(marks(results, image["id"]).items()):
+        for number, (title, boxes) in enumerate(marks(results, image["id"])):
             line, column = divmod(number, columns)
             bounds = (column * (width + GAP), top + TITLE + line * (TITLE + height), width, height)
             ax = _cell(figure, bounds, path, part)
@@ -161,15 +161,15 @@ def usable_images(results: Results) -> list[dict[str, Any]]:
     return sorted(usable, key=lambda image: image["id"])
 
 
-def marks(results: Results, image: int) -> dict[str, list[tuple[Box, str]]]:
-    """Title of each copy of an image -> boxes to draw on it, with the name of their look."""
+def marks(results: Results, image: int) -> list[tuple[str, list[tuple[Box, str]]]]:
+    """The title of each copy of an image, and the boxes to draw on it, with the name of their look."""
     truth = [box for box in results.truth["annotations"] if box["image_id"] == image]
-    cells = {"ground truth": [(box, "truth") for box in truth]}
+    cells = [("ground truth", [(box, "truth") for box in truth])]
     for name, detections in results.detections.items():
         found = [box for box in detections if box["image_id"] == image]
         hits = {box["hit"] for box in found}
-        cells[name] = [(box, "missed") for box in truth if box["id"] not in hits]
-        cells[name] += [(box, "found" if box["hit"] else "wrong") for box in found]
+        missed = [(box, "missed") for box in truth if box["id"] not in hits]
+        cells.append((name, missed + [(box, "found" if box["hit"] else "wrong") for box in found]))
     return cells
 
 

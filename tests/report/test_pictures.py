@@ -47,7 +47,7 @@ def results(root: Path, truth: list[tuple[list[int], int]], found: list[tuple[li
     ],
 )
 def test_what_is_found_wrong_and_missed(tmp_path: Path, truth: Any, found: Any, expected: Any) -> None:
-    marks = pictures.marks(results(tmp_path, truth, found), image=1)
+    marks = dict(pictures.marks(results(tmp_path, truth, found), image=1))
     assert [(kind, box["category_id"]) for box, kind in marks["fl_sl1"]] == expected
     assert [(kind, box["bbox"]) for box, kind in marks["ground truth"]] == [("truth", bbox) for bbox, _ in truth]
     if len(truth) < len(found):
