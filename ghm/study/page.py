@@ -20,10 +20,11 @@ REPORTS = Path("reports/studies")
 
 def write(result: Comparison) -> str:
     """Write the three files, all or none; return the tables as text."""
+    study, name = result.study, result.name
     REPORTS.mkdir(parents=True, exist_ok=True)
     with (
         look(figure.texts(result.study)),
-        tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{result.name}.") as folder,
+        tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{name}.") as folder,
     ):
         new = Path(folder)
         plot = figure.draw(result)
