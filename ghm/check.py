@@ -77,7 +77,8 @@ def _ours(loss: Loss, key: Callable[[str], str]) -> nn.Module:
 @cache
 def _signature(cls: type) -> type:
     """The arguments of a class as a dataclass that pydantic checks."""
-    hints = get_type_hints(cls.__init__)
+    # A loss may pass options on to the class it is derived from.
+    hints = {name: hint for base in reversed(cls.__mro__) for name, hint in get_type_hints(base.__init__).items()}
     arguments = []
     for name, parameter in inspect.signature(cls).parameters.items():
         hint = Annotated[hints[name], Field(strict=True)] if hints[name] in (bool, int, float) else hints[name]
