@@ -74,7 +74,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         InputError: the file is no checkpoint, or what it holds is no dict of tensors. Nothing of it is executed.
     """
     try:
-        content = _load(path)
+        content = load(path)
     except Exception as error:  # whatever a file may hold, it is not what was asked for
         raise InputError(f"{path} is no checkpoint that can be read safely: {reason(error)}") from None
     for _ in range(DEPTH):
@@ -136,7 +136,7 @@ def select(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[d
     )
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
     """Everything in the file, with an `_Inert` in place of each object that PyTorch does not know to be harmless."""
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))

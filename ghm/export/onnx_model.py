@@ -14,27 +14,16 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
 from torch.nn import functional
 from torch.onnx.operators import shape_as_tensor
 from torchvision.ops import nms
 
-from ghm.detect.detector import Detections
+from ghm.predict import Detections
 
 OPSET = 17
 INPUT = "image"
 OUTPUTS = ("boxes", "scores", "labels")
 TRACED = (96, 160)  # height and width of the image that the graph is recorded with; any other size runs, too
-# What is known of the recording, and does no harm: the exporter is PyTorch's older one, which needs no package beside
-# it, and asks for its own removal; PyTorch and mmdet check sizes, which come out alike for every image; and a
-# constant is computed by whoever runs the graph instead of before.
-KNOWN: tuple[tuple[str, type[Warning], str], ...] = (
-    ("You are using the legacy TorchScript-based ONNX export", DeprecationWarning, ""),
-    ("The feature will be removed", DeprecationWarning, "torch.onnx"),
-    ("Converting a tensor to a Python boolean", TracerWarning, ".*torch.nn.functional"),
-    ("Converting a tensor to a Python boolean", TracerWarning, ".*delta_xywh_bbox_coder"),
-    ("Constant folding - Only steps=1 can be constant folded", UserWarning, ""),
-)
 
 
 class Portable(nn.Module):
@@ -109,8 +98,9 @@ def write(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     """
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        for message, category, module in KNOWN:
-            warnings.filterwarnings("ignore", message, category, module)
+        # PyTorch's older exporter, which needs no package beside it, asks for its own removal and warns of every check
+        # of a size. Whether the graph does the same is seen by running it.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             Portable(model).eval(),
             (torch.full((1, 3, *TRACED), 128.0),),
@@ -137,5 +127,5 @@ class Runtime:
 
     def __call__(self, image: np.ndarray) -> Detections:
         """Detect on float32 [1, 3, H, W]; corners in pixels of the input."""
-        found: Any = self._session.run(list(OUTPUTS), {INPUT: image})
-        return Detections(*found)
+        outputs: Any = self._session.run(list(OUTPUTS), {INPUT: image})
+        return Detections(*outputs)

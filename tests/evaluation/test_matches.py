@@ -18,7 +18,9 @@ SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2}  # name -> place in COCOeval.stats
 
 
 def found_in(given: Case) -> Matches:
-    return matches.matches(pycocotools(given))
+    evaluation = pycocotools(given)
+    settings = evaluation.params
+    return matches.together(settings.imgIds, settings.catIds, matches.of_classes(evaluation))
 
 
 def ones(found: Matches) -> np.ndarray:
