@@ -88,7 +88,7 @@ def build(head: dict[str, Any], test: dict[str, Any]) -> Any:
 def test_the_graph_finds_what_pytorch_finds_at_any_size(place: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, "--out", "out", "--check", 8)
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
-    model, runtime = Detector.open(find_run(VARIANT, 0), device="cpu").model, Runtime(Path("out/model.onnx"))
+    model, runtime = Detector.open(*find_run(VARIANT, 0), device="cpu").model, Runtime(Path("out/model.onnx"))
     for height, width in ((64, 64), (33, 97), (130, 61), (1, 40)):
         require_alike(model, runtime, images(height, width), least=11)
 
@@ -146,7 +146,7 @@ def test_config_and_weights_run_in_mmdets_own_tools(place: Path, monkeypatch: py
     detector.load_state_dict(content["state_dict"], strict=True)
     assert detector.dataset_meta["classes"] == list("0123456789")
     assert not [part for part in detector.modules() if type(part).__module__.startswith("ghm")]
-    own = Detector.open(find_run(VARIANT, 0), device="cpu")
+    own = Detector.open(*find_run(VARIANT, 0), device="cpu")
     paths = sorted(TEST.glob("*.jpg"))[:3]
     for path, (_, expected) in zip(paths, predict(own.model, own.batches(paths, 1)), strict=True):
         found: Any = inference_detector(detector, str(path))
@@ -162,7 +162,8 @@ def test_mmdets_test_gives_the_ap_of_the_evaluation(place: Path, monkeypatch: py
         metrics = Runner.from_cfg(cfg).test()
         detections, _ = detect(params.load(), VARIANT, 0, RUN / "model.pth", "test")
         truth = COCO("data/digits/annotations/instances_test.json")
-        judge = COCOeval(truth, truth.loadRes(detections), "bbox")
+        results: Any = detections
+        judge = COCOeval(truth, truth.loadRes(results), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

@@ -18,18 +18,18 @@ def main() -> None:
     # Not before: help and mistakes need not wait for PyTorch and mmdet.
     from ghm import params
     from ghm.detect import submission
-    from ghm.detect.detector import Detector, Source, find_run
+    from ghm.detect.detector import Detector, find_run
     from ghm.detect.run import detect
 
-    source = Source(arguments.config, arguments.checkpoint)
+    config, checkpoint = arguments.config, arguments.checkpoint
     if arguments.variant:
         seed = params.load().seeds[0] if arguments.seed is None else arguments.seed
-        source = find_run(arguments.variant, seed)
+        config, checkpoint = find_run(arguments.variant, seed)
         if arguments.split:
-            submission.write(params.load(), arguments.variant, seed, source.checkpoint, arguments.split, arguments.out)
+            submission.write(params.load(), arguments.variant, seed, checkpoint, arguments.split, arguments.out)
             return
     detect(
-        Detector.open(source, arguments.score),
+        Detector.open(config, checkpoint, arguments.score),
         arguments.images,
         arguments.out,
         score=arguments.score,

@@ -18,28 +18,20 @@ from ghm.registry import DATASETS
 from ghm.training.samples import LoadImage, Unreadable, collate
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a detector lies."""
-
-    config: Path
-    checkpoint: Path
-
-
-def find_run(variant: str, seed: int) -> Source:
-    """The config and the model of a finished run. The present parameters need not know the variant.
+def find_run(variant: str, seed: int) -> tuple[Path, Path]:
+    """The config and the checkpoint of a finished run. The present parameters need not know the variant.
 
     Raises:
         InputError: there is no such run.
     """
     folder = runs.run_folder(variant, seed)
-    source = Source(folder / runs.CONFIG, folder / runs.MODEL)
-    if source.config.is_file() and source.checkpoint.is_file():
-        return source
+    config, checkpoint = folder / runs.CONFIG, folder / runs.MODEL
+    if config.is_file() and checkpoint.is_file():
+        return config, checkpoint
     if seeds := sorted(path.name for path in folder.parent.glob("seed_*")):
         raise InputError(f"{folder} holds no finished run, there is {', '.join(seeds)}: name one of these with --seed")
     params.load().variant(variant)
-    raise InputError(f"{source.checkpoint} is missing: run `dvc repro train@{variant}`")
+    raise InputError(f"{checkpoint} is missing: run `dvc repro train@{variant}`")
 
 
 @dataclass(frozen=True)
@@ -52,29 +44,37 @@ class Detector:
     category_ids: list[int]  # of the classes, in the data set that it was trained on
 
     @classmethod
-    def open(cls, source: Source, score: float = 1.0, device: str | None = None) -> "Detector":
+    def open(cls, config: Path, checkpoint: Path, score: float = 1.0, device: str | None = None) -> "Detector":
         """Load a detector.
 
         Args:
-            source: the config is a program of mmengine's, of the checkpoint only tensors are read.
+            config: a program of mmengine's.
+            checkpoint: only tensors are read.
             score: the lowest score that is of interest; a detector that would drop such detections is told not to.
             device: CUDA where there is one, or else the CPU.
 
         Raises:
             InputError: a file is missing or of another kind, or the checkpoint does not fit the config.
         """
-        for path, kind in ((source.config, "config"), (source.checkpoint, "checkpoint")):
+        for path, kind in ((config, "config"), (checkpoint, "checkpoint")):
             if not path.is_file():
                 raise InputError(f"{path} is missing: name the {kind} of a detector")
-        cfg = _read_config(source.config)
+        try:
+            cfg = Config.fromfile(config)
+        except Exception as error:  # a config is a program, and may fail in any way
+            raise InputError(
+                f"{config} is no config that mmengine can read: {type(error).__name__}: {error}"
+            ) from error
+        for key in ("model", "test_dataloader"):
+            if key not in cfg:
+                raise InputError(f"{config} has no `{key}`: name the config of a detector of mmdet 3")
         test_cfg = cfg.model.get("test_cfg") or {}
         for part in (test_cfg, test_cfg.get("rcnn") or {}):
             if "score_thr" in part:
                 part["score_thr"] = min(part["score_thr"], score)
-        model = detector.load(cfg, source.checkpoint, str(source.config), device)
-        content: Any = checkpoints.load(source.checkpoint)
+        model = detector.load(cfg, checkpoint, str(config), device)
+        content: Any = checkpoints.load(checkpoint)
         meta = content.get("meta")
-        meta = meta if isinstance(meta, dict) else {}
         classes = _classes(meta, cfg, model)
         return cls(cfg, model, classes, _category_ids(meta, len(classes)))
 
@@ -120,38 +120,31 @@ def _type(step: Any) -> str:
     return kind.rpartition(".")[-1] if isinstance(kind, str) else kind.__name__
 
 
-def _read_config(path: Path) -> Config:
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program, and may fail in any way
-        raise InputError(f"{path} is no config that mmengine can read: {type(error).__name__}: {error}") from error
-    for key in ("model", "test_dataloader"):
-        if key not in cfg:
-            raise InputError(f"{path} has no `{key}`: name the config of a detector of mmdet 3")
-    return cfg
-
-
-def _classes(meta: dict[str, Any], cfg: Config, model: Any) -> list[str]:
+def _classes(meta: Any, cfg: Config, model: Any) -> list[str]:
     """Names of the classes: from the checkpoint, the config, or mmdet's data set of the config; else numbers."""
     dataset: Any = cfg.test_dataloader.dataset
-    while "metainfo" not in dataset and ("dataset" in dataset or "datasets" in dataset):
-        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    registered = DATASETS.get(dataset["type"]) if isinstance(dataset.get("type"), str) else dataset.get("type")
+    while "dataset" in dataset and "metainfo" not in dataset:
+        dataset = dataset["dataset"]
+    registered = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
     heads = [part for name, part in model.named_modules() if "bbox_head" in name and hasattr(part, "num_classes")]
     number = heads[0].num_classes if heads else 0
-    for described in (meta.get("dataset_meta"), meta, dataset.get("metainfo"), getattr(registered, "METAINFO", None)):
+    for said in (_dataset_meta(meta), meta, dataset.get("metainfo"), getattr(registered, "METAINFO", None)):
         for key in ("classes", "CLASSES"):
-            names = described.get(key) if isinstance(described, dict) else None
+            names = said.get(key) if isinstance(said, dict) else None
             names = [names] if isinstance(names, str) else names
             if isinstance(names, list | tuple) and len(names) == (number or len(names)):
                 return [str(name) for name in names]
     return [str(label) for label in range(number)]
 
 
-def _category_ids(meta: dict[str, Any], classes: int) -> list[int]:
+def _category_ids(meta: Any, classes: int) -> list[int]:
     """The ids that the checkpoint names, where there is one for each class; else 1, 2, ..."""
-    dataset = meta.get("dataset_meta")
-    ids = dataset.get("category_ids") if isinstance(dataset, dict) else None
+    ids = _dataset_meta(meta).get("category_ids")
     if isinstance(ids, list | tuple) and len(set(ids)) == classes and all(isinstance(number, int) for number in ids):
         return list(ids)
     return list(range(1, classes + 1))
+
+
+def _dataset_meta(meta: Any) -> dict[str, Any]:
+    said = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    return said if isinstance(said, dict) else {}

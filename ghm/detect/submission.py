@@ -18,8 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def write(params: Params, variant: str, seed: int, checkpoint: Path, split: str, out: Path) -> None:
-    """Detect on a split of the present data set and write `out/detections_<split>_<variant>_results.json`, and the
-    `.zip` of it that the server takes.
+    """Detect on a split of the present data set and write `out/detections_<split>_<variant>_results.json` and `.zip`.
 
     Args:
         checkpoint: of `variant`, which fits the present parameters.

@@ -40,7 +40,6 @@ class Portable(nn.Module):
         super().__init__()
         self.model = model
         self.test_cfg = model.bbox_head.test_cfg
-        self.preprocessor = model.data_preprocessor
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect.
@@ -52,22 +51,17 @@ class Portable(nn.Module):
             Best first: corners in pixels of `image` [N, 4], scores [N], labels [N] from 0 to C - 1.
         """
         limit_4 = shape_as_tensor(image)[[3, 2, 3, 2]].to(image.dtype)
-        levels = self._levels(self._padded(image))
-        box_N4, score_N, label_N = (torch.cat(parts) for parts in zip(*levels, strict=True))
+        before = self.model.data_preprocessor
+        missing = [-image.shape[side] % before.pad_size_divisor for side in (3, 2)]
+        image = (image - before.mean) / before.std
+        image = functional.pad(image, (0, missing[0], 0, missing[1]), value=before.pad_value)
+        box_N4, score_N, label_N = (torch.cat(parts) for parts in zip(*self._levels(image), strict=True))
         box_N4 = torch.minimum(box_N4.clamp(min=0), limit_4)
-        least = self.test_cfg.min_bbox_size
-        large_N = ((box_N4[:, 2:] - box_N4[:, :2]) > least).all(dim=1)
+        large_N = ((box_N4[:, 2:] - box_N4[:, :2]) > self.test_cfg.min_bbox_size).all(dim=1)
         box_N4, score_N, label_N = box_N4[large_N], score_N[large_N], label_N[large_N]
         offset_N = label_N.to(box_N4.dtype) * (limit_4.max() + 1)
         kept_N = nms(box_N4 + offset_N[:, None], score_N, self.test_cfg.nms.iou_threshold)[: self.test_cfg.max_per_img]
         return box_N4[kept_N], score_N[kept_N], label_N[kept_N]
-
-    def _padded(self, image: Tensor) -> Tensor:
-        """Normalise, then fill up at the right and the bottom, as `DetDataPreprocessor` does."""
-        image = (image - self.preprocessor.mean) / self.preprocessor.std
-        divisor = self.preprocessor.pad_size_divisor
-        missing = [-image.shape[side] % divisor for side in (3, 2)]
-        return functional.pad(image, (0, missing[0], 0, missing[1]), value=self.preprocessor.pad_value)
 
     def _levels(self, image: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The best boxes, scores and labels of each level."""

@@ -35,7 +35,7 @@ def export(variant: str, seed: int, out: Path, images: int) -> None:
     Raises:
         InputError: the run or, for the comparison, its validation split is not there, or the graph differs.
     """
-    detector = Detector.open(find_run(variant, seed), device="cpu")
+    detector = Detector.open(*find_run(variant, seed), device="cpu")
     cfg = plain_config(detector.cfg, variant)
     model: Any = MODELS.build(copy.deepcopy(cfg.model)).eval()
     weights, report = checkpoints.select(detector.model.state_dict(), model.state_dict())
@@ -78,7 +78,6 @@ def plain_config(cfg: Config, variant: str) -> Config:
             "test_dataloader": loader,
             "test_cfg": {"type": "TestLoop"},
             "test_evaluator": evaluator,
-            "env_cfg": {"cudnn_benchmark": False, "dist_cfg": {"backend": "nccl"}},
             "visualizer": {
                 "type": "DetLocalVisualizer",
                 "vis_backends": [{"type": "LocalVisBackend"}],

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ghm.detect import __main__ as module
-from ghm.detect.detector import Source, find_run
+from ghm.detect.detector import find_run
 from tests.trained import RUN, VARIANT, train_tiny, with_runs
 
 TEST = Path("data/digits/test")
@@ -76,9 +76,9 @@ def require_equal(found: list[Any], expected: list[Any]) -> None:
         assert one[2] == pytest.approx(other[2], abs=1e-3)
 
 
-def foreign(**changes: Any) -> Source:
+def foreign(**changes: Any) -> tuple[Path, Path]:
     """The trained detector as a config and a checkpoint of mmdet's own, changed."""
-    config = find_run(VARIANT, 0).config.read_text().replace("'ghm.LoadImage'", "'LoadImageFromFile'")
+    config = find_run(VARIANT, 0)[0].read_text().replace("'ghm.LoadImage'", "'LoadImageFromFile'")
     for old, new in changes.get("config", {}).items():
         assert old in config
         config = config.replace(old, new)
@@ -86,8 +86,8 @@ def foreign(**changes: Any) -> Source:
     content["meta"] = changes.get("meta", {})
     Path("foreign.py").write_text(config)
     torch.save(content, "foreign.pth")
-    return Source(Path("foreign.py"), Path("foreign.pth"))
+    return Path("foreign.py"), Path("foreign.pth")
 
 
-def words_for(source: Source) -> tuple[object, ...]:
-    return "--config", source.config, "--checkpoint", source.checkpoint
+def words_for(source: tuple[Path, Path]) -> tuple[object, ...]:
+    return "--config", source[0], "--checkpoint", source[1]

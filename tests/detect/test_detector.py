@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ghm import params
-from ghm.detect.detector import Detector, Source, find_run
+from ghm.detect.detector import Detector, find_run
 from ghm.errors import InputError
 from ghm.evaluation import run as evaluation
 from tests.detect.conftest import TEST, Command, foreign, words_for
@@ -29,7 +29,7 @@ def test_cuda_rounds_to_tf32_where_the_run_says_so_and_nowhere_else(
         evaluation.detect(replace(given, train=replace(given.train, tf32=tf32)), VARIANT, 0, MODEL, "test")
     else:
         CONFIG.write_text(re.sub(r"tf32=\w+", f"tf32={tf32}", CONFIG.read_text()))
-        Detector.open(find_run(VARIANT, 0))
+        Detector.open(*find_run(VARIANT, 0))
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
     assert torch.backends.cudnn.allow_tf32 is tf32
 
@@ -52,16 +52,16 @@ def test_categories_have_the_ids_of_the_data_set(place: Path, command: Command):
 def test_ids_that_do_not_fit_the_classes_are_counted_from_1(place: Path):
     for ids in (None, [1, 2], [1] * 10, list("abcdefghij"), 5):
         meta = {"dataset_meta": {"classes": tuple("abcdefghij"), "category_ids": ids}}
-        assert Detector.open(foreign(meta=meta)).category_ids == list(range(1, 11))
+        assert Detector.open(*foreign(meta=meta)).category_ids == list(range(1, 11))
 
 
 def test_classes_are_named_by_the_checkpoint_then_the_config_then_by_numbers(place: Path):
     names = tuple("abcdefghij")
-    assert Detector.open(foreign(meta={"dataset_meta": {"classes": names}})).classes == list(names)
-    assert Detector.open(foreign(meta={"CLASSES": names})).classes == list(names)
-    assert Detector.open(foreign(meta={"CLASSES": names[:3]})).classes == list("0123456789")  # of another model
-    assert Detector.open(foreign(config={"'7'": "'seven'"})).classes[7] == "seven"
-    assert Detector.open(foreign(config={"metainfo=": "note="})).classes == list("0123456789")
+    assert Detector.open(*foreign(meta={"dataset_meta": {"classes": names}})).classes == list(names)
+    assert Detector.open(*foreign(meta={"CLASSES": names})).classes == list(names)
+    assert Detector.open(*foreign(meta={"CLASSES": names[:3]})).classes == list("0123456789")  # of another model
+    assert Detector.open(*foreign(config={"'7'": "'seven'"})).classes[7] == "seven"
+    assert Detector.open(*foreign(config={"metainfo=": "note="})).classes == list("0123456789")
 
 
 def test_another_detector_finds_what_its_files_say(photos: Path, command: Command):
@@ -91,11 +91,11 @@ def test_a_score_below_the_detectors_own_threshold_is_honoured(photos: Path, com
 def test_a_file_that_is_no_detector_is_named(place: Path, config: Path, checkpoint: Path, sentence: str):
     Path("notes.txt").write_text("no config")
     with pytest.raises(InputError, match=sentence):
-        Detector.open(Source(Path(config), Path(checkpoint)))
+        Detector.open(Path(config), Path(checkpoint))
 
 
 def test_a_checkpoint_that_does_not_fit_its_config_is_refused(place: Path):
     with pytest.raises(InputError, match="foreign.pth does not fit foreign.py: .* of another shape"):
-        Detector.open(foreign(config={"num_classes=10": "num_classes=3"}))
+        Detector.open(*foreign(config={"num_classes=10": "num_classes=3"}))
     with pytest.raises(InputError, match="describes no model that mmdet can build: .*Retina"):
-        Detector.open(foreign(config={"type='RetinaNet'": "type='RetinaNot'"}))
+        Detector.open(*foreign(config={"type='RetinaNet'": "type='RetinaNot'"}))
