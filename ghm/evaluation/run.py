@@ -37,8 +37,7 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
         runs: the folder that `training.train` wrote.
 
     Returns:
-        The content of `out/metrics.json`: the means over seeds of what `summary` has of each, but with intervals of
-        the means, and the images that any seed left out.
+        The content of `out/metrics.json`, see `summary`.
 
     Raises:
         InputError: a model or the data set is not there, or the split has no box to measure with.
@@ -113,12 +112,8 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
 def summary(results: Sequence[dict[str, Any]], resampled: Sequence[Resampled]) -> dict[str, Any]:
     """What is stored of a variant, or of one of its seeds: fractions, means over seeds, rounded to 4 digits.
 
-    What the split has no box for is absent.
-
     Args:
-        results: of each seed: the metrics of `measure`, `VOC_AP50` on VOC; `unreadable_images`: those that were left
-            out, which count as images without detections.
-        resampled: of each seed.
+        results: of each seed: the metrics of `measure`, `VOC_AP50` on VOC, and `unreadable_images`.
 
     Returns:
         The same keys, and `intervals`: for AP, AP50 and AP75 low and high end, at `bootstrap.LEVEL`.
@@ -148,8 +143,7 @@ def measure(annotations: Path, folder: Path, measured_on: str) -> tuple[dict[str
         measured_on: of `fingerprint.measured_data`, kept with the result.
 
     Returns:
-        The metrics of `coco_metrics`, and `classes`: AP of each by name; and what `resampled.npz` holds. What the split
-        has no box for is absent from the metrics.
+        The metrics of `coco_metrics` and `classes`, AP of each that has a box; and what `resampled.npz` holds.
 
     Raises:
         InputError: detections of images or classes that the annotations lack.

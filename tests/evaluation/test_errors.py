@@ -10,7 +10,6 @@ import pytest
 from ghm.evaluation.errors import KINDS, analyse, false_positives
 from ghm.evaluation.matches import RECALLS_R
 from tests.evaluation.cases import (
-    KEYS,
     SQUARE,
     Box,
     Case,
@@ -19,7 +18,6 @@ from tests.evaluation.cases import (
     box,
     case,
     detection,
-    hard_or_artificial,
     pycocotools,
 )
 
@@ -74,14 +72,6 @@ def test_overlap_and_class_make_the_kind(tmp_path: Path, category: int, place: B
     )
 
 
-def test_a_second_detection_of_a_found_box_is_a_duplicate(tmp_path: Path):
-    boxes = [box(1, OWN, SQUARE), box(2, OWN, SQUARE)]
-    found = [detection(1, OWN, SQUARE, 0.9), detection(1, OWN, overlapping(0.9), 0.8), detection(2, OWN, SQUARE, 0.7)]
-    given = case([1, 2], boxes, found)
-    assert kinds(given, tmp_path) == [(1, "duplicate", None)]
-    assert costs(given, tmp_path) == {"duplicate": STEP * (1 - 2 / 3), "false_positives_duplicate": 1.0}
-
-
 @pytest.mark.parametrize(
     ("iou_own", "iou_other", "found_already", "kind"),
     [
@@ -125,24 +115,6 @@ def test_the_truth_itself_has_no_errors(tmp_path: Path):
     assert perfect.keys() == {*KINDS, *(f"false_positives_{kind}" for kind in KINDS[:-1]), "boxes_missed"}
 
 
-@pytest.mark.parametrize(
-    ("category", "place", "kind"),
-    [(OWN, overlapping(0.4), "localisation"), (OTHER, overlapping(0.9), "classification")],
-)
-def test_a_box_is_given_to_one_detection_only(tmp_path: Path, category: int, place: Box, kind: str):
-    """The others are left out, as all are where the box is found already."""
-    boxes = [box(1, OWN, SQUARE), box(2, OWN, SQUARE)]
-    wrong = [detection(1, category, place, score) for score in (0.6, 0.9, 0.7)]
-    right = [detection(2, OWN, SQUARE, 0.5)]
-    third = {kind: 1 - pycocotools(case([1, 2], boxes, [*wrong, *right])).stats[1], f"false_positives_{kind}": 3.0}
-    assert costs(case([1, 2], boxes, [*wrong, *right]), tmp_path) == third
-    given = case([1, 2], boxes, [*wrong, *right, detection(1, OWN, SQUARE, 0.4)])
-    base = pycocotools(given).stats[1]
-    found = costs(given, tmp_path)
-    assert found.pop(kind, 0.0) == pytest.approx(1 - base, abs=1e-12)
-    assert found == {f"false_positives_{kind}": 3.0}
-
-
 def test_a_crowd_is_not_missed_and_what_it_covers_is_wrong_only_with_another_class(tmp_path: Path):
     boxes = [box(1, OWN, SQUARE, iscrowd=1), box(1, OWN, AWAY)]
     inside: list[Box] = [(10, 10, 20, 20), (50, 50, 30, 30)]
@@ -165,18 +137,6 @@ def test_what_comes_after_a_hundred_detections_is_no_error(tmp_path: Path):
     found = [detection(1, OWN, AWAY, 0.9 - n / 1000) for n in range(120)]
     given = case([1, 2], [box(1, OWN, SQUARE)], [*found, detection(1, OTHER, AWAY, 0.1)])
     assert [place for place, _, _ in kinds(given, tmp_path)] == [*range(100), 120]
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_each_false_positive_has_one_kind_and_no_kind_gains_by_staying(key: str | int, tmp_path: Path):
-    given = hard_or_artificial(key)
-    matches = given.judged(tmp_path).matches
-    found = analyse(given.truth, given.found, matches)
-    base = pycocotools(given).stats[1]
-    false = int((~matches.hit_TD[0] & ~matches.ignored_TD[0]).sum())
-    assert sum(found[f"false_positives_{kind}"] for kind in KINDS[:-1]) == false
-    for kind in KINDS:
-        assert -1e-12 < found[kind] <= 1 - max(base, 0) + 1e-12
 
 
 # What follows is the same once more, box by box, as slowly as it is plain.
@@ -263,12 +223,3 @@ def test_costs_are_those_of_mending_box_by_box_from_the_ap50_of_pycocotools(seed
     given = artificial(rng, ties=False, spread=float(rng.choice([0.05, 0.15, 0.3])))
     base = float(pycocotools(given).stats[1])
     assert analysed(given, tmp_path) == pytest.approx(by_hand(given, base), abs=1e-12)
-
-
-def test_an_error_names_its_place_in_the_file(tmp_path: Path):
-    given = artificial(np.random.default_rng(8), ties=False)
-    boxes = {entry["id"]: entry for entry in given.truth["annotations"] if not entry["iscrowd"]}
-    errors = false_positives(boxes, given.found, given.judged(tmp_path).matches)
-    assert len(errors) > 20
-    for error in errors:
-        assert kind_of(given.found[error.detection], list(boxes.values())) == (error.kind, error.box)

@@ -65,20 +65,6 @@ def test_what_the_split_has_no_box_of_is_absent(tmp_path: Path):
     assert coco_metrics(nothing) == class_ap(nothing) == {}
 
 
-def test_no_name_of_a_class_takes_the_place_of_a_figure(tmp_path: Path):
-    names = {1: "AP", 2: "lower_95", 3: "", 4: "AP50", 5: "a\nb"}
-    boxes = [box(1, number, SQUARE) for number in names]
-    judged = case([1], boxes, [detection(1, 2, SQUARE, 0.5)], names).judged(tmp_path)
-    assert class_ap(judged) == pytest.approx({"AP": 0.0, "lower_95": 1.0, "": 0.0, "AP50": 0.0, "a\nb": 0.0})
-    assert coco_metrics(judged)["AP"] == pytest.approx(0.2)
-
-
-def test_the_truth_itself_scores_one(tmp_path: Path):
-    judged = shaken(small(), 0.0).judged(tmp_path)
-    found = coco_metrics(judged) | class_ap(judged)
-    assert found == pytest.approx(dict.fromkeys(("AP", "AP50", "AP75", "APs", "AR100", "a", "b"), 1.0))
-
-
 @pytest.mark.parametrize("at_once", [1, 2, 10])
 @pytest.mark.parametrize("key", KEYS)
 def test_some_classes_at_a_time_are_to_the_bit_what_pycocotools_says_of_all(
@@ -122,15 +108,6 @@ def test_detections_of_unknown_images_or_classes_are_named_with_both_files(
     with pytest.raises(InputError) as caught:
         judge(truth, found)
     assert str(caught.value) == f"{found} has detections with {key} {words}, which {truth} does not have"
-
-
-def test_judging_prints_nothing_and_changes_no_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    truth, found = artificial(np.random.default_rng(0)).files(tmp_path)
-    before = truth.read_bytes(), found.read_bytes()
-    judge(truth, found)
-    assert capfd.readouterr().out == ""
-    assert (truth.read_bytes(), found.read_bytes()) == before
-    assert sorted(tmp_path.iterdir()) == sorted([truth, found])
 
 
 def voc_by_hand(truth: dict[str, Any], found: list[dict[str, Any]]) -> float:

@@ -2,11 +2,9 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask
 
 from ghm.evaluation import judge, matches
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R, Matches, Weighted, weighted
@@ -123,28 +121,6 @@ def test_how_many_rows_are_measured_at_a_time_does_not_matter(monkeypatch: pytes
         parts = weighted(found, weight_BI)
         np.testing.assert_array_equal(parts.ap_BKT, at_once.ap_BKT)
         np.testing.assert_array_equal(parts.curve_BUR, at_once.curve_BUR)
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_a_match_names_its_detection_its_image_and_the_box_that_it_hits(key: str | int):
-    given = hard_or_artificial(key)
-    found = found_in(given)
-    boxes = {entry["id"]: entry for entry in given.truth["annotations"]}
-    assert len(set(found.detection_D.tolist())) == len(found.detection_D)
-    for number, category in enumerate(found.class_id_K):
-        part = slice(*found.start_K[number : number + 2])
-        entries = [given.found[place] for place in found.detection_D[part]]
-        scores = [entry["score"] for entry in entries]
-        assert {entry["category_id"] for entry in entries} <= {category}
-        assert [entry["image_id"] for entry in entries] == found.image_id_I[found.image_D[part]].tolist()
-        assert scores == sorted(scores, reverse=True)
-    hit = np.flatnonzero(found.hit_TD[0])
-    assert len(set(found.box_D[hit].tolist())) == len(hit)
-    for place in hit:
-        own, target = given.found[found.detection_D[place]], boxes[found.box_D[place]]
-        assert (own["image_id"], own["category_id"]) == (target["image_id"], target["category_id"])
-        overlap: Any = mask.iou([own["bbox"]], [target["bbox"]], [0])
-        assert overlap.item() >= 0.5
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])

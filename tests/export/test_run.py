@@ -24,9 +24,8 @@ from ghm.detect.detector import Detector, find_run
 from ghm.errors import InputError
 from ghm.evaluation.run import detect
 from ghm.export import __main__ as command_line
-from ghm.export import check, onnx_model
+from ghm.export import onnx_model
 from ghm.export import run as export
-from ghm.export.check import alike
 from ghm.export.onnx_model import Runtime
 from ghm.predict import Detections, predict
 from ghm.training.samples import collate
@@ -44,7 +43,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(workspace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The trained workspace. A model trained for seconds scores low, so all its detections count."""
-    monkeypatch.setattr(check, "SCORE", 0.0)
+    monkeypatch.setattr(export, "SCORE", 0.0)
     return with_runs(workspace, trained)
 
 
@@ -67,7 +66,7 @@ def require_alike(model: Any, runtime: Runtime, image: torch.Tensor, least: int)
     batch = collate([{"inputs": image, "data_samples": DetDataSample(metainfo=meta)}])
     [(_, pytorch)] = predict(model, [batch])
     onnx = runtime(image.flip(0)[None].float().numpy())
-    same = alike(pytorch, onnx, max(size))
+    same = export.alike(pytorch, onnx, max(size))
     assert same >= least and same >= 0.99 * max(len(pytorch.score_N), len(onnx.score_N))
 
 
@@ -232,4 +231,4 @@ def test_each_detection_has_one_like_it_at_most(pytorch: list[Any], onnxs: list[
         boxes = np.array([[left, 0.0, left + width, 10.0] for left, width, _, _ in rows]).reshape(-1, 4)
         return Detections(boxes, np.array([row[2] for row in rows]), np.array([row[3] for row in rows], int))
 
-    assert alike(found(pytorch), found(onnxs), side=100) == expected
+    assert export.alike(found(pytorch), found(onnxs), side=100) == expected
