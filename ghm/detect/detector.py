@@ -128,9 +128,9 @@ def _classes(meta: Any, cfg: Config, model: Any) -> list[str]:
     registered = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
     heads = [part for name, part in model.named_modules() if "bbox_head" in name and hasattr(part, "num_classes")]
     number = heads[0].num_classes if heads else 0
-    for said in (_dataset_meta(meta), meta, dataset.get("metainfo"), getattr(registered, "METAINFO", None)):
+    for described in (_dataset_meta(meta), meta, dataset.get("metainfo"), getattr(registered, "METAINFO", None)):
         for key in ("classes", "CLASSES"):
-            names = said.get(key) if isinstance(said, dict) else None
+            names = described.get(key) if isinstance(described, dict) else None
             names = [names] if isinstance(names, str) else names
             if isinstance(names, list | tuple) and len(names) == (number or len(names)):
                 return [str(name) for name in names]
@@ -146,5 +146,5 @@ def _category_ids(meta: Any, classes: int) -> list[int]:
 
 
 def _dataset_meta(meta: Any) -> dict[str, Any]:
-    said = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    return said if isinstance(said, dict) else {}
+    described = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    return described if isinstance(described, dict) else {}

@@ -130,13 +130,13 @@ def require_same(detector: Detector, runtime: onnx_model.Runtime, images: int) -
     bad_images = BadImages(len(chosen))
     total = alone = 0
     for index in tqdm(chosen, desc="compared", unit="image", disable=None):
-        sample = dataset[index]
-        for said, pytorch in predict(detector.model, [collate([sample])], bad_images):
-            onnx = runtime(sample["inputs"].flip(0)[None].float().numpy())
-            onnx = Detections(onnx.box_N4 / np.tile(said.scale_factor, 2), onnx.score_N, onnx.label_N)
+        packed = dataset[index]
+        for sample, pytorch in predict(detector.model, [collate([packed])], bad_images):
+            onnx = runtime(packed["inputs"].flip(0)[None].float().numpy())
+            onnx = Detections(onnx.box_N4 / np.tile(sample.scale_factor, 2), onnx.score_N, onnx.label_N)
             pytorch, onnx = pytorch.above(SCORE), onnx.above(SCORE)
             detections = len(pytorch.score_N) + len(onnx.score_N)
-            total, alone = total + detections, alone + detections - 2 * alike(pytorch, onnx, max(said.ori_shape))
+            total, alone = total + detections, alone + detections - 2 * alike(pytorch, onnx, max(sample.ori_shape))
     compared = f"{count(alone, 'detection')} of {total:,} on {count(len(chosen), 'image')}"
     if alone > ALLOWED * total:
         raise InputError(f"ONNX and PyTorch differ in {compared}, and nothing is written")
