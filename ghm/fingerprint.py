@@ -50,6 +50,7 @@ WITHOUT_EFFECT = (
     "losses/__init__.py",
     "params.py",
     "predict.py",  # AP so far
+    "pretraining.py",  # likewise
     "registry.py",
     "runs.py",
     "sections.py",
