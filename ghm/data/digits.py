@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
 from tqdm import tqdm
 
 from ghm.data import digits_render as render
@@ -77,6 +76,8 @@ def split_photos(photos: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, ..
 
 def material(split: str, seed: int) -> render.Material:
     """The digits and photo regions that belong to a split, and clutter made of these digits."""
+    from sklearn.datasets import load_digits, load_sample_images  # not before: it takes seconds
+
     scans: Any = load_digits()
     photos = load_sample_images().images
     indices = split_digits(scans.target)[split]
