@@ -19,8 +19,8 @@ OURS = {"ghm", "stages", "benchmarks", "tests"}
 
 def pins(name: str) -> dict[str, str]:
     """Package -> version of a requirement file."""
-    lines = (ROOT / name).read_text().splitlines()
-    return dict(match.groups() for line in lines if (match := re.match(r"([\w.-]+)==([\w.]+)", line)))
+    matches = [re.match(r"([\w.-]+)==([\w.]+)", line) for line in (ROOT / name).read_text().splitlines()]
+    return {match[1]: match[2] for match in matches if match}
 
 
 def imported(folder: str) -> set[str]:
