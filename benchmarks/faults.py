@@ -32,18 +32,19 @@ from ruamel.yaml import YAML
 
 from benchmarks.losses import processor
 from ghm import devices, files
+from ghm.runs import COLUMNS
 from ghm.training import state
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "faults.json"
 VARIANT = "ghmc_ghmr"
-TABLES = ("log.csv", "validation.csv", "gradient_norms.csv", "density.csv")
 BEGUN = "learning rate "  # what a training says first
 CHANGES = {"flip": 0.5, "ema_momentum": 0.002}
 # Imports once, and gives each start a process that is ready: `import mmdet` takes longer than a small training. Only
 # where no GPU is visible: what is forked after CUDA has started cannot use it.
 NURSERY = """
 import json, os, sys, traceback
+import ghm.training.run
 from stages import run, train
 for line in sys.stdin:
     folder, *sys.argv = json.loads(line)
@@ -253,7 +254,7 @@ def _signal(
 def differences(alone: Path, killed: Path) -> Iterator[str]:
     """What is not the same to the bit in two finished trainings."""
     runs = [folder / "runs" / VARIANT / "seed_0" for folder in (alone, killed)]
-    for name in ("model.pth", *TABLES):
+    for name in ("model.pth", *COLUMNS):
         if len({(run / name).read_bytes() for run in runs}) > 1:
             yield name
     contents = [torch.load(_newest(folder), map_location="cpu", weights_only=True) for folder in (alone, killed)]

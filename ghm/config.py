@@ -200,9 +200,9 @@ def _training(params: Params, manifest: dict[str, Any], root: Path, seed: int) -
             "num_workers": params.machine.workers,
             "persistent_workers": params.machine.workers > 0,
             "sampler": {"type": "DefaultSampler", "shuffle": True},
-            "batch_sampler": {"type": "ghm.PlacedBatches"},
+            "batch_sampler": {"type": "ghm.ResumableBatches"},
             "collate_fn": {"type": "ghm.collate"},
-            "worker_init_fn": {"type": "ghm.deaf_worker"},
+            "worker_init_fn": {"type": "ghm.ignore_signals"},
             "dataset": {
                 "type": "ghm.Samples",
                 "seed": seed,
@@ -301,6 +301,13 @@ def _dataset(manifest: dict[str, Any], split: str, root: Path, pipeline: list[di
         "metainfo": {"classes": tuple(manifest["classes"])},
         "pipeline": pipeline,
     }
+
+
+def for_run(params: Params, variant: str, seed: int) -> Config:
+    """The config of one training run and its evaluation, from what the stages `data` and `backbone` left."""
+    from ghm import backbones, data  # which build a backbone by this module
+
+    return build(params, variant, data.read_manifest(params), backbones.weights_path(params), seed)
 
 
 # mmdet registers its models when they are imported.

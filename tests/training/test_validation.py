@@ -16,9 +16,9 @@ from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ghm import gradient_norms, params, training
+from ghm import params, training
 from ghm.registry import MODELS
-from ghm.training import randomness
+from ghm.training import gradient_norms, randomness
 from ghm.training.samples import Unreadable
 from ghm.training.validation import ValidationSample
 
