@@ -18,7 +18,16 @@ from ghm.training import processes
 from ghm.training.processes import Processes
 from tests.gpus import GPUS, ROOT, claimed_by, holder_of, kill, nvidia_smi
 
-JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "GHM_", "TORCHELASTIC_")
+JOB = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "GHM_",
+    "TORCHELASTIC_",
+)
 
 # `talk`: say what was heard, into a file; `fail`: one process fails after that; `sleep`: all wait to be ended.
 TASK = f"""
