@@ -121,7 +121,7 @@ def measured(place: Path, kills: int, processes: int, preset: str | None, seed: 
         **found,
         "went_on_from_a_checkpoint": log.count("going on from"),
         "different": list(differences(place / "alone", place / "killed")),
-        "steps": int(_newest(place / "alone").name[5:13]),
+        "steps": int(_newest(place / "alone").name.split("_")[1]),
         "seconds_undisturbed": seconds,
         "device": f"{record['device'] if devices.visible() and processes == 1 else processor()}, one thread a process",
         "torch": torch.__version__,

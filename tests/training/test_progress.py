@@ -114,9 +114,8 @@ def test_stopping_anywhere_leaves_no_trace_in_the_files(data: st.DataObject):
         assert _files(Path(other)) == _files(Path(one))
         assert {**after.state(), "seconds": 0} == {**whole.state(), "seconds": 0}
         file.seek(0)
-        assert (
-            torch.load(file, weights_only=True) == state
-        )  # a checkpoint can hold it, and later steps do not change it
+        # A checkpoint can hold it, and later steps do not change it.
+        assert torch.load(file, weights_only=True) == state
 
 
 def test_a_new_run_replaces_the_files_of_an_older_one(tmp_path: Path):
