@@ -49,17 +49,14 @@ def learning_rate_warning(train: Train) -> str | None:
     rate = train.learning_rate / train.batch_size
     if train.epochs == 0 or low / MARGIN <= rate <= high * MARGIN:
         return None
-    if rate > high:
-        distance, risk = f"{rate / high:.3g} times too large by that", "training may diverge"
-    else:
-        distance, risk = f"{low / rate:.3g} times too small by that", "training may learn too little"
+    distance = f"{rate / high:.3g} times too large" if rate > high else f"{low / rate:.3g} times too small"
     known = " and ".join(f"{rate:g} for {images}" for rate, images in TESTED[train.optimizer])
     base = "null" if train.base_batch_size is None else train.base_batch_size
     return (
         f"train.lr: {train.lr:g} with train.base_batch_size: {base} makes {train.learning_rate:g} for "
         f"train.batch_size: {count(train.batch_size, 'image')} per step, and with {train.optimizer} {known} images "
-        f"were tested. It is {distance}, and {risk}: set train.base_batch_size to the images per step, of all "
-        "processes, that train.lr is meant for"
+        f"were tested. It is {distance} by that: set train.base_batch_size to the images per step, of all processes, "
+        "that train.lr is meant for"
     )
 
 
@@ -133,7 +130,7 @@ def non_finite(
         The error to raise: what was not finite, where, and what to try.
     """
     images = _images(batch)
-    losses = {name: getattr(detector.bbox_head, name) for name in ("loss_cls", "loss_bbox")}
+    losses = {name: getattr(detector.bbox_head, name) for name in sections}
     broken = [name for name, weight in detector.named_parameters() if not weight.isfinite().all()]
     averages = {name: getattr(loss, "acc_sum", None) for name, loss in losses.items()}
     record = {
@@ -141,7 +138,7 @@ def non_finite(
         "epoch": epoch,
         "values": dict(values),
         "images": images,
-        "gradients": {name: _gradient(part) for name, part in _parts(detector).items()},
+        "gradients": {name: _gradient(part) for name, part in detector.named_children()},
         "weights_not_finite": broken,
         "ghm": {name: average.tolist() for name, average in averages.items() if average is not None},
     }
@@ -203,13 +200,6 @@ def _images(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return images
-
-
-def _parts(detector: nn.Module) -> dict[str, nn.Module]:
-    """Backbone, neck and the children of the head, those with weights."""
-    head: Any = detector.bbox_head
-    children = [*detector.named_children(), *((f"bbox_head.{name}", part) for name, part in head.named_children())]
-    return {name: part for name, part in children if part is not head and any(True for _ in part.parameters())}
 
 
 def _gradient(part: nn.Module) -> dict[str, Any]:

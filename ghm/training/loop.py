@@ -4,6 +4,7 @@ Loss terms that are logged are means over all processes. The host waits for the 
 that say whether the step is sound; the weights move after that.
 """
 
+import itertools
 import logging
 import math
 import signal
@@ -117,7 +118,14 @@ class TrainLoop(EpochBasedTrainLoop):
         self.runner.call_hook("after_train_epoch")
         if self.progress:
             self._measure_norms(self._epoch + 1)
-        self._measure_ap()
+            if self.measure_ap:
+                self.runner.call_hook("before_val_epoch")  # the moving average of the weights takes their place
+                self.detector.eval()
+                with randomness.undisturbed():
+                    ap = self.measure_ap(self.detector)
+                self.detector.train()
+                self.runner.call_hook("after_val_epoch", metrics={})
+                self.progress.measured(self._epoch + 1, ap)
         self.processes.wait()
         self._epoch += 1
         self.step_in_epoch = 0
@@ -209,17 +217,6 @@ class TrainLoop(EpochBasedTrainLoop):
         rows = gradient_norms.measure(self.detector, self.dataloader.dataset, self.train.batch_size, epoch)
         self.progress.record(GRADIENT_NORMS, rows)
 
-    def _measure_ap(self) -> None:
-        if self.measure_ap is None or self.progress is None:
-            return
-        self.runner.call_hook("before_val_epoch")  # the moving average of the weights takes their place
-        self.detector.eval()
-        with randomness.undisturbed():
-            ap = self.measure_ap(self.detector)
-        self.detector.train()
-        self.runner.call_hook("after_val_epoch", metrics={})
-        self.progress.measured(self._epoch + 1, ap)
-
     def _save(self) -> None:
         """Write a checkpoint: every process adds what it alone knows."""
         own = {
@@ -303,12 +300,9 @@ class TrainLoop(EpochBasedTrainLoop):
         return [float(self.stop_signals.count(number)) for number in _SIGNALS]
 
     def _stop_if_told(self, counts: list[float]) -> None:
-        for number, times in zip(_SIGNALS, counts, strict=True):
-            if times:
-                _log.warning(
-                    "stopped by %s after step %d: the same command goes on from there", number.name, self._iter
-                )
-                raise SystemExit(128 + number)
+        for number in itertools.compress(_SIGNALS, counts):
+            _log.warning("stopped by %s after step %d: the same command goes on from there", number.name, self._iter)
+            raise SystemExit(128 + number)
 
 
 @contextmanager

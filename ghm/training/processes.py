@@ -5,8 +5,6 @@ others, on this machine and on more. Without them `machine.launcher: pytorch` be
 
     GHM_PROCESSES  how many processes to start; unset: one per visible GPU, or one
     GHM_TORCHRUN   more arguments of torchrun, as where several machines meet; unset: --standalone
-
-torch is imported where it is used: what takes GPUs and starts the others does not wait for it.
 """
 
 import ctypes
@@ -22,6 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
+
+import torch
+from torch import distributed
 
 from ghm import devices
 from ghm.errors import InputError
@@ -57,18 +58,14 @@ class Processes:
         """The sum over all processes of each number."""
         if self.group is None:
             return values
-        import torch
-
         total = torch.tensor(values, dtype=torch.float64, device="cpu")
-        torch.distributed.all_reduce(total, group=self.group)
+        distributed.all_reduce(total, group=self.group)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes in the order of their ranks, on the first process; nothing elsewhere."""
         if self.group is None:
             return [value]
-        from torch import distributed
-
         values: list[Any] | None = [None] * self.world_size if self.first else None
         distributed.gather_object(value, values, dst=0, group=self.group)
         return values or []
@@ -77,8 +74,6 @@ class Processes:
         """The first process's value."""
         if self.group is None:
             return value
-        from torch import distributed
-
         values = [value]
         distributed.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
@@ -86,8 +81,6 @@ class Processes:
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.group is not None:
-            from torch import distributed
-
             distributed.barrier(group=self.group)
 
 
@@ -121,8 +114,6 @@ def _member() -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(rank, world_size, local_rank)
         return
-    from torch import distributed
-
     failed, loss = True, None
     try:
         distributed.init_process_group("gloo" if device is None else "nccl", device_id=device)
@@ -172,7 +163,6 @@ def _loss_of_a_process(error: RuntimeError) -> str | None:
 
 def _leave(failed: bool) -> None:
     """Close the connections, by which others see that this process is gone. What is wrong with them matters no more."""
-    from torch import distributed
 
     def end() -> None:
         with suppress(Exception):

@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import backbones, checkpoints, config, data, files, fingerprint, runs
 from ghm.errors import InputError
-from ghm.params import Params, Train
+from ghm.params import Params
 from ghm.runs import Record
 from ghm.training import engine, guards, state
 from ghm.training.loop import TrainLoop
@@ -109,10 +109,6 @@ class _Run:
     resume_from: Path | None
     processes: Processes
 
-    @property
-    def name(self) -> str:
-        return f"{self.variant}, seed {self.seed}"
-
 
 def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: Processes) -> Path:
     """The folder with the result of a seed, which is trained where that has not been done."""
@@ -120,7 +116,10 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     # Not in `for_run`: an evaluation loads what was trained.
     detector = backbones.detector_path(parameters)
     cfg.load_from = str(detector) if detector else None
-    resume_from = _resume_from(parameters.train.resume_from) if parameters.train.resume_from else None
+    named = parameters.train.resume_from
+    resume_from = Path(named).expanduser() if named else None
+    if resume_from and not resume_from.is_file():
+        raise InputError(f"train.resume_from must be null or an existing checkpoint, got {named!r}")
     manifest, backbone = data.read_manifest(parameters), backbones.read_record(parameters)
     parts = fingerprint.fingerprint(cfg, manifest, backbone, resume_from)
     key, prefix = fingerprint.key(parts), f"{variant}-seed_{seed}-"
@@ -154,17 +153,6 @@ def _is_finished(folder: Path, out: Path, seed: int, key: str) -> bool:
     return result.exists() if folder.exists() else runs.take_from_dvc(out, seed, key, result)
 
 
-def _resume_from(value: str) -> Path:
-    path = Path(value).expanduser()
-    if not path.is_file():
-        raise InputError(f"train.resume_from must be null or an existing checkpoint, got {value!r}")
-    try:
-        state.read(path)
-    except InputError as error:
-        raise InputError(f"train.resume_from: {error}") from None
-    return path
-
-
 def _fit(run: _Run) -> None:
     """Train, from the newest checkpoint in the folder where there is one, and leave the result there."""
     train, processes = run.parameters.train, run.processes
@@ -176,11 +164,14 @@ def _fit(run: _Run) -> None:
     runner = engine.build(train, run.cfg, run.folder / LOGS, processes, loads=start is None)
     progress = None
     if processes.first:
-        _say_learning_rate(train)
+        _log.info("learning rate %g for %s per step", train.learning_rate, count(train.batch_size, "image"))
+        warning = guards.learning_rate_warning(train)
+        if warning:
+            _log.warning(warning)
         steps = config.steps(train, data.read_manifest(run.parameters))
         progress = Progress(
             run.folder,
-            name=run.name,
+            name=f"{run.variant}, seed {run.seed}",
             epochs=train.epochs,
             steps=steps,
             interval=min(LOG_INTERVAL, steps),
@@ -219,16 +210,6 @@ def _start(run: _Run) -> tuple[Path, dict[str, Any]] | None:
     if start:
         _log.info("going on from %s, after step %d", start[0], start[1]["meta"]["step"])
     return start
-
-
-def _say_learning_rate(train: Train) -> None:
-    rule = "train.base_batch_size is null: as it is"
-    if train.base_batch_size:
-        rule = f"linear rule: {train.lr:g} for {train.base_batch_size}"
-    _log.info("learning rate %g for %s per step (%s)", train.learning_rate, count(train.batch_size, "image"), rule)
-    warning = guards.learning_rate_warning(train)
-    if warning:
-        _log.warning(warning)
 
 
 def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 
@@ -23,7 +21,6 @@ from ghm.registry import DATASETS, MODELS
 from ghm.training import guards
 from ghm.training.guards import Watch, learning_rate_warning
 
-HEAD = ("cls_convs", "reg_convs", "retina_cls", "retina_reg")
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 DEFAULT = params.load(ROOT / "params.yaml").train
@@ -49,13 +46,6 @@ def test_a_rate_for_8_gpus_used_on_one_is_warned_of_with_all_numbers():
     assert "train.base_batch_size: null" in text
     assert "0.01 for 16" in text
     assert "16 times too large" in text
-
-
-@given(images=st.integers(1, 4096), optimizer=st.sampled_from(["sgd", "adamw"]))
-def test_a_tested_rate_that_follows_the_images_is_never_warned_of(images: int, optimizer: Any):
-    for rate, tested in guards.TESTED[optimizer]:
-        train = replace(SGD, optimizer=optimizer, lr=rate, base_batch_size=tested, batch_size=images)
-        assert learning_rate_warning(train) is None
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -214,8 +204,9 @@ def test_the_report_of_a_nan_gradient_says_in_which_part_it_is(case: Case):
     text, record = case.fail()
     assert "grad_norm is nan" in text and "loss is" not in text
     gradients = record["gradients"]
-    assert set(gradients) == {"backbone", "neck", *(f"bbox_head.{name}" for name in HEAD)}
-    assert gradients.pop("bbox_head.retina_cls") == {"norm": "NaN", "not_finite": ["weight"]}
+    assert gradients.pop("bbox_head") == {"norm": "NaN", "not_finite": ["retina_cls.weight"]}
+    assert gradients.pop("data_preprocessor") == {"norm": 0.0, "not_finite": []}
+    assert set(gradients) == {"backbone", "neck"}
     for name, part in gradients.items():
         expected = [weight.grad for weight in case.model.get_submodule(name).parameters() if weight.grad is not None]
         norm = float(torch.cat([gradient.flatten() for gradient in expected]).norm())

@@ -126,7 +126,7 @@ def test_a_training_goes_on_from_the_checkpoint_that_is_named(workspace: Path, c
     torch.save({"state_dict": {}}, workspace / "weights.pth")
     change(train__resume_from="weights.pth")
     assert trainer.run(workspace) == 1
-    assert "error: train.resume_from: weights.pth holds no state of a training run" in log(workspace)
+    assert "error: weights.pth holds no state of a training run" in log(workspace)
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(workspace: Path, change: Change, trainer: Trainer):
@@ -147,7 +147,7 @@ def test_loading_a_checkpoint_executes_nothing(workspace: Path, change: Change, 
     torch.save({"message_hub": Hostile()}, workspace / "hostile.pth")
     change(train__resume_from="hostile.pth")
     assert trainer.run(workspace) == 1
-    assert "error: train.resume_from: hostile.pth is no checkpoint that can be loaded safely" in log(workspace)
+    assert "error: hostile.pth is no checkpoint that can be loaded safely" in log(workspace)
     assert not (workspace / "executed").exists()
 
 

@@ -150,14 +150,6 @@ def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_is_used(
     assert newest_step(tmp_path) == 2
 
 
-def test_remains_of_a_write_that_was_cut_off_are_deleted(tmp_path: Path):
-    path = state.save(tmp_path, content(1))
-    (tmp_path / f".{path.name.replace('01', '02')}").write_bytes(path.read_bytes()[:100])
-    (tmp_path / ".mine").touch()
-    assert newest_step(tmp_path) == 1
-    assert names(tmp_path) == [".mine", path.name]
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
 def test_a_write_that_is_broken_off_leaves_what_was_there_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
