@@ -9,7 +9,8 @@ positive and one in 37 ignored, labels as integers; of the box losses on as many
 round all implementations run once, so that a slow moment of the machine hits all of them. Peak memory is what is
 allocated on top of the inputs, the gradient included, in sizes of the input. The floor is the time to move what must
 be moved, by the copy bandwidth of the same device: GHM reads its input twice (weights depend on all of it) and writes
-the gradient, the others read once.
+the gradient, the others read once. On CUDA the graph column is the time of a captured graph's replay, which is the
+device's work without the host's; mmdet's GHM waits for the device and cannot be captured.
 
 Results go to `benchmarks/results/losses_<device>.json`, a table to `.md`, a figure to `.png`.
 """
@@ -181,13 +182,19 @@ def measure(
         return run
 
     steps = {name: step(call) for name, call in calls.items()}
-    first = {name: seconds(run, device) for name, run in steps.items()}  # also compiles and warms up
+    first, rows = {}, []
+    for name in list(steps):
+        try:
+            first[name] = seconds(steps[name], device)  # also compiles and warms up
+        except RuntimeError as error:  # of a peer that does not take this dtype
+            reason = str(error).splitlines()[0]
+            rows.append({"loss": name, "logits": pred.numel(), "dtype": dtype, "fails": reason})
+            del steps[name]
     times: dict[str, list[float]] = {name: [value] if value > SECONDS else [] for name, value in first.items()}
     for _ in range(rounds):
         for name, run in steps.items():
             if first[name] <= SECONDS and sum(times[name]) < 2 * SECONDS:
                 times[name].append(seconds(run, device))
-    rows = []
     for name, run in steps.items():
         p20, p50, p80 = np.percentile(times[name], [20, 50, 80]) * 1e3
         passes = 3 if name.startswith("GHM") else 2
@@ -195,6 +202,8 @@ def measure(
         pred.grad = None
         memory = peak_bytes(run, device) / pred.nbytes if first[name] <= SECONDS or device != "cpu" else None
         row |= {"floor_ms": passes * pred.nbytes / bandwidth * 1e3, "memory": memory}
+        if device.startswith("cuda") and "mmdet" not in name:
+            row["graph_ms"] = graph_seconds(calls[name], pred) * 1e3
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         print(f"{dtype} {pred.numel():>11,} {name:25s} {p50:10.2f} ms, memory {memory}", file=sys.stderr)
     pred.grad = None
@@ -211,6 +220,28 @@ def seconds(run: Callable[[], object], device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def graph_seconds(call: Call, pred: Tensor, replays: int = 20) -> float:
+    """How long the device takes for forward and backward: a captured graph, replayed back to back."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            torch.autograd.grad(call(), pred)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradient = torch.autograd.grad(call(), pred)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    start.record()
+    for _ in range(replays):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    del gradient
+    return start.elapsed_time(end) / 1e3 / replays
 
 
 def peak_bytes(run: Callable[[], None], device: str) -> int:
@@ -239,15 +270,26 @@ def table(result: dict[str, Any]) -> str:
     """A Markdown table, a row for each loss and size: times, ratio to plain BCE or Smooth L1, share of the floor."""
     rows = result["rows"]
     plain = {(row["dtype"], row["logits"], row["loss"].split(",")[0]): row for row in rows if "PyTorch" in row["loss"]}
-    lines = ["| dtype | logits | loss | p20 / p50 / p80 ms | times BCE or Smooth L1 | floor | memory |"]
-    lines.append("|---|---:|---|---:|---:|---:|---:|")  # by hand: a bare machine with a GPU may lack tabulate
+    graphs = any("graph_ms" in row for row in rows)
+    head = "| dtype | logits | loss | p20 / p50 / p80 ms | times BCE or Smooth L1 | floor | memory |"
+    lines = [head + " graph ms | floor of the graph |" * graphs]
+    # By hand: a bare machine with a GPU may lack tabulate.
+    lines.append("|---|---:|---|---:|---:|---:|---:|" + "---:|---:|" * graphs)
     for row in rows:
+        if "fails" in row:
+            empty = " - |" * (5 if graphs else 3)
+            lines.append(f"| {row['dtype']} | {row['logits']:,} | {row['loss']} | fails: {row['fails']} |{empty}")
+            continue
         kind = "Smooth L1" if row["loss"].startswith(("GHM-R", "Smooth")) else "BCE"
         times = " / ".join(f"{row[key]:.3g}" for key in ("p20_ms", "p50_ms", "p80_ms"))
         ratio = row["p50_ms"] / plain[row["dtype"], row["logits"], kind]["p50_ms"]
         memory = f"{row['memory']:.2f}" if row["memory"] else "-"
         cells = (row["dtype"], f"{row['logits']:,}", row["loss"], times, f"{ratio:.2f}")
-        lines.append(f"| {' | '.join(cells)} | {row['floor_ms'] / row['p50_ms']:.0%} | {memory} |")
+        line = f"| {' | '.join(cells)} | {row['floor_ms'] / row['p50_ms']:.0%} | {memory} |"
+        if graphs:
+            graph = row.get("graph_ms")
+            line += f" {graph:.3g} | {row['floor_ms'] / graph:.0%} |" if graph else " - | - |"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -256,7 +298,7 @@ def draw(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 4), layout="constrained")
     colours = {"ours": "#0072B2", "PyTorch": "#000000", "torchvision": "#E69F00", "mmdet": "#D55E00"}
     lines = {"GHM-C": "-", "GHM-R": "-", "BCE": ":", "Focal Loss": "--", "Smooth L1": "--"}
-    table = pd.DataFrame(result["rows"]).query("dtype == 'float32'")
+    table = pd.DataFrame(result["rows"]).query("dtype == 'float32' and p50_ms > 0")
     for ax, kinds in zip(figure.subplots(1, 2), (("GHM-C", "BCE", "Focal"), ("GHM-R", "Smooth")), strict=True):
         for name, own in table.groupby("loss", sort=False):
             loss, maker = str(name).split(", ")

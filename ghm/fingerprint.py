@@ -4,7 +4,6 @@ This is the one list of it: `dvc.yaml` names the same files and parameters, whic
 """
 
 import ast
-import copy
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ghm import files
+from ghm import files, losses
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -36,19 +35,22 @@ SOURCES = (
     "training/randomness.py",
     "training/samples.py",
 )
-# Run through by a training, and without effect on a weight: they check, watch, save, show and start.
+# Run through by a training run, and without effect on a weight: they check, watch, save, show and start.
 WITHOUT_EFFECT = (
     "__init__.py",
     "backbones.py",  # its result is in the fingerprint
+    "check.py",
     "cli.py",
     "data/",  # likewise, but for how an image is read
     "devices.py",
     "errors.py",
     "files.py",
     "fingerprint.py",
+    "losses/__init__.py",
     "params.py",
     "registry.py",
     "runs.py",
+    "sections.py",
     "training/__init__.py",
     "training/gradient_norms.py",
     "training/guards.py",
@@ -58,11 +60,9 @@ WITHOUT_EFFECT = (
     "training/state.py",
     "training/validation.py",
     "truth.py",
-    "typed.py",
     "words.py",
 )
-# Parameters that shape a weight beside a variant's own losses and the seed.
-PARAMETERS = ("model", "train")
+PARAMETERS = ("model", "train")  # that shape a weight beside a variant's own losses and the seed
 SHOWN = 3  # differences in a message
 HOME = Path(__file__).parent
 _PARSING = Lock()
@@ -73,21 +73,20 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Config, data, backbone, checkpoint to go on from, code and libraries, in plain containers.
 
-    Left out is what can change without changing a bit of the weights: the test half, the glance at the validation
-    split, and the worker processes.
+    Left out is what can change without changing a bit of the weights: the test half, AP on the validation split, and
+    the worker processes.
     """
     config = json.loads(json.dumps(cfg.to_dict(), default=str))
     config = {name: value for name, value in config.items() if not name.startswith("test_") and name != "validation"}
-    del config["model"]["test_cfg"]
-    for name in ("num_workers", "persistent_workers"):
-        del config["train_dataloader"][name]
-    head = cfg.model.bbox_head
+    loader, model = config["train_dataloader"], config["model"]
+    del model["test_cfg"], loader["num_workers"], loader["persistent_workers"]
+    head = model["bbox_head"]
     return {
         "config": config,
         "data": training_data(manifest),
         "backbone": backbone,
         "resume_from": files.digest(resume_from) if resume_from else None,
-        "code": code([head.loss_cls.type, head.loss_bbox.type]),
+        "code": code([head["loss_cls"]["type"], head["loss_bbox"]["type"]]),
         "libraries": libraries(),
     }
 
@@ -143,20 +142,17 @@ def _tree(source: str) -> ast.Module:
 
 def loss_sources(loss: str) -> set[str]:
     """The files of the package that a loss of ours runs through."""
-    from ghm.registry import MODELS  # not before: who asks for the data alone does not wait for mmengine
-
-    found: set[str] = set()
-    waiting = [MODELS.get(loss).__module__]  # type: ignore[union-attr]
-    while waiting:
-        name = waiting.pop()
-        path = f"{name.removeprefix('ghm.').replace('.', '/')}.py"
-        if path in found or not (HOME / path).is_file():
+    paths: set[str] = set()
+    modules = [getattr(losses, loss.removeprefix("ghm.")).__module__]
+    while modules:
+        path = f"{modules.pop().removeprefix('ghm.').replace('.', '/')}.py"
+        if path in paths or not (HOME / path).is_file():
             continue
-        found.add(path)
+        paths.add(path)
         for node in ast.walk(_tree((HOME / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ghm.losses"):
-                waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found
+                modules += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return paths
 
 
 def essence(source: str) -> str:
@@ -186,7 +182,7 @@ def conditions(parts: dict[str, Any]) -> dict[str, str]:
     Returns:
         `config`, `data`, `backbone`, `resume_from`, `code` and `libraries`, 12 hex digits each.
     """
-    shared = copy.deepcopy(parts)
+    shared = json.loads(json.dumps(parts))
     config = shared["config"]
     for name in ("loss_cls", "loss_bbox", "reg_decoded_bbox"):
         del config["model"]["bbox_head"][name]
@@ -196,31 +192,16 @@ def conditions(parts: dict[str, Any]) -> dict[str, str]:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What of `before` is otherwise in `after`, the first few in words."""
+    """What of `before` is different in `after`, the first few in words."""
     old, new = _flat(before), _flat(after)
-    changed = [name for name in {**old, **new} if old.get(name, ...) != new.get(name, ...)]
-    words = [_words(name, old.get(name, "absent"), new.get(name, "absent")) for name in changed[:SHOWN]]
-    return ", ".join(words) + f" and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
-
-
-def latest(folder: Path, prefix: str) -> dict[str, Any] | None:
-    """The fingerprint of the youngest run below `folder` whose name begins with `prefix`; None without one."""
-    paths = list(folder.glob(f"{prefix}*/{FILE}"))
-    if not paths:
-        return None
-    return json.loads(max(paths, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8"))
-
-
-def _words(name: str, before: Any, after: Any) -> str:
-    section, _, rest = name.partition(".")
-    if section == "code":
-        return f"ghm/{rest} changed"
-    return f"{rest or name} was {_short(before)} and is {_short(after)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    changed = [name for name in old | new if old.get(name, ...) != new.get(name, ...)]
+    sentences = []
+    for name in changed[:SHOWN]:
+        section, _, rest = name.partition(".")
+        values = [json.dumps(values.get(name, "absent")) for values in (old, new)]
+        was, now = (value if len(value) <= 40 else f"{value[:37]}..." for value in values)
+        sentences.append(f"ghm/{rest} changed" if section == "code" else f"{rest or name} was {was} and is {now}")
+    return ", ".join(sentences) + f" and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -229,7 +210,15 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         value = dict(enumerate(value))
     if not isinstance(value, dict) or not value:
         return {name: value}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for inner, item in value.items():
-        found |= _flat(item, f"{name}.{inner}" if name else str(inner))
-    return found
+        flat |= _flat(item, f"{name}.{inner}" if name else str(inner))
+    return flat
+
+
+def latest(folder: Path, prefix: str) -> dict[str, Any] | None:
+    """The fingerprint of the youngest run below `folder` whose name begins with `prefix`; None without one."""
+    paths = list(folder.glob(f"{prefix}*/{FILE}"))
+    if not paths:
+        return None
+    return json.loads(max(paths, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8"))

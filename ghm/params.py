@@ -1,110 +1,68 @@
 """`params.yaml` as frozen dataclasses, checked at the door.
 
-Every public name here is a section of `params.yaml`. A wrong file stops with an `InputError` that names
-the key, the value and what is allowed. This module imports neither torch nor mmdet.
+Every class is a section of `params.yaml`. A wrong file stops with an `InputError` that names all that is wrong: the
+keys, their values and what is allowed. The arguments of losses are checked by `ghm.check`: this module imports neither
+torch nor mmdet.
 """
 
-import dataclasses
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import Field, StrictBool
 
+from ghm import sections
 from ghm.errors import InputError
-from ghm.typed import Allowed, build, convert
+from ghm.sections import Count, CountOrZero, Key, NotNegative, Positive, Section, Seed, Share, allowed
 
-Positive = Annotated[float, Allowed("greater than 0", lambda v: v > 0)]
-NotNegative = Annotated[float, Allowed("0 or greater", lambda v: v >= 0)]
-Share = Annotated[float, Allowed("in [0, 1]", lambda v: 0 <= v <= 1)]
-Momentum = Annotated[float, Allowed("in [0, 1)", lambda v: 0 <= v < 1)]
-Count = Annotated[int, Allowed("1 or greater", lambda v: v >= 1)]
-CountOrZero = Annotated[int, Allowed("0 or greater", lambda v: v >= 0)]
 Inside = Annotated[
     str,
-    Allowed("a relative path without ..", lambda v: not PurePath(v).is_absolute() and ".." not in PurePath(v).parts),
+    allowed("a relative path without ..", lambda v: not PurePath(v).is_absolute() and ".." not in PurePath(v).parts),
 ]
-Checksum = Annotated[str, Allowed("8 to 64 hex digits", lambda v: bool(re.fullmatch(r"[0-9a-f]{8,64}", v)))]
-Seed = Annotated[int, Allowed("in [0, 2**31)", lambda v: 0 <= v < 2**31)]
+Checksum = Annotated[str, allowed("8 to 64 hex digits", lambda v: bool(re.fullmatch(r"[0-9a-f]{8,64}", v)))]
+Role = Literal["cls", "box"]
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Which loss sections a variant trains with."""
+class Loss(Section):
+    """A loss section: a registered loss, and its arguments, which are the loss's own matter."""
+
+    type: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant(Section):
+    """The loss sections that a variant trains with, and the arguments that it gives them instead of theirs."""
 
     cls: str
     box: str
+    # section -> arguments
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"words": "one of these sections"})
 
 
 @dataclass(frozen=True)
-class Focal:
-    gamma: NotNegative
-    alpha: Share
-    loss_weight: NotNegative
-
-
-@dataclass(frozen=True)
-class SmoothL1:
-    beta: Positive
-    loss_weight: NotNegative
-
-
-@dataclass(frozen=True)
-class Harmonised:
-    """What GHM-C and GHM-R have in common."""
-
-    bins: Count
-    momentum: Momentum
-    loss_weight: NotNegative
-    statistics: Literal["level", "batch"]
-    sync: bool
-    bias_correction: bool
-    normalizer: Literal["valid_bins", "bins"]
-    smoothing: NotNegative
-    check: bool
-
-
-@dataclass(frozen=True)
-class Ghmc(Harmonised):
-    pass
-
-
-@dataclass(frozen=True)
-class Ghmr(Harmonised):
-    mu: Positive
-
-
-@dataclass(frozen=True)
-class OtherLoss:
-    """A loss that mmdet registers: its `type` and its arguments, which mmdet checks."""
-
-    type: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Data:
+class Data(Section):
     name: Literal["digits", "bccd", "voc", "coco", "custom"]
     root: str | None
     source: str | None
-    test2017: bool
+    test2017: StrictBool
     label_noise: Share
     max_bad_images: CountOrZero
 
-    def __post_init__(self) -> None:
+    def broken(self) -> Iterator[str]:
         if self.name != "digits" and self.label_noise > 0:
-            raise InputError(f"data.label_noise must be 0 with data.name: {self.name}, got {self.label_noise}")
+            yield f"data.label_noise must be 0 with data.name: {self.name}, got {self.label_noise}"
         if self.root and self.source:
-            raise InputError(f"data.root and data.source cannot both be set, got {self.root!r} and {self.source!r}")
+            yield f"data.root and data.source cannot both be set, got {self.root!r} and {self.source!r}"
         if self.test2017 and self.name != "coco":
-            raise InputError(f"data.test2017 must be false with data.name: {self.name}, got true")
+            yield f"data.test2017 must be false with data.name: {self.name}, got true"
 
 
 @dataclass(frozen=True)
-class CustomSplit:
+class CustomSplit(Section):
     """A COCO-format file and the folder of its images, relative to the root of the data set."""
 
     annotations: Inside
@@ -112,7 +70,7 @@ class CustomSplit:
 
 
 @dataclass(frozen=True)
-class Custom:
+class Custom(Section):
     """The user's own data set."""
 
     train: CustomSplit
@@ -121,16 +79,16 @@ class Custom:
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Section):
     seed: Seed
-    image_size: Annotated[int, Allowed("in [64, 160]", lambda v: 64 <= v <= 160)]
+    image_size: Annotated[int, Field(strict=True, ge=64, le=160)]
     train_images: Count
     val_images: Count
     test_images: Count
 
 
 @dataclass(frozen=True)
-class Anchors:
+class Anchors(Section):
     base_scale: Positive
     scales_per_octave: Count
     ratios: tuple[Positive, ...]
@@ -140,53 +98,46 @@ GROUPS = 16  # of group normalisation in the head
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d"]
     base_channels: Count
     pretrained: str | None
     pretrained_sha256: Checksum | None
     load_from: str | None
-    frozen_stages: Annotated[int, Allowed("in [-1, 4]", lambda v: -1 <= v <= 4)]
-    norm_eval: bool
-    levels: Annotated[int, Allowed("in [3, 7]", lambda v: 3 <= v <= 7)]
+    frozen_stages: Annotated[int, Field(strict=True, ge=-1, le=4)]
+    norm_eval: StrictBool
+    levels: Annotated[int, Field(strict=True, ge=3, le=7)]
     fpn_channels: Count
     head_channels: Count
     stacked_convs: CountOrZero
     head_norm: Literal["GN", "BN"] | None
     anchors: Anchors
 
-    def __post_init__(self) -> None:
-        if self.head_norm == "GN" and self.head_channels % GROUPS:
-            raise InputError(
-                f"model.head_channels must be a multiple of {GROUPS} with model.head_norm: GN, got {self.head_channels}"
-            )
+    def broken(self) -> Iterator[str]:
+        channels, pretrained = self.head_channels, self.pretrained
+        if self.head_norm == "GN" and channels % GROUPS:
+            yield f"model.head_channels must be a multiple of {GROUPS} with model.head_norm: GN, got {channels}"
         if self.base_channels != 64 and self.backbone.startswith("resnext"):
-            raise InputError(
-                f"model.base_channels must be 64 with model.backbone: {self.backbone}, got {self.base_channels}"
-            )
-        if self.pretrained_sha256 and self.pretrained in (None, "digits"):
-            raise InputError(
-                f"model.pretrained_sha256 must be null with model.pretrained: {self.pretrained or 'null'}, "
-                f"got {self.pretrained_sha256!r}"
-            )
-        if self.pretrained is None and self.load_from is None and self.frozen_stages >= 0:
-            raise InputError(
-                f"model.frozen_stages must be -1 when model.pretrained is null, got {self.frozen_stages}: "
-                "random weights would stay random"
-            )
+            yield f"model.base_channels must be 64 with model.backbone: {self.backbone}, got {self.base_channels}"
+        if self.pretrained_sha256 and pretrained in (None, "digits"):
+            setting = f"model.pretrained: {pretrained or 'null'}"
+            yield f"model.pretrained_sha256 must be null with {setting}, got {self.pretrained_sha256!r}"
+        if pretrained is None and self.load_from is None and self.frozen_stages >= 0:
+            stages = f"got {self.frozen_stages}: random weights would stay random"
+            yield f"model.frozen_stages must be -1 when model.pretrained is null, {stages}"
 
 
 @dataclass(frozen=True)
-class Backbone:
+class Backbone(Section):
     crops: Count
-    crop_size: Annotated[int, Allowed("in [32, 128]", lambda v: 32 <= v <= 128)]
+    crop_size: Annotated[int, Field(strict=True, ge=32, le=128)]
     epochs: Count
     batch_size: Count
     lr: Positive
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Section):
     epochs: CountOrZero
     batch_size: Count
     optimizer: Literal["adamw", "sgd"]
@@ -196,18 +147,18 @@ class Train:
     schedule: Literal["cosine", "step"]
     lr_steps: tuple[Count, ...]
     warmup_iters: CountOrZero
-    warmup_ratio: Annotated[float, Allowed("in (0, 1]", lambda v: 0 < v <= 1)]
+    warmup_ratio: Annotated[float, Field(strict=True, gt=0, le=1)]
     grad_clip: Positive | None
     image_scale: tuple[Count, ...]
     flip: Share
-    filter_empty: bool
+    filter_empty: StrictBool
     val_images: CountOrZero
     resume_from: str | None
     precision: Literal["fp32", "bf16", "fp16"]
-    channels_last: bool
-    compile: bool
-    tf32: bool
-    ema_momentum: Annotated[float, Allowed("in (0, 1)", lambda v: 0 < v < 1)] | None
+    channels_last: StrictBool
+    compile: StrictBool
+    tf32: StrictBool
+    ema_momentum: Annotated[float, Field(strict=True, gt=0, lt=1)] | None
 
     @property
     def learning_rate(self) -> float:
@@ -217,18 +168,18 @@ class Train:
         """
         return self.lr * self.batch_size / self.base_batch_size if self.base_batch_size else self.lr
 
-    def __post_init__(self) -> None:
+    def broken(self) -> Iterator[str]:
+        steps = list(self.lr_steps)
         if len(self.image_scale) != 2 or self.image_scale[0] < self.image_scale[1]:
-            raise InputError(f"train.image_scale must be [long, short] in pixels, got {list(self.image_scale)}")
-        if (self.schedule == "step") != bool(self.lr_steps):
-            raise InputError(
-                f"train.lr_steps must name epochs with train.schedule: step and be [] otherwise, "
-                f"got {list(self.lr_steps)} with {self.schedule}"
-            )
+            yield f"train.image_scale must be [long, short] in pixels, got {list(self.image_scale)}"
+        if self.schedule == "step" and not steps:
+            yield "train.lr_steps must name epochs with train.schedule: step, got []"
+        if self.schedule != "step" and steps:
+            yield f"train.lr_steps must be [] with train.schedule: {self.schedule}, got {steps}"
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Section):
     split: Literal["val", "test"]
     score_threshold: Share
     nms_iou: Share
@@ -236,7 +187,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Section):
     """How the work is done here. No stage depends on it."""
 
     workers: CountOrZero
@@ -246,15 +197,12 @@ class Machine:
     trackers: tuple[Literal["tensorboard"], ...]
 
 
-Loss = Focal | SmoothL1 | Ghmc | Ghmr | OtherLoss
-
-
 @dataclass(frozen=True)
-class Params:
-    """All of `params.yaml`. `losses` holds every loss section, the built-in ones and those with a `type`."""
+class Params(Section):
+    """All of `params.yaml`; its loss sections are `losses`."""
 
-    variants: dict[str, Variant]
-    seeds: tuple[Seed, ...]
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     data: Data
     digits: Digits
     custom: Custom
@@ -263,34 +211,30 @@ class Params:
     train: Train
     evaluate: Evaluate
     machine: Machine
-    losses: dict[str, Loss]
+    losses: dict[str, Loss] = field(default_factory=dict, metadata={"words": "loss sections, which have a `type`"})
 
-    def __post_init__(self) -> None:
-        for key, values in (("variants", self.variants), ("seeds", self.seeds)):
-            if not values:
-                raise InputError(f"{key} must hold at least one entry, got none")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"seeds must differ from each other, got {list(self.seeds)}")
+    def broken(self) -> Iterator[str]:
         for name, variant in self.variants.items():
-            for role in ("cls", "box"):
-                section = getattr(variant, role)
+            used = [variant.cls, variant.box]
+            for role, section in zip(("cls", "box"), used, strict=True):
                 if section not in self.losses:
-                    raise InputError(
-                        f"variants.{name}.{role} must be a loss section ({', '.join(self.losses)}), got {section!r}"
-                    )
+                    known = ", ".join(self.losses)
+                    yield f"variants.{name}.{role} must be a loss section ({known}), got {section!r}"
+            for section, arguments in variant.overrides.items():
+                if section not in used:
+                    yield sections.unknown(f"variants.{name}.{section}", arguments, ["cls", "box", *used])
+                if "type" in arguments:
+                    yield f"variants.{name}.{section}.type cannot be overridden: name another loss section instead"
+        if len(set(self.seeds)) != len(self.seeds):
+            yield f"seeds must differ from each other, got {list(self.seeds)}"
         if self.train.epochs == 0 and self.model.load_from is None:
-            raise InputError("train.epochs must be 1 or greater when model.load_from is null, got 0")
+            yield "train.epochs must be 1 or greater when model.load_from is null, got 0"
         if self.train.resume_from and self.model.load_from:
-            raise InputError(
-                f"train.resume_from must be null when model.load_from is set, got {self.train.resume_from!r}: "
-                "a training starts from one checkpoint"
-            )
-        splits = self.splits()
-        if self.evaluate.split not in splits:
-            known = " or ".join(splits)
-            raise InputError(
-                f"evaluate.split must be {known} with data.name: {self.data.name}, got {self.evaluate.split!r}"
-            )
+            resumed = f"got {self.train.resume_from!r}: a training run starts from one checkpoint"
+            yield f"train.resume_from must be null when model.load_from is set, {resumed}"
+        if self.evaluate.split not in self.splits():
+            allowed = f"{' or '.join(self.splits())} with data.name: {self.data.name}"
+            yield f"evaluate.split must be {allowed}, got {self.evaluate.split!r}"
 
     def splits(self) -> tuple[str, ...]:
         """The splits with public labels that are not trained on."""
@@ -308,6 +252,18 @@ class Params:
             raise InputError(f"the variant must be one of {', '.join(self.variants)}, got {name!r}")
         return self.variants[name]
 
+    def loss(self, variant: str, role: Role) -> Loss:
+        """The loss that a variant trains with, its overrides merged."""
+        section = getattr(self.variant(variant), role)
+        loss = self.losses[section]
+        return Loss(loss.type, loss.arguments | self.variants[variant].overrides.get(section, {}))
+
+    def loss_key(self, variant: str, role: Role, argument: str) -> str:
+        """Where `params.yaml` has, or may have, an argument of a variant's loss: in its section or in the variant."""
+        section = getattr(self.variant(variant), role)
+        key = f"{section}.{argument}"
+        return f"variants.{variant}.{key}" if argument in self.variants[variant].overrides.get(section, {}) else key
+
 
 # Keys of earlier versions -> where they went.
 MOVED = {
@@ -317,68 +273,49 @@ MOVED = {
     "train.trackers": "machine.trackers",
     "train.workers": "machine.workers",
 }
-LOSS_SECTIONS: dict[str, type] = {"focal": Focal, "smooth_l1": SmoothL1, "ghmc": Ghmc, "ghmr": Ghmr}
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file.
 
     Raises:
-        InputError: the file is missing, is no YAML mapping, or a key or value in it is wrong.
+        InputError: the file is missing, is no YAML mapping, or keys or values in it are wrong.
     """
-    return parse(read(path))
+    return parse(sections.read(path))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a YAML file with sections, unchecked.
-
-    Raises:
-        InputError: the file is missing or is no YAML mapping.
-    """
-    try:
-        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: run from the repository's root, or restore it with git") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise InputError(f"{path} is not valid YAML{line}: {problem}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} must hold sections like `train:`, got {type(raw).__name__}")
-    return raw
-
-
-def parse(raw: Mapping[str, Any]) -> Params:
+def parse(content: Mapping[str, Any]) -> Params:
     """Check the content of a parameter file and turn it into `Params`.
 
     Raises:
-        InputError: an unknown or missing key, a wrong type, or a value out of range.
+        InputError: unknown or missing keys, wrong types, values out of range: all of them, a line each.
     """
-    _refuse_moved(raw)
-    fixed = {field.name for field in dataclasses.fields(Params)} - {"losses"}
-    losses: dict[str, Loss] = {}
-    sections = {}
-    for key, value in raw.items():
-        if key in fixed:
-            sections[key] = value
-        elif key in LOSS_SECTIONS:
-            losses[key] = build(LOSS_SECTIONS[key], value, key)
-        elif isinstance(value, Mapping) and isinstance(value.get("type"), str):
+    fixed = {section.name for section in fields(Params)} - {"losses"}
+    known: dict[str, Any] = {"losses": {}}
+    for key, value in content.items():
+        if key not in fixed and isinstance(value, Mapping) and "type" in value:
             arguments = {name: argument for name, argument in value.items() if name != "type"}
-            losses[key] = OtherLoss(value["type"], arguments)
+            known["losses"][key] = {"type": value["type"], "arguments": arguments}
+        elif key == "variants" and isinstance(value, Mapping):
+            known[key] = {name: _variant(variant) for name, variant in value.items()}
         else:
-            known = ", ".join(sorted(fixed | LOSS_SECTIONS.keys()))
-            raise InputError(f"{key} is not a known section ({known}) nor a loss section with a `type`, got {value!r}")
-    hints = get_type_hints(Params, include_extras=True)
-    for key in sorted(fixed - sections.keys()):
-        raise InputError(f"{key} is missing from the parameters")
-    return Params(losses=losses, **{key: convert(hints[key], value, key) for key, value in sections.items()})
+            (known["losses"] if key == "losses" else known)[key] = value
+    return sections.build(Params, known, _key, MOVED)
 
 
-def _refuse_moved(raw: Mapping[str, Any]) -> None:
-    for old, new in MOVED.items():
-        section, _, name = old.partition(".")
-        content = raw.get(section)
-        if isinstance(content, Mapping) and name in content:
-            raise InputError(f"{old} is not a known key, got {content[name]!r}: {old} is now {new}")
+def _variant(content: Any) -> Any:
+    """The content of a variant with its overrides in a section of their own."""
+    if not isinstance(content, Mapping):
+        return content
+    overrides = {
+        name: value
+        for name, value in content.items()
+        if name not in ("cls", "box") and (isinstance(value, Mapping) or name == "overrides")
+    }
+    return {name: value for name, value in content.items() if name not in overrides} | {"overrides": overrides}
+
+
+def _key(key: Key) -> Key:
+    """A key in `params.yaml`, from that in `Params`."""
+    added = {(0, "losses"), (2, "arguments"), (2, "overrides")}
+    return tuple(part for place, part in enumerate(key) if (place, part) not in added)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from ghm import files, params
+from ghm import files, params, sections
 from ghm.cli import run
 from ghm.errors import InputError
-from ghm.params import Params
 
 FOLDER = Path("presets")
 PARAMS = Path("params.yaml")
@@ -34,7 +34,12 @@ def apply(name: str) -> str:
     text = io.StringIO()
     yaml.dump(content, text)
     after = text.getvalue()
-    _write(after, params.parse(content), name)
+    if not _means(after, params.parse(content)):
+        raise InputError(
+            f"{PARAMS} would not mean what it should with the preset {name}: put comments that stand beside a list "
+            "or right after it on the line above it; nothing was changed"
+        )
+    files.write_text(PARAMS, after)
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "params.yaml before", "params.yaml", n=0)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -45,12 +50,12 @@ def _read(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(preset.stem for preset in FOLDER.glob("*.yaml")))
         raise InputError(f"the preset must be one of {known}, got {name!r}")
-    own = params.read(path)
-    base = own.pop("_base_", None)
+    preset = sections.read(path)
+    base = preset.pop("_base_", None)
     if base is None:
-        return own
+        return preset
     content = _read(base)
-    _merge(content, own)
+    _merge(content, preset)
     return content
 
 
@@ -66,25 +71,11 @@ def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> bool
     return changed
 
 
-def _write(text: str, meant: Params, name: str) -> None:
-    """Put `text` in the place of `params.yaml`, once it has been read back from the disk and means what it should."""
-    candidate = PARAMS.with_name(f".{PARAMS.name}.{name}")
+def _means(text: str, parameters: params.Params) -> bool:
+    """Whether the text of a parameter file, read back, gives these parameters."""
     try:
-        files.write_text(candidate, text)
-        if not _means(candidate, meant):
-            raise InputError(
-                f"{PARAMS} would not mean what it should with the preset {name}: put comments that stand beside a list "
-                "or right after it on the line above it; nothing was changed"
-            )
-        candidate.replace(PARAMS)
-    finally:
-        candidate.unlink(missing_ok=True)
-
-
-def _means(path: Path, meant: Params) -> bool:
-    try:
-        return params.load(path) == meant
-    except InputError:
+        return params.parse(YAML(typ="safe").load(text)) == parameters
+    except (YAMLError, InputError):
         return False
 
 

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
-from tests.gpus import nvidia_smi
-
 ROOT = Path(__file__).parents[1] / "benchmarks"
 README = (ROOT / "README.md").read_text()
 
@@ -135,8 +132,9 @@ STAND_IN = """#!/bin/sh
 case "$*" in
   *torch.cuda.init*) [ -n "$GPU" ] && echo "Some GPU" || { echo "RuntimeError: Found no NVIDIA driver"; exit 1; } ;;
   *benchmarks.gpu_checks*) echo "a check fails" >&2; echo "| checks so far |" > "$OUT/gpu_checks.md"; exit $FAILS ;;
-  *benchmarks.speed*) echo "| settings so far |" > "$OUT/training_speed.md"; [ $FAILS = 0 ] || sleep 30 ;;
+  *benchmarks.step*) echo "| steps so far |" > "$OUT/step.md"; [ $FAILS = 0 ] || sleep 30 ;;
   *benchmarks.losses*) echo "| losses |" > "$OUT/losses_${GPU:-cpu}.md" ;;
+  *benchmarks.speed*) echo "| settings |" > "$OUT/training_speed.md" ;;
   *benchmarks.faults*) echo '{"different": []}' ;;
 esac
 """
@@ -163,26 +161,29 @@ def test_the_gpu_checks_go_on_to_their_end_and_print_what_they_have_whatever_fai
     assert done.stdout.splitlines()[:-1] == [
         "GPU: Some GPU",
         "",
-        "== checks (150 s at most)",
+        "== checks (80 s at most)",
         "a check fails",
         "FAILED: exit code 1",
         "| checks so far |",
         "",
-        "== training speed (170 s at most)",
+        "== step at COCO's size (80 s at most)",
         "FAILED: out of time",
-        "| settings so far |",
+        "| steps so far |",
         "",
-        "== losses (90 s at most)",
+        "== losses (80 s at most)",
         "| losses |",
         "",
-        "== killed trainings (90 s at most)",
+        "== training speed (100 s at most)",
+        "| settings |",
+        "",
+        "== killed trainings (100 s at most)",
         '{"different": []}',
         "",
     ]
-    assert done.stdout.splitlines()[-1].startswith("not passed: checks, training speed; results are in ")
+    assert done.stdout.splitlines()[-1].startswith("not passed: checks, step at COCO's size; results are in ")
     assert done.returncode == 1
     limits = [int(seconds) for seconds in re.findall(r"\((\d+) s at most\)", done.stdout)]
-    assert sum(limits) + 10 * len(limits) < 570
+    assert sum(limits) + 10 * len(limits) < 8 * 60 + 30
 
 
 def test_the_gpu_checks_pass_where_all_parts_do_and_not_without_a_gpu(tmp_path: Path) -> None:
@@ -220,19 +221,3 @@ def test_the_wheels_for_a_bare_machine_are_all_that_a_training_imports() -> None
     assert set(done.stdout.split()) - THERE - OPTIONAL <= carried
     pinned = (ROOT.parent / "requirements.txt").read_text() + (ROOT.parent / "constraints.txt").read_text()
     assert [line for line in lines if "==" in line and line not in pinned] == []
-
-
-def test_where_a_gpu_is_visible_a_training_gets_an_interpreter_of_its_own(
-    workspace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path_factory.mktemp("gpus")
-    started = folder / "started"  # a line for each interpreter
-    note = f"import sys; open({str(started)!r}, 'a').write(' '.join(sys.orig_argv[1:]) + '\\n')"
-    (folder / "sitecustomize.py").write_text(note)
-    for name, value in {"PYTHONPATH": str(folder), "TMPDIR": str(folder), "PATH": nvidia_smi(folder)}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    with faults.Trainer() as trainer:
-        assert trainer.run(workspace) == 1
-    assert started.read_text() == f"-m stages.train {faults.VARIANT}\n"
-    assert "error: 1 GPU is visible (NVIDIA driver" in (workspace / "log.txt").read_text()

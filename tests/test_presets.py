@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 OVERRIDES: dict[str, Any] = {  # each is valid with all presets
     "ghmc.bins": 10,
+    "variants.ghmc_smooth.ghmc.smoothing": 50.0,
     "seeds": [0, 1, 2],
     "train.image_scale": [96, 64],
     "model.anchors.ratios": [2.0],
@@ -50,12 +51,8 @@ def test_a_preset_gives_valid_parameters_and_keeps_every_comment(name: str, plac
     changed = [line for line in difference.splitlines() if line.startswith("+ ")]
     assert changed
     assert all(line[1:] in {other.rstrip() for other in after.splitlines()} for line in changed)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_preset_applied_twice_changes_nothing_more(name: str):
-    presets.apply(name)
     assert presets.apply(name) == ""
+    assert (place / "params.yaml").read_text() == after
 
 
 def test_a_preset_means_the_same_whatever_presets_came_before(place: Path):
@@ -84,28 +81,15 @@ def test_a_preset_on_top_of_another_holds_its_own_values_and_the_others():
     assert (built_on.train, built_on.data, built_on.evaluate) == (base.train, base.data, base.evaluate)
 
 
-def test_an_empty_preset_leaves_the_file_as_it_was(place: Path):
-    before = (place / "params.yaml").read_text()
-    (place / "presets" / "same.yaml").write_text("seeds: [0]\n")
-    assert presets.apply("same") == ""
-    assert (place / "params.yaml").read_text() == before
-
-
 def test_a_wrong_preset_is_refused_and_nothing_is_written(place: Path):
     before = (place / "params.yaml").read_text()
-    (place / "presets" / "wrong.yaml").write_text("ghmc: {bins: -1}\n")
-    with pytest.raises(InputError, match=r"ghmc\.bins must be 1 or greater, got -1"):
+    (place / "presets" / "wrong.yaml").write_text("train: {lr: -1}\n")
+    with pytest.raises(InputError, match=r"train\.lr must be greater than 0, got -1"):
         presets.apply("wrong")
     with pytest.raises(InputError, match="the preset must be one of bccd_r18, coco_r101_1x, .*got 'coco'"):
         presets.apply("coco")
     assert (place / "params.yaml").read_text() == before
     assert sorted(path.name for path in place.iterdir()) == ["params.yaml", "presets"]
-
-
-def test_a_preset_that_is_no_yaml_is_refused_by_name(place: Path):
-    (place / "presets" / "torn.yaml").write_text("ghmc: {bins: 1")
-    with pytest.raises(InputError, match=r"presets/torn\.yaml is not valid YAML \(line 1\)"):
-        presets.apply("torn")
 
 
 def read() -> dict[str, Any]:

@@ -33,7 +33,7 @@ def region_edges(bins: int, *, end: float, device: torch.device | None = None) -
         raise ValueError(f"bins must be a whole number, 1 or greater, got {bins!r}")
     # In float64: CUDA divides by multiplying with 1 / bins, which in float32 is an ulp off for every other edge.
     edge_E = (torch.arange(bins + 1, dtype=torch.float64, device=device) / bins).float()
-    edge_E[-1] = end
+    edge_E[-1:].fill_(end)  # an assignment by index would wait for the device
     return edge_E
 
 

@@ -10,7 +10,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ghm.params import Ghmc, Ghmr, OtherLoss, Params
+from ghm.params import Params
 from ghm.report import names
 from ghm.report.harmonise import weights
 from ghm.report.inputs import Results
@@ -55,10 +55,8 @@ def _has(table: pd.DataFrame, name: str, kind: str) -> bool:
 
 
 def _smoothing(params: Params, name: str, kind: str) -> float:
-    loss: Any = params.losses[getattr(params.variants[name], kind)]
-    if isinstance(loss, Ghmc | Ghmr):
-        return loss.smoothing
-    return float(loss.arguments.get("smoothing", 0.0)) if isinstance(loss, OtherLoss) else 0.0
+    role: Any = kind
+    return float(params.loss(name, role).arguments.get("smoothing", 0.0))
 
 
 def _map(ax: Axes, steps: pd.Index, value_KS: np.ndarray, title: str, colours: str) -> tuple[Axes, QuadMesh]:

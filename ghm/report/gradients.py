@@ -1,7 +1,7 @@
 """The figures of gradient norms: how they are distributed, and what the losses make of them."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ghm.errors import InputError
-from ghm.params import Focal, Ghmc, Ghmr, Params
+from ghm.params import Params
 from ghm.report.harmonise import Array, focal_gradient, unit_regions, weights
 from ghm.report.inputs import Results
 from ghm.report.style import GREY, KINDS, Plot, colours, legend, new_figure
@@ -17,8 +17,6 @@ from ghm.report.style import GREY, KINDS, Plot, colours, legend, new_figure
 SHOWN = 60  # bins of a drawn distribution: half of those counted, or the rare hard examples are a comb
 UNUSED = (0, (3, 1.5))
 MOMENTS = ("start", "middle", "end")
-
-Section = TypeVar("Section", Focal, Ghmc, Ghmr)
 
 
 def gradient_norms(results: Results, params: Params) -> Plot:
@@ -51,7 +49,7 @@ def region_weights(results: Results, params: Params) -> Plot:
     """Draw the GHM weight of each unit region after the training."""
     figure = new_figure(3.4)
     axes = figure.subplots(1, 2)
-    bins_of = {"cls": _section(params, "ghmc", Ghmc).bins, "box": _section(params, "ghmr", Ghmr).bins}
+    bins_of = {"cls": _argument(params, "ghmc", "bins"), "box": _argument(params, "ghmr", "bins")}
     for ax, (kind, bins), section in zip(axes, bins_of.items(), ("ghmc", "ghmr"), strict=True):
         for name, moments in _moments(results, params, kind):
             weight_K = weights(unit_regions(moments["end"], bins))
@@ -93,8 +91,8 @@ def reformulated(results: Results, params: Params) -> Plot:
     figure = new_figure(4.6)
     ax = figure.subplots()
     g = np.linspace(0.002, 1, 500)
-    gamma = _section(params, "focal", Focal).gamma
-    bins = _section(params, "ghmc", Ghmc).bins
+    gamma = _argument(params, "focal", "gamma")
+    bins = _argument(params, "ghmc", "bins")
     known = [
         ax.plot(g, g, color=GREY, linestyle="--", label="cross entropy")[0],
         ax.plot(g, focal_gradient(g, gamma), color=GREY, linestyle=":", label=f"Focal Loss, gamma {gamma:g}")[0],
@@ -127,8 +125,8 @@ def _moments(results: Results, params: Params, kind: str) -> Iterator[tuple[str,
         yield name, dict(zip(MOMENTS, (counts[0], counts[len(counts) // 2], counts[-1]), strict=True))
 
 
-def _section(params: Params, name: str, kind: type[Section]) -> Section:
-    loss = params.losses.get(name)
-    if not isinstance(loss, kind):
-        raise InputError(f"{name} is missing from params.yaml: the report shows what it makes of the gradients")
-    return loss
+def _argument(params: Params, section: str, name: str) -> Any:
+    loss = params.losses.get(section)
+    if loss is None or name not in loss.arguments:
+        raise InputError(f"{section} is missing from params.yaml, or has no {name}: the report draws it")
+    return loss.arguments[name]

@@ -1,6 +1,5 @@
 """The tables of the report: AP, published AP, AP a class, and how each variant was trained."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from tabulate import tabulate
 from ghm import truth
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import METRICS
-from ghm.params import OtherLoss, Params
+from ghm.params import Params, Role
 from ghm.report import comparison, names
 from ghm.report.comparison import BASELINE
 from ghm.report.inputs import Results
@@ -116,7 +115,7 @@ def training(results: Results, params: Params) -> str:
     for name, variant in params.variants.items():
         contexts = results.contexts[name]
         minutes = np.mean([context["seconds"] for context in contexts]) / 60
-        losses = [_loss(params, variant.cls), _loss(params, variant.box)]
+        losses = [_loss(params, name, variant.cls, "cls"), _loss(params, name, variant.box, "box")]
         rows.append([name, *losses, distinct(context["revision"] for context in contexts), f"{minutes:.1f}"])
     return markdown(head, rows, texts=4)
 
@@ -135,9 +134,8 @@ def _spread(seeds: list[float]) -> str:
     return f" ± {100 * np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else ""
 
 
-def _loss(params: Params, section: str) -> str:
-    loss = params.losses[section]
-    values = loss.arguments if isinstance(loss, OtherLoss) else dataclasses.asdict(loss)
+def _loss(params: Params, variant: str, section: str, role: Role) -> str:
+    values = params.loss(variant, role).arguments
     # The options of GHM that are off make the reference's loss, which needs no words.
     shown = {key: value for key, value in values.items() if key not in OFF or value != OFF[key]}
     return f"{section}: " + ", ".join(f"{key} {value}" for key, value in shown.items())

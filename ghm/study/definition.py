@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import StrictBool
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ghm import params, typed
+from ghm import check, params, sections
 from ghm.errors import InputError
-from ghm.params import Seed, Variant
-from ghm.typed import Allowed
+from ghm.params import Variant
+from ghm.sections import Section, Seed, allowed
 
 FOLDER = Path("studies")
 PARAMS = "params.yaml"
@@ -21,22 +22,22 @@ Changes = dict[str, Any]  # "section.key" of params.yaml -> value
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Section):
     """A variant of `params.yaml` or of the study, with some parameters otherwise."""
 
     variant: str
-    changes: dict[str, object]
-    swept: bool  # false: the study's parameter does not concern it
+    changes: dict[str, Any]
+    swept: StrictBool  # false: the study's parameter does not concern it
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Section):
     """What others found, on a data set of their own."""
 
     dataset: str  # heads the column of the table
     source: str  # model, where it stands
     # curve -> AP in percent, or value -> AP in percent where the curve is swept; a text, as "NaN", is shown as it is
-    ap: dict[str, object]
+    ap: dict[str, Any]
 
     def of(self, curve: str, value: object) -> float | str | None:
         """The AP of a curve at a value; None where there is none."""
@@ -47,7 +48,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Section):
     """The content of a file in `studies/`.
 
     Each of `curves` is trained at each of `values` of `parameter`, under each of `conditions`, once a seed.
@@ -55,11 +56,11 @@ class Study:
 
     question: str
     parameter: str | None  # section.key; null: the curves alone are compared
-    values: tuple[object, ...]
+    values: tuple[Any, ...]
     variants: dict[str, Variant]  # those that params.yaml lacks
-    curves: Annotated[dict[str, Curve], Allowed("at least two curves", lambda curves: len(curves) > 1)]
-    conditions: Annotated[dict[str, dict[str, object]], Allowed("at least one condition", bool)]  # -> changes
-    seeds: Annotated[tuple[Seed, ...], Allowed("at least one seed", bool)]
+    curves: Annotated[dict[str, Curve], allowed("at least two curves", lambda curves: len(curves) > 1)]
+    conditions: Annotated[dict[str, dict[str, Any]], allowed("at least one condition", bool)]  # -> changes
+    seeds: Annotated[tuple[Seed, ...], allowed("at least one seed", bool)]
     published: tuple[Published, ...]
 
     def __post_init__(self) -> None:
@@ -126,7 +127,9 @@ def load(name: str, root: Path = Path()) -> Study:
         raise InputError(f"the study must be one of {known}, got {name!r}")
     params.load(root / PARAMS)
     try:
-        study = typed.build(Study, YAML(typ="safe").load((root / path).read_text(encoding="utf-8")), "study")
+        study = sections.build(
+            Study, YAML(typ="safe").load((root / path).read_text(encoding="utf-8")), lambda key: ("study", *key)
+        )
         splits(study, root)
     except YAMLError as error:
         where = getattr(error, "problem_mark", None)
@@ -156,6 +159,7 @@ def splits(study: Study, root: Path = Path()) -> tuple[str, ...]:
     found = set()
     for cell in cells(study):
         given = params.parse(applied(copy.deepcopy(content), cell.changes))
+        check.losses(given)
         if cell.variant not in given.variants:
             known = ", ".join(dict.fromkeys([*given.variants, *study.variants]))
             raise InputError(f"curves.{cell.curve}.variant must be one of {known}, got {cell.variant!r}")
@@ -167,7 +171,10 @@ def splits(study: Study, root: Path = Path()) -> tuple[str, ...]:
 
 def cells(study: Study) -> Iterator[Cell]:
     """Everything that is trained, condition by condition, curve by curve, in the order of the values."""
-    extra = {f"variants.{name}": {"cls": variant.cls, "box": variant.box} for name, variant in study.variants.items()}
+    extra = {
+        f"variants.{name}": {"cls": variant.cls, "box": variant.box, **variant.overrides}
+        for name, variant in study.variants.items()
+    }
     for condition, changes in study.conditions.items():
         for name, curve in study.curves.items():
             own = {key: value for key, value in extra.items() if key == f"variants.{curve.variant}"}
@@ -186,8 +193,8 @@ def changed(content: Mapping[str, Any], changes: Changes) -> Changes:
     for key, value in changes.items():
         section, _, name = key.partition(".")
         if not isinstance(content.get(section), Mapping):
-            sections = ", ".join(other for other in content if isinstance(content[other], Mapping))
-            raise InputError(f"{key} must be section.key of params.yaml, whose sections are {sections}")
+            known = ", ".join(other for other in content if isinstance(content[other], Mapping))
+            raise InputError(f"{key} must be section.key of params.yaml, whose sections are {known}")
         if name not in content[section] and section != "variants":
             raise InputError(f"{key} is no parameter of params.yaml; {section} has {', '.join(content[section])}")
         if content[section].get(name, ...) != value:

@@ -15,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from ghm import config, files, fingerprint, params, runs
+from ghm import files, fingerprint, params, runs
 from ghm.errors import InputError
 from ghm.study.definition import PARAMS, Changes, applied, changed
 from ghm.words import count
@@ -151,9 +151,7 @@ def _made_of(content: Any, variant: str, splits: Sequence[str]) -> dict[str, Any
 def _code(content: Any, variant: str) -> str:
     """Checksum of the code that the weights of a variant depend on."""
     given = params.parse(content)
-    own = given.variants[variant]
-    losses = [config.loss_type(given.losses[section]) for section in (own.cls, own.box)]
-    return fingerprint.key(fingerprint.code(losses))
+    return fingerprint.key(fingerprint.code([given.loss(variant, "cls").type, given.loss(variant, "box").type]))
 
 
 def _params(root: Path) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from ghm import files
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
-from ghm.params import Train
+from ghm.params import Params, Role, Train
 from ghm.words import count
 
 # Learning rates that trained well: (rate, images per step). `sgd`: the published settings, presets/coco_r50_1x.yaml.
@@ -109,8 +109,8 @@ def non_finite(
     step: int,
     epoch: int,
     path: Path,
-    train: Train,
-    sections: Mapping[str, str],
+    parameters: Params,
+    variant: str,
 ) -> InputError:
     """Write down a step whose loss or gradient is not finite; call it after backward, before the weights move.
 
@@ -123,14 +123,13 @@ def non_finite(
         values: the loss terms and the gradient norm of this process.
         step: counted over the whole run, from 1.
         path: the JSON file to write.
-        train: for what to try.
-        sections: `loss_cls` and `loss_bbox` -> the section of the parameters that the loss is from.
+        parameters: and the variant, for what to try.
 
     Returns:
         The error to raise: what was not finite, where, and what to try.
     """
     images = _images(batch)
-    losses = {name: getattr(detector.bbox_head, name) for name in sections}
+    losses: dict[Role, Any] = {"cls": detector.bbox_head.loss_cls, "box": detector.bbox_head.loss_bbox}
     broken = [name for name, weight in detector.named_parameters() if not weight.isfinite().all()]
     averages = {name: getattr(loss, "acc_sum", None) for name, loss in losses.items()}
     record = {
@@ -156,25 +155,24 @@ def non_finite(
             "were not finite before this step"
         ]
     else:
-        remedies = _remedies(losses, spoilt, step, train, sections)
+        remedies = _remedies(losses, spoilt, step, parameters, variant)
     return InputError(
         f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), "
         f"images {_few([str(image['img_id']) for image in images])}: {where}. Try: {'; '.join(remedies)}"
     )
 
 
-def _remedies(
-    losses: Mapping[str, Any], spoilt: list[str], step: int, train: Train, sections: Mapping[str, str]
-) -> list[str]:
+def _remedies(losses: Mapping[Role, Any], spoilt: list[str], step: int, parameters: Params, variant: str) -> list[str]:
     """What to try, the likeliest first."""
-    remedies, averages = [], []
+    train, remedies, averages = parameters.train, [], []
     if spoilt:
         remedies.append(f"mend images {_few(spoilt)}, which have pixels that are not finite or boxes without an area")
-    for name, loss in losses.items():
+    for role, loss in losses.items():
         momentum = getattr(loss, "momentum", 0)
         if momentum > 0 and not getattr(loss, "bias_correction", False) and step * (1 - momentum) <= EARLY:
-            correction = f"{sections[name]}.bias_correction: true or " * isinstance(loss, HarmonisedLoss)
-            averages.append(f"{correction}a lower {sections[name]}.momentum than {momentum:g}")
+            bias = f"{parameters.loss_key(variant, role, 'bias_correction')}: true or "
+            key = parameters.loss_key(variant, role, "momentum")
+            averages.append(f"{bias * isinstance(loss, HarmonisedLoss)}a lower {key} than {momentum:g}")
     if averages:
         remedies.append(f"{', '.join(averages)}: GHM's first weights are up to 1 / (1 - momentum) too large")
     remedies.append(f"a lower train.lr than {train.lr:g}, or more train.warmup_iters than {train.warmup_iters}")

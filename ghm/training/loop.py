@@ -61,10 +61,7 @@ class TrainLoop(EpochBasedTrainLoop):
         start: tuple[Path, dict[str, Any]] | None,
     ) -> None:
         super().__init__(runner, runner.cfg.train_dataloader, parameters.train.epochs)
-        self.train = parameters.train
-        self.checkpoint_minutes = parameters.machine.checkpoint_minutes
-        losses = parameters.variant(variant)
-        self.sections = {"loss_cls": losses.cls, "loss_bbox": losses.box}
+        self.parameters, self.variant, self.train = parameters, variant, parameters.train
         self.bad_images = BadImages(parameters.data.max_bad_images)
         self.folder = folder
         self.processes = processes
@@ -138,7 +135,7 @@ class TrainLoop(EpochBasedTrainLoop):
         self.bad_images.require()
         optimizer = self.runner.optim_wrapper
         names, own = self._gradients(batch) if self._has_images(batch) else ([], [])
-        saved_long_ago = time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
+        saved_long_ago = time.monotonic() - self._saved_at >= 60 * self.parameters.machine.checkpoint_minutes
         flags = [float(saved_long_ago and self.processes.first), *self._signal_counts()]
         sums = self.processes.add([*own, *flags])
         if names:
@@ -188,8 +185,8 @@ class TrainLoop(EpochBasedTrainLoop):
             step=step,
             epoch=self._epoch + 1,
             path=self.folder / f"non_finite_step_{step}_rank_{self.processes.rank}.json",
-            train=self.train,
-            sections=self.sections,
+            parameters=self.parameters,
+            variant=self.variant,
         )
 
     def _report(self, values: dict[str, float], lr: float) -> None:

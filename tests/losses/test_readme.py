@@ -1,4 +1,4 @@
-"""The examples of `ghm/losses/README.md` run, and its worked example has the figures that it prints."""
+"""The examples of `docs/losses.md` run, and its worked example has the figures that it prints."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-import ghm.losses
 from ghm.losses import GHMC
 from tests.losses.kinds import run
 
-README = (Path(ghm.losses.__file__).parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_there_are_three_examples() -> None:
@@ -27,22 +26,27 @@ def test_an_example_runs(example: str) -> None:
 def test_the_worked_example_has_the_figures_it_prints() -> None:
     names: dict[str, Any] = {}
     exec(EXAMPLES[2], names)
-    assert f"= {names['loss']:.4f}`" in README
+    assert f"= {names['loss']:.4f}`" in PAGE
     plain = torch.nn.functional.softplus(torch.cat([names["logits"][:5, 0], -names["logits"][5]]))
-    assert f"mean {plain.mean():.4f}" in README
-    assert [f"{value:.4f}" for value in plain[[0, 4, 5]].tolist()] == re.findall(r"\| (\d\.\d{4}) \|\n", README)
+    assert f"mean {plain.mean():.4f}" in PAGE
+    assert [f"{value:.4f}" for value in plain[[0, 4, 5]].tolist()] == re.findall(r"\| (\d\.\d{4}) \|\n", PAGE)
     step = (names["logits"], names["labels"], torch.ones(6))
     none, _ = run(GHMC(bins=4, reduction="none"), *step)
     assert (none[:, 0] / plain).tolist() == pytest.approx([0.75] * 4 + [1.5] * 2)
     with_momentum = GHMC(bins=4, momentum=0.75)
     second = [run(with_momentum, *step)[0] for _ in range(2)][1]
-    assert f"gives {second:.4f}" in README
+    assert f"gives {second:.4f}" in PAGE
 
 
-def test_the_config_example_builds() -> None:
-    from ghm.registry import MODELS
+@pytest.mark.filterwarnings("ignore:pkg_resources is deprecated")  # mmengine looks the stock config up by it
+def test_the_config_example_builds_on_a_stock_config(tmp_path: Path) -> None:
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
 
-    names: dict[str, Any] = {}
-    exec(EXAMPLES[1], names)
-    assert MODELS.build(names["loss_cls"]).bins == 30
-    assert MODELS.build(names["loss_bbox"]).mu == 0.02
+    path = tmp_path / "retinanet_ghm.py"
+    path.write_text(EXAMPLES[1])
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        head = MODELS.build(Config.fromfile(path).model.bbox_head)
+    assert head.cls_out_channels == 80
+    assert head.loss_cls.bins == 30
+    assert head.loss_bbox.mu == 0.02

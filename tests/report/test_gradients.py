@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib import rc_context
 
+from ghm.params import Loss
 from ghm.report.gradients import gradient_norms, reformulated
 from ghm.report.inputs import read
 from ghm.report.style import STYLE
@@ -24,7 +25,7 @@ def test_gradient_figures_can_be_drawn(tmp_path: Path, case: str) -> None:
         results = dataclasses.replace(results, gradient_norms=table.query("epoch > 0"))
     else:
         bins_of = {"ghmc": 1, "ghmr": 7}
-        losses = {name: dataclasses.replace(params.losses[name], bins=bins) for name, bins in bins_of.items()}
+        losses = {name: Loss(params.losses[name].type, {"bins": bins}) for name, bins in bins_of.items()}
         params = dataclasses.replace(params, losses=params.losses | losses)
     with rc_context(STYLE):
         for plot in (gradient_norms(results, params), reformulated(results, params)):

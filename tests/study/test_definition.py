@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ghm import typed
+from ghm import sections
 from ghm.errors import InputError
 from ghm.study import __main__ as command
 from ghm.study import definition
@@ -62,8 +62,8 @@ def test_a_variant_of_the_study_is_among_the_changes_of_its_curve_alone(define: 
 FL, SWEPT = curve("fl_sl1", swept=False), curve("ghmc_sl1")
 COCO = {"dataset": "COCO", "source": "a paper"}
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"curvs": {}}, "study.curvs is not a known key, got {}; allowed: question, parameter"),
-    ({"parameter": "ghmc.bin"}, "parameter: ghmc.bin is no parameter of params.yaml; ghmc has bins, momentum,"),
+    ({"curvs": {}}, "study.curvs is not a known key, got {}; did you mean curves. allowed: question, parameter"),
+    ({"parameter": "ghmc.bin"}, "parameter: ghmc.bin is no parameter of params.yaml; ghmc has type, bins, momentum,"),
     ({"parameter": "ghm.bins"}, "parameter: ghm.bins must be section.key of params.yaml, whose sections are variants,"),
     ({"parameter": "seeds"}, "parameter: seeds must be section.key of params.yaml, whose sections are variants,"),
     (
@@ -78,7 +78,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"conditions": {"dirty": {"data.noise": 0.3}}},
         "conditions.dirty: data.noise is no parameter of params.yaml; data has",
     ),
-    ({"values": [0, 10]}, "ghmc.bins must be 1 or greater, got 0"),
+    ({"values": [0, 10]}, "ghmc.bins must be a whole number, 1 or greater, got 0"),
     ({"values": [10, "many"]}, "ghmc.bins must be a whole number, got 'many'"),
     ({"values": []}, "values must be .. without a parameter and hold some with one, got .."),
     ({"parameter": None}, "values must be .. without a parameter and hold some with one, got .10, 20."),
@@ -139,4 +139,4 @@ def test_a_file_that_is_no_yaml_and_one_that_is_not_there_are_named(define: Call
 
 def test_a_study_may_vary_a_switch() -> None:
     switch = {"variant": "ghmc_sl1", "changes": {"ghmc.bias_correction": True}, "swept": False}
-    assert typed.build(definition.Curve, switch, "curve").changes == {"ghmc.bias_correction": True}
+    assert sections.build(definition.Curve, switch).changes == {"ghmc.bias_correction": True}

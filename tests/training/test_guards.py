@@ -121,9 +121,8 @@ class Case:
     """The detector of the tiny preset, four of its images, and one step on them."""
 
     def __init__(self, variant: str = "ghmc_ghmr") -> None:
-        parameters = params.load()
-        self.train = parameters.train
-        cfg = config.build(parameters, variant, data.read_manifest(parameters), None, 0)
+        self.parameters, self.variant = params.load(), variant
+        cfg = config.build(self.parameters, variant, data.read_manifest(self.parameters), None, 0)
         torch.manual_seed(0)
         with DefaultScope.overwrite_default_scope("mmdet"):
             self.model: Any = MODELS.build(cfg.model)
@@ -144,11 +143,9 @@ class Case:
 
     def describe(self, values: dict[str, float], step: int = 1, **changed: Any) -> tuple[str, dict[str, Any]]:
         path = Path("state") / "report.json"
-        sections = {"loss_cls": "ghmc_smooth", "loss_bbox": "ghmr"}
-        train = replace(self.train, **changed)
-        error = guards.non_finite(
-            self.model, self.batch, values, step=step, epoch=1, path=path, train=train, sections=sections
-        )
+        parameters = replace(self.parameters, train=replace(self.parameters.train, **changed))
+        where: dict[str, Any] = dict(step=step, epoch=1, path=path, parameters=parameters, variant=self.variant)
+        error = guards.non_finite(self.model, self.batch, values, **where)
         assert isinstance(error, InputError)
         assert str(path) in str(error)
         if not path.exists():
@@ -166,7 +163,7 @@ def test_the_message_says_what_where_and_what_to_try(case: Case):
     assert "loss is nan, grad_norm is inf at step 7 (epoch 1)" in text
     assert "loss_cls" not in text
     assert f"images {', '.join(map(str, case.ids))}:" in text
-    for words in ("a lower train.lr", "ghmc_smooth.bias_correction: true", "ghmr.bias_correction: true"):
+    for words in ("a lower train.lr", "ghmc.bias_correction: true", "ghmr.bias_correction: true"):
         assert words in text
     assert "train.grad_clip" not in text and "precision" not in text and "mend" not in text
     assert record["values"] == {"loss": "NaN", "loss_cls": 1.0, "grad_norm": "Infinity"}
@@ -184,12 +181,12 @@ def test_the_remedies_follow_the_parameters(case: Case, changed: dict[str, Any],
 
 def test_the_start_of_the_moving_average_is_only_blamed_early_and_when_it_is_biased(case: Case):
     early = guards.EARLY / (1 - 0.75)
-    assert "ghmc_smooth.bias_correction" in case.describe({"loss": math.nan}, step=int(early))[0]
-    assert "ghmc_smooth.bias_correction" not in case.describe({"loss": math.nan}, step=int(early) + 1)[0]
+    assert "ghmc.bias_correction" in case.describe({"loss": math.nan}, step=int(early))[0]
+    assert "ghmc.bias_correction" not in case.describe({"loss": math.nan}, step=int(early) + 1)[0]
     case.model.bbox_head.loss_cls.bias_correction = True
     text, record = case.describe({"loss": math.nan})
-    assert "ghmc_smooth.bias_correction" not in text and "ghmr.bias_correction" in text
-    assert record["ghm"].keys() == {"loss_cls", "loss_bbox"}
+    assert "ghmc.bias_correction" not in text and "ghmr.bias_correction" in text
+    assert record["ghm"].keys() == {"cls", "box"}
 
 
 def test_a_loss_without_a_moving_average_has_no_state_and_no_remedy(workspace: Path):

@@ -1,0 +1,124 @@
+"""`python -m ghm.check`: check `params.yaml` and the losses of its variants; `--schema` writes its JSON schema.
+
+The losses of this package are checked by their own signatures, which takes torch alone; others by building them.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import Field, TypeAdapter
+from torch import nn
+
+from ghm import files, params, sections
+from ghm import losses as package
+from ghm.cli import run
+from ghm.errors import InputError
+from ghm.params import Loss, Params, Role
+
+SCHEMA = Path("params.schema.json")
+
+
+def losses(parameters: Params) -> None:
+    """Check the losses of all variants.
+
+    Raises:
+        InputError: all that is wrong, a line each.
+    """
+    sentences = []
+    for variant in parameters.variants:
+        for role in ("cls", "box"):
+            try:
+                build(parameters, variant, role)
+            except InputError as error:
+                sentences += str(error).splitlines()
+    if sentences:
+        raise InputError("\n".join(dict.fromkeys(sentences)))
+
+
+def build(parameters: Params, variant: str, role: Role) -> nn.Module:
+    """Build the loss of a variant.
+
+    Raises:
+        InputError: there is no such loss, its arguments are wrong, or it is for the other role.
+    """
+    loss, section = parameters.loss(variant, role), getattr(parameters.variants[variant], role)
+    if loss.type.startswith("ghm."):
+        module = _ours(loss, partial(parameters.loss_key, variant, role))
+    else:
+        module = _registered(loss, section)
+    # Every loss on logits says whether it takes one logit per class; no loss on boxes does.
+    if hasattr(module, "use_sigmoid") != (role == "cls"):
+        other = "box" if role == "cls" else "cls"
+        raise InputError(f"variants.{variant}.{role} must be a loss for {role}, got {section!r}, which is for {other}")
+    return module
+
+
+def _ours(loss: Loss, key: Callable[[str], str]) -> nn.Module:
+    """Build a loss of this package. `key`: where `params.yaml` has an argument."""
+    name = loss.type.removeprefix("ghm.")
+    if name not in package.__all__:
+        known = ", ".join(f"ghm.{name}" for name in package.__all__)
+        raise InputError(f"{key('type')} must be one of {known}, or of mmdet's losses, got {loss.type!r}")
+    cls = getattr(package, name)
+    sections.build(_signature(cls), loss.arguments, lambda path: (key(str(path[0])), *path[1:]))
+    try:
+        return cls(**loss.arguments)
+    except ValueError as error:
+        argument, _, rest = str(error).partition(" ")
+        raise InputError(f"{key(argument)} {rest}") from None
+
+
+@cache
+def _signature(cls: type) -> type:
+    """The arguments of a class as a dataclass that pydantic checks."""
+    hints = get_type_hints(cls.__init__)
+    arguments = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        hint = Annotated[hints[name], Field(strict=True)] if hints[name] in (bool, int, float) else hints[name]
+        default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+        arguments.append((name, hint, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(cls.__name__, arguments, bases=(sections.Section,), kw_only=True)
+
+
+def _registered(loss: Loss, section: str) -> nn.Module:
+    import mmdet.models  # noqa: F401  (registers its losses)
+
+    from ghm.registry import MODELS
+
+    try:
+        return MODELS.build({**loss.arguments, "type": loss.type, "_scope_": "mmdet"})
+    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{section} is no loss that mmdet can build from type {loss.type!r}: {reason}") from None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of `params.yaml`, by which editors complete and check it."""
+    content = TypeAdapter(Params).json_schema()
+    loss, variant = content["$defs"]["Loss"], content["$defs"]["Variant"]
+    # In the file, loss sections, their arguments and overrides lie beside what has a name.
+    for section, name in ((content, "losses"), (loss, "arguments"), (variant, "overrides")):
+        del section["properties"][name]
+    content["additionalProperties"] = {"$ref": "#/$defs/Loss"}
+    loss["additionalProperties"] = True
+    variant["additionalProperties"] = {"type": "object"}
+    return content
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ghm.check", description=__doc__)
+    parser.add_argument("--schema", action="store_true", help=f"write {SCHEMA}")
+    if parser.parse_args().schema:
+        files.write_text(SCHEMA, json.dumps(schema(), indent=1) + "\n")
+    else:
+        losses(params.load())
+
+
+if __name__ == "__main__":
+    run(main)
