@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +79,12 @@ def test_single_batches_far_above_the_others_are_not_an_explosion():
     assert not warnings_of([100.0 if step % 10 in (0, 1) else 0.5 for step in range(100)] + [0.5] * 60 + [1e4, 1e4])
 
 
-def test_the_large_first_losses_of_ghm_are_not_an_explosion():
-    for momentum in (0.7, 0.75, 0.99):
-        assert not warnings_of([1 / (1 - momentum ** (step + 1)) for step in range(1000)])
-
-
 def test_a_loss_that_diverges_is_warned_of_before_it_overflows():
     found = warnings_of([1.0] * 60 + [1.5**step for step in range(200)])
     assert found
     step, text = found[0]
     assert step < 75
     assert re.search(rf"the loss explodes: \S+ at step {step}, .*train\.lr", text)
-
-
-def test_a_loss_that_stays_high_is_warned_of_once_in_200_steps():
-    losses = [1.0] * 100
-    for step in range(1000):
-        losses.append(1.1 ** min(step, 400) + 20.0 ** (1 + step // 10))
-    found = [step for step, _ in warnings_of(losses)]
-    assert len(found) > 2
-    assert all(later - earlier >= guards.LOSS_QUIET for earlier, later in pairwise(found))
 
 
 def test_nothing_is_an_explosion_before_there_is_something_to_hold_it_against():

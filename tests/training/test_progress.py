@@ -3,7 +3,6 @@
 import importlib
 import io
 import logging
-import math
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,14 +82,6 @@ def test_a_row_holds_the_means_since_the_last_row_and_the_rate_of_its_own_step(t
     assert table["lr"].tolist() == [0.2, 0.4]
 
 
-def test_steps_that_an_epoch_leaves_over_are_in_no_row(tmp_path: Path):
-    log = _progress(tmp_path)
-    for step in range(1, 11):
-        log.step((step - 1) // 5, step, dict.fromkeys(VALUES, float(step)), lr=0.1)
-    expected = [[2, 1, 1.5], [4, 1, 3.5], [7, 2, 6.5], [9, 2, 8.5]]
-    assert _read(tmp_path, LOG)[["step", "epoch", "loss"]].to_numpy().tolist() == expected
-
-
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_stopping_anywhere_leaves_no_trace_in_the_files(data: st.DataObject):
@@ -140,18 +131,6 @@ def test_the_result_has_the_tables_to_the_byte_and_empty_ones_have_their_columns
     assert _files(tmp_path / "whole") == _files(tmp_path / "run")
 
 
-def test_a_loss_that_is_not_a_number_is_written_and_read_as_such(tmp_path: Path):
-    log = _progress(tmp_path, interval=1)
-    log.step(0, 1, {**_values(0), "loss": math.nan, "loss_cls": math.inf}, lr=0.1)
-    table = _read(tmp_path, LOG)
-    assert np.isnan(table["loss"].to_numpy()).all() and np.isinf(table["loss_cls"].to_numpy()).all()
-
-
-def test_a_row_with_a_column_too_many_is_an_error(tmp_path: Path):
-    with pytest.raises(ValueError, match="fields not in fieldnames: 'area'"):
-        _progress(tmp_path).record(DENSITY, [{"step": 1, "area": 0.5}])
-
-
 def test_seconds_are_those_of_all_starts_without_the_time_between(tmp_path: Path, clock: Clock):
     log = _progress(tmp_path)
     clock.now += 7
@@ -182,18 +161,6 @@ def test_a_line_tells_all_of_a_row(tmp_path: Path, clock: Clock, caplog: pytest.
     ]
     log.measured(2, -1.0)
     assert caplog.messages[-1] == "ghmc, seed 0: no AP after epoch 2: a part of the validation split has no boxes"
-
-
-def test_a_first_step_after_a_restore_tells_no_pace(tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture):
-    caplog.set_level(logging.INFO, "ghm.training.progress")
-    log = _progress(tmp_path)
-    log.step(0, 1, _values(1), lr=0.1)
-    clock.now += 1
-    log.step(0, 2, _values(2), lr=0.1)
-    again = _progress(tmp_path)
-    again.restore(log.state())
-    again.step(0, 4, _values(4), lr=0.1)
-    assert caplog.messages[-1].endswith("lr 0.1")
 
 
 def test_a_bar_goes_on_where_the_run_stopped_and_tells_the_last_row(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,6 +1,5 @@
 """Laws of checkpoints: whole or absent, the newest whole one is used, and nothing in one is executed."""
 
-import errno
 import logging
 import multiprocessing
 import os
@@ -148,24 +147,6 @@ def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_is_used(
     assert newest_step(tmp_path) == 1
     assert state.save(tmp_path, content(2)).exists()
     assert newest_step(tmp_path) == 2
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
-def test_a_write_that_is_broken_off_leaves_what_was_there_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-):
-    path = state.save(tmp_path, content(1))
-
-    def broken(_handle: int) -> None:
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", broken)
-        with pytest.raises((KeyboardInterrupt, OSError)) as caught:
-            state.save(tmp_path, content(2))
-    assert not isinstance(caught.value, InputError)
-    assert names(tmp_path) == [path.name]
-    assert newest_step(tmp_path) == 1
 
 
 class Hostile:
