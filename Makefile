@@ -34,8 +34,7 @@ preset: environment  ## merge presets/$(NAME).yaml into params.yaml, e.g. make p
 	@python -m ghm.presets $(NAME)
 
 study: environment  ## train a study and write its table and figure, e.g. make study NAME=bins
-	dvc repro data backbone
-	python -m ghm.study $(NAME)
+	dvc repro studies/dvc.yaml:$(NAME)
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST)

@@ -40,8 +40,8 @@ if [ -s "$stamp" ] && [ "$(head -n 1 "$stamp")" != "$own" ]; then
 fi
 if [ "$own" = "no Python" ]; then
     case $(version "$python") in
-    "Python 3.10" | "Python 3.11" | "Python 3.12") ;;
-    *) fail "Python 3.10 to 3.12 is needed, and $python is $(version "$python"): make PYTHON=python3.12 ..." ;;
+    "Python 3.11" | "Python 3.12" | "Python 3.13") ;; # mmengine and mmcv call what Python 3.14 no longer has
+    *) fail "Python 3.11 to 3.13 is needed, and $python is $(version "$python"): make PYTHON=python3.13 ..." ;;
     esac
 fi
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then

@@ -48,6 +48,7 @@ WITHOUT_EFFECT = (
     "fingerprint.py",
     "losses/__init__.py",
     "params.py",
+    "pretraining.py",  # likewise
     "registry.py",
     "runs.py",
     "sections.py",

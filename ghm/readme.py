@@ -1,56 +1,53 @@
-"""`python -m ghm.readme`: write the table of README.md from `metrics/` and `reports/plots/intervals.csv`."""
+"""`python -m ghm.readme`: write the table of README.md from that of `reports/ap_table.md`."""
 
-import io
-import json
 import re
-from collections.abc import Callable
+from itertools import dropwhile, takewhile
 from pathlib import Path
-
-import pandas as pd
 
 from ghm import files, params
 from ghm.cli import run
 from ghm.errors import InputError
-from ghm.params import Params
-from ghm.report import comparison, names
-from ghm.report.tables import BASELINE, LEVEL, signed
+from ghm.params import Loss, Params
+from ghm.report import names
+from ghm.report.tables import options
+from ghm.words import label
 
-README = "README.md"
-INTERVALS = "reports/plots/intervals.csv"
-METRICS = ("AP", "AP50", "AP75", "AR100")
+README, REPORT = Path("README.md"), Path("reports/ap_table.md")
+COLUMNS = re.compile("AP|AP50|AP75|AR100|AP minus .*")  # that README shows, beside variant and losses
+# Type -> name. Another loss is called by its type.
 LOSSES = {
-    "focal": "Focal Loss",
-    "ghmc": "GHM-C",
-    "ghmc_smooth": "GHM-C with smoothed density",
-    "smooth_l1": "Smooth L1",
-    "ghmr": "GHM-R",
+    "ghm.FocalLoss": "Focal Loss",
+    "ghm.GHMC": "GHM-C",
+    "ghm.SmoothL1Loss": "Smooth L1",
+    "ghm.GHMR": "GHM-R",
 }
-PLACE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-def table(given: Params, text_of: Callable[[str], str]) -> str:
+def table(parameters: Params, report: str) -> str:
     """A row for each variant, in Markdown.
 
     Args:
-        text_of: path in the repository -> content.
+        report: whose first table has them.
 
     Raises:
-        InputError: the report does not have all variants, or is not of these metrics.
+        InputError: the report is of other variants.
     """
-    compared = pd.read_csv(io.StringIO(text_of(INTERVALS)), dtype={"variant": str, "metric": str})
-    first = next(iter(given.variants))
-    head = ["variant", *METRICS, f"AP minus {names.code(first)}, {LEVEL}", "losses"]
-    lines = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
-    for name, variant in given.variants.items():
-        metrics = json.loads(text_of(f"metrics/{name}.json"))
-        estimates = compared.query("variant == @name and metric == 'AP'")["estimate"].tolist()
-        if len(estimates) != 1 or abs(estimates[0] - metrics["AP"]) > 1e-4:
-            raise InputError(f"{INTERVALS} is not of metrics/{name}.json: run `dvc repro`")
-        figures = [f"{100 * metrics[key]:.1f}" for key in METRICS]
-        minus = BASELINE if name == first else signed(comparison.row(compared, name, "AP"))
-        losses = " + ".join(LOSSES.get(section) or names.code(section) for section in (variant.cls, variant.box))
-        lines.append([names.code(name), *figures, minus, losses])
-    return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
+    lines = takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line[:1] != "|", report.splitlines()))
+    head, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines] or [[], []]
+    if [row[0] for row in rows] != [names.markdown(name) for name in parameters.variants]:
+        raise InputError(f"{REPORT} is not of the variants of params.yaml: run `dvc repro`")
+    shown = [place for place, cell in enumerate(head) if COLUMNS.fullmatch(cell)]
+    written = [["variant", *(head[place] for place in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
+    for name, row in zip(parameters.variants, rows, strict=True):
+        losses = " + ".join(_name(parameters.loss(name, role)) for role in ("cls", "box"))
+        written.append([names.code(name), *(row[place] for place in shown), losses])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in written)
+
+
+def _name(loss: Loss) -> str:
+    on = ", ".join(f"{key} {label(loss.arguments[key])}" for key, is_on in options(loss).items() if is_on)
+    return (LOSSES.get(loss.type) or names.code(loss.type)) + f" with {on}" * bool(on)
 
 
 def written(readme: str, content: str) -> str:
@@ -59,20 +56,17 @@ def written(readme: str, content: str) -> str:
     Raises:
         InputError: it has no markers.
     """
-    if not PLACE.search(readme):
-        raise InputError(f"{README} has no lines <!-- table ... --> and <!-- end of table -->: the table has no place")
-    return PLACE.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", readme, count=1)
-
-
-def _text(name: str) -> str:
-    if not Path(name).is_file():
-        raise InputError(f"{name} is missing: run `dvc repro`")
-    return Path(name).read_text(encoding="utf-8")
+    if not TABLE.search(readme):
+        raise InputError(f"{README} has no lines <!-- table ... --> and <!-- end of table --> to write between")
+    return TABLE.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", readme, count=1)
 
 
 def main() -> None:
-    content = table(params.load(), _text)
-    files.write_text(Path(README), written(_text(README), content))
+    for path in (README, REPORT):
+        if not path.is_file():
+            raise InputError(f"{path} is missing: run `dvc repro`, or restore it with git")
+    content = table(params.load(), REPORT.read_text(encoding="utf-8"))
+    files.write_text(README, written(README.read_text(encoding="utf-8"), content))
     print(content)
 
 

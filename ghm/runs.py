@@ -43,6 +43,7 @@ COLUMNS = {
 DETECTIONS = "detections.json"  # COCO results
 METRICS = "metrics.json"
 ERRORS = "errors.json"  # kind of error -> AP50 that it costs
+MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.read`
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 
 RESULT = "result"  # folder in that of a finished run

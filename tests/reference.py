@@ -15,6 +15,7 @@ Names: N examples, M unit regions, p the probability, p_star the target, d = pre
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,10 +62,10 @@ def harmonising_parameters(
     total: float,
     *,
     regions: int,
-    momentum: float,
-    average: list[float] | None,
-    occupied_only: bool,
-    smoothing: float,
+    momentum: float = 0.0,
+    average: list[float] | None = None,
+    occupied_only: bool = True,
+    smoothing: float = 0.0,
 ) -> tuple[list[float], list[float] | None]:
     """beta_i = total / GD(g_i), equation 7, with GD by unit regions and, with momentum, by section "EMA".
 
@@ -84,66 +85,24 @@ def harmonising_parameters(
     return beta, density if momentum > 0 else None
 
 
-def ghm_c(
-    logits: np.ndarray,
-    targets: np.ndarray,
-    weights: np.ndarray,
-    *,
-    regions: int,
-    momentum: float = 0.0,
-    average: list[float] | None = None,
-    occupied_only: bool = True,
-    smoothing: float = 0.0,
-) -> Outcome:
-    """Equation 8, sum_i beta_i L_CE(p_i, p*_i) / N, and equation 2 for the derivative; beta is held constant."""
+def ghm_c(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, **options: Any) -> Outcome:
+    """Equation 8, sum_i beta_i L_CE(p_i, p*_i) / N, and equation 2 for the derivative; beta is held constant.
+
+    `options` here and in `ghm_r` are those of `harmonising_parameters`.
+    """
     x, p_star, ok = _flat(logits), _flat(targets), [w > 0 for w in _flat(weights)]
-    total = max(float(sum(ok)), 1.0)
     slope = [sigmoid(x_i) - t_i for x_i, t_i in zip(x, p_star, strict=True)]
-    norms = [abs(s) for s in slope]
     loss = [cross_entropy(x_i, t_i) for x_i, t_i in zip(x, p_star, strict=True)]
-    beta, average = harmonising_parameters(
-        norms,
-        ok,
-        total,
-        regions=regions,
-        momentum=momentum,
-        average=average,
-        occupied_only=occupied_only,
-        smoothing=smoothing,
-    )
-    return _outcome(loss, slope, beta, total, average, np.shape(logits))
+    return _outcome(loss, slope, ok, float(sum(ok)), np.shape(logits), options)
 
 
-def ghm_r(
-    predictions: np.ndarray,
-    targets: np.ndarray,
-    weights: np.ndarray,
-    *,
-    mu: float,
-    regions: int,
-    momentum: float = 0.0,
-    average: list[float] | None = None,
-    occupied_only: bool = True,
-    smoothing: float = 0.0,
-) -> Outcome:
+def ghm_r(predictions: np.ndarray, targets: np.ndarray, weights: np.ndarray, *, mu: float, **options: Any) -> Outcome:
     """Section "GHM-R Loss": sum_i beta_i ASL1(d_i) / N and its derivative; N is the sum of weights, as in the code."""
-    ok = [w > 0 for w in _flat(weights)]
-    total = max(sum(_flat(weights)), 1.0)
     differences = [a - b for a, b in zip(_flat(predictions), _flat(targets), strict=True)]
     slope = [d / math.sqrt(d * d + mu * mu) for d in differences]
-    norms = [abs(s) for s in slope]
     loss = [math.sqrt(d * d + mu * mu) - mu for d in differences]
-    beta, average = harmonising_parameters(
-        norms,
-        ok,
-        total,
-        regions=regions,
-        momentum=momentum,
-        average=average,
-        occupied_only=occupied_only,
-        smoothing=smoothing,
-    )
-    return _outcome(loss, slope, beta, total, average, np.shape(predictions))
+    weight = _flat(weights)
+    return _outcome(loss, slope, [w > 0 for w in weight], sum(weight), np.shape(predictions), options)
 
 
 def _flat(values: np.ndarray) -> list[float]:
@@ -151,13 +110,11 @@ def _flat(values: np.ndarray) -> list[float]:
 
 
 def _outcome(
-    loss: list[float],
-    slope: list[float],
-    beta: list[float],
-    total: float,
-    average: list[float] | None,
-    shape: tuple[int, ...],
+    loss: list[float], slope: list[float], ok: list[bool], total: float, shape: tuple[int, ...], options: dict[str, Any]
 ) -> Outcome:
+    """The mean of losses whose gradient norm is |slope|, weighed by beta."""
+    total = max(total, 1.0)
+    beta, average = harmonising_parameters([abs(s) for s in slope], ok, total, **options)
     value = sum(b * v for b, v in zip(beta, loss, strict=True)) / total
     gradient = [b * s / total for b, s in zip(beta, slope, strict=True)]
     return Outcome(value, np.array(gradient).reshape(shape), np.array(beta).reshape(shape), average)

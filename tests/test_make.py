@@ -101,22 +101,6 @@ def test_the_content_of_the_requirement_files_counts_and_not_their_time(copy: Co
     assert copy.ok("say") == "2.0\n"
 
 
-def test_a_program_that_runs_from_the_environment_keeps_it(copy: Copy):
-    command = [copy.root / ".venv/bin/python", "-c", "input(); import tiny; print(tiny.version)"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        copy.pin("2.0")
-        copy.ok("environment")
-        assert running.communicate("\n")[0] == "2.0\n"
-
-
-def test_what_was_broken_off_is_completed(copy: Copy):
-    (copy.root / "requirements.txt").write_text("./none-1.0-py3-none-any.whl\n")
-    assert copy.run("say").returncode != 0
-    assert copy.run("say").returncode != 0
-    copy.pin("2.0")
-    assert copy.ok("say").endswith("\n2.0\n")
-
-
 def test_a_link_is_used_when_it_leads_to_what_is_pinned_and_never_written_through(copy: Copy):
     (copy.root / ".venv").rename(copy.root / "moved")
     (copy.root / ".venv").symlink_to("moved")
@@ -145,7 +129,7 @@ def test_another_python_is_refused_with_the_remedy(copy: Copy):
 
 def test_a_python_that_is_none_or_of_another_version_makes_no_environment(tmp_path: Path):
     copy = Copy(tmp_path)
-    assert "Python 3.10 to 3.12 is needed, and false is no Python" in copy.refused("say", "PYTHON=false")
+    assert "Python 3.11 to 3.13 is needed, and false is no Python" in copy.refused("say", "PYTHON=false")
     assert not (tmp_path / ".venv").exists()
     (tmp_path / ".venv").mkdir()
     assert copy.refused("say") == "error: .venv holds no Python that runs: remove .venv"

@@ -1,8 +1,11 @@
-"""Laws of the operators that stand in for mmcv's compiled extension."""
+"""Laws of the front door to mmdet: what `import ghm` puts in the place of mmcv's compiled extension, and finds."""
 
 import importlib
+import importlib.util
+import subprocess
 import sys
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,15 +24,59 @@ def test_mmengine_finds_the_extension():
 
 def test_a_compiled_extension_would_be_found_first():
     mmcv_ops.install()
-    places = [place for place, finder in enumerate(sys.meta_path) if isinstance(finder, mmcv_ops._Finder)]
-    assert len(places) == 1
-    assert places[0] > sys.meta_path.index(PathFinder)
+    (position,) = [number for number, finder in enumerate(sys.meta_path) if isinstance(finder, mmcv_ops._Finder)]
+    assert position > sys.meta_path.index(PathFinder)
 
 
 def test_a_missing_operator_is_named_with_its_remedy():
     with pytest.raises(NotImplementedError, match="`roi_align_forward` is not provided here: install mmcv 2.1.0"):
         roi_align(torch.rand(1, 1, 4, 4), torch.rand(1, 5), (2, 2))
     assert not hasattr(importlib.import_module("mmcv._ext"), "__file__")
+
+
+STEP = """
+import sys
+import {first}
+from mmengine.config import Config
+assert "ghm.registry" not in sys.modules
+config = Config.fromfile(sys.argv[1])
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+
+init_default_scope("mmdet")
+model = MODELS.build(config.model)
+boxes = InstanceData(bboxes=torch.tensor([[10.0, 10.0, 80.0, 90.0]]), labels=torch.tensor([3]))
+sample = DetDataSample(gt_instances=boxes, metainfo=dict(img_shape=(128, 128), pad_shape=(128, 128)))
+losses, _ = model.parse_losses(model.loss(torch.randn(1, 3, 128, 128), [sample]))
+losses.backward()
+assert losses.isfinite() and all(weight.grad.isfinite().all() for weight in model.bbox_head.parameters())
+print(*(type(loss).__module__ for loss in (model.bbox_head.loss_cls, model.bbox_head.loss_bbox)))
+"""
+
+
+@pytest.mark.parametrize("first", ["ghm.losses", "mmengine"])
+def test_a_stock_config_of_mmdet_trains_with_our_losses_in_either_order_of_imports(tmp_path: Path, first: str):
+    spec = importlib.util.find_spec("mmdet")
+    assert spec is not None and spec.origin is not None
+    stock = Path(spec.origin).parent / ".mim" / "configs" / "retinanet" / "retinanet_r18_fpn_1x_coco.py"
+    (tmp_path / "config.py").write_text(
+        f"""_base_ = "{stock}"
+custom_imports = dict(imports=["ghm"])
+model = dict(
+    backbone=dict(init_cfg=None),
+    bbox_head=dict(
+        loss_cls=dict(_delete_=True, type="ghm.GHMC", bins=30, momentum=0.75, use_sigmoid=True),
+        loss_bbox=dict(_delete_=True, type="ghm.GHMR", mu=0.02, bins=10, momentum=0.7, loss_weight=10.0),
+    ),
+)
+"""
+    )
+    command = [sys.executable, "-W", "ignore", "-c", STEP.format(first=first), str(tmp_path / "config.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["ghm.losses.ghmc ghm.losses.ghmr"], done.stderr
 
 
 def boxes(count: int) -> Tensor:

@@ -1,21 +1,26 @@
-"""Laws of the requirement files: what is imported is declared, and every version stands in one place."""
+"""Laws of what is declared: every import, every version in one place, and ranges that hold what is pinned."""
 
 import ast
 import re
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+import ghm
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"ghm", "stages", "benchmarks", "tests"}
 
 
-def pinned(name: str) -> list[str]:
-    """The packages of a requirement file."""
+def pins(name: str) -> dict[str, str]:
+    """Package -> version of a requirement file."""
     lines = (ROOT / name).read_text().splitlines()
-    return [match[1].lower() for line in lines if (match := re.match(r"([\w.-]+)==", line))]
+    return dict(match.groups() for line in lines if (match := re.match(r"([\w.-]+)==([\w.]+)", line)))
 
 
 def imported(folder: str) -> set[str]:
@@ -35,15 +40,35 @@ def test_every_package_that_is_imported_is_declared(folder: str):
     provided = packages_distributions()
     names = imported(folder)
     assert names or folder == "stages"
-    declared = set(pinned("requirements.txt"))
+    declared = set(pins("requirements.txt"))
     assert {name for name in names if not declared & {other.lower() for other in provided.get(name, [])}} == set()
 
 
 def test_what_pandas_imports_to_write_markdown_is_declared():
-    assert "tabulate" in pinned("requirements.txt")
+    assert "tabulate" in pins("requirements.txt")
 
 
 def test_every_version_stands_in_one_place():
-    names = [*pinned("requirements.txt"), *pinned("constraints.txt")]
-    assert len(names) > 100
-    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+    direct, brought = pins("requirements.txt"), pins("constraints.txt")
+    assert len(direct) + len(brought) > 100
+    assert not direct.keys() & brought.keys()
+    about = PROJECT["project"]
+    assert "version" in about["dynamic"] and PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "ghm.__version__"
+    }
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ghm.__version__)
+
+
+def test_every_requirement_of_the_package_is_pinned_within_its_range():
+    extras = PROJECT["project"]["optional-dependencies"]
+    listed = [*PROJECT["project"]["dependencies"], *(line for extra in extras.values() for line in extra)]
+    direct = pins("requirements.txt")
+    for requirement in map(Requirement, listed):
+        assert requirement.name == "ghm" or requirement.specifier.contains(direct[requirement.name]), requirement
+
+
+def test_the_extra_pipeline_holds_all_that_the_package_imports():
+    provided = packages_distributions()
+    extras = PROJECT["project"]["optional-dependencies"]
+    declared = {Requirement(line).name for line in (*extras["mmdet"], *extras["pipeline"])} | {"torch", "triton"}
+    assert {name for name in imported("ghm") if not declared & {other.lower() for other in provided[name]}} == set()

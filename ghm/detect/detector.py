@@ -203,7 +203,7 @@ def _load_weights(model: torch.nn.Module, source: Source) -> dict[str, Any]:
     if any(".loss_" not in name for name in report.unexpected):
         _log.warning("%s: %s", source.checkpoint, report)
     model.load_state_dict(found, strict=False)
-    content: Any = checkpoints._load(source.checkpoint)  # read before, so this is a checkpoint
+    content: Any = checkpoints.load(source.checkpoint)  # read before, so this is a checkpoint
     meta = content.get("meta")
     return meta if isinstance(meta, dict) else {}
 

@@ -6,11 +6,14 @@ count, T IoU thresholds, R recall thresholds.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ghm.runs import MATCHES
 
 Array = NDArray[Any]
 RECALLS_R = np.linspace(0.0, 1.0, 101)
@@ -32,6 +35,31 @@ class Matches:
     ignored_TD: Array  # bool: it counts neither way, for it hits a crowd
     box_image_G: Array
     box_class_G: Array
+
+    def box_of(self, detections: int) -> Array:
+        """What `save` keeps of a file of so many detections."""
+        box_D = np.zeros(detections, np.int32)
+        box_D[self.detection_D] = np.where(self.ignored_TD[0], -1, self.box_D * self.hit_TD[0])
+        return box_D
+
+
+def save(box_D: Array, folder: Path) -> None:
+    """Write `matches.npz` into a folder of detections.
+
+    Args:
+        box_D: int32, as `read` returns it.
+    """
+    np.savez_compressed(folder / MATCHES, box_D=box_D)
+
+
+def read(folder: Path) -> Array:
+    """For each detection in `folder`, in the order of its file, the id of the box that it hits at IoU 0.5, int32 [D].
+
+    0: it hits none; -1: it counts neither way. Ids are those of `ghm.truth.read`. Matching is greedy, so the matches of
+    the best n detections are these, cut off.
+    """
+    with np.load(folder / MATCHES, allow_pickle=False) as content:
+        return content["box_D"]
 
 
 def matches(evaluation: Any) -> Matches:

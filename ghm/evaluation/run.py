@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import data, files, fingerprint, truth
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap, errors
+from ghm.evaluation import bootstrap, errors, matches
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import class_ap, coco_metrics, judge, voc_ap50
 from ghm.params import Params
@@ -35,7 +35,7 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     """Detect and measure with every seed of `variant` on `params.evaluate.split`.
 
     Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json, errors.json,
-    resampled.npz.
+    matches.npz, resampled.npz.
 
     Args:
         runs: the folder that `training.train` wrote.
@@ -123,7 +123,7 @@ class Measured:
 
 
 def measure(annotations: Path, place: Path, measured_on: str) -> Measured:
-    """Judge `place/detections.json`; write `errors.json` and `resampled.npz` beside it.
+    """Judge `place/detections.json`; write `errors.json`, `matches.npz` and `resampled.npz` beside it.
 
     Args:
         measured_on: of `fingerprint.measured_data`, kept with the result.
@@ -136,6 +136,7 @@ def measure(annotations: Path, place: Path, measured_on: str) -> Measured:
     files.write_json(place / ERRORS, {name: round(value, 4) for name, value in costs.items()})
     resampled = bootstrap.resample(judged.matches, judged.classes, measured_on)
     resampled.save(place / RESAMPLED)
+    matches.save(judged.matches.box_of(len(judged.found)), place)
     return Measured(coco_metrics(judged), class_ap(judged), resampled)
 
 

@@ -10,8 +10,6 @@ Nothing here waits for the device or loops over regions.
 import torch
 from torch import Tensor
 
-NORMALIZERS = ("valid_bins", "bins")
-
 
 def classification_gradient_norm(logit: Tensor, target: Tensor) -> Tensor:
     """Equation 3: g = |p - p*| with p = sigmoid(logit), the size of the derivative of cross entropy by the logit."""
@@ -24,13 +22,7 @@ def regression_gradient_norm(difference: Tensor, *, mu: float) -> Tensor:
 
 
 def region_edges(bins: int, *, end: float, device: torch.device | None = None) -> Tensor:
-    """Where the unit regions begin and end: k / bins, but `end` for the last, so that a norm of 1 is inside. [E]
-
-    Raises:
-        ValueError: `bins` is no whole number, or less than 1.
-    """
-    if not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be a whole number, 1 or greater, got {bins!r}")
+    """Where the unit regions begin and end: k / bins, but `end` for the last, so that a norm of 1 is inside. [E]"""
     # In float64: CUDA divides by multiplying with 1 / bins, which in float32 is an ulp off for every other edge.
     edge_E = (torch.arange(bins + 1, dtype=torch.float64, device=device) / bins).float()
     edge_E[-1:].fill_(end)  # an assignment by index would wait for the device

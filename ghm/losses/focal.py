@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ghm.losses import ops
-from ghm.losses.statistics import REDUCTIONS, Reduction, check_choice
+from ghm.losses.checks import Reduction, check_arguments
 
 
 class FocalLoss(nn.Module):
@@ -34,13 +34,7 @@ class FocalLoss(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not use_sigmoid:
-            raise ValueError(f"use_sigmoid must be True, got {use_sigmoid!r}: this Focal Loss has one logit a class")
-        if not 0 <= gamma < float("inf"):
-            raise ValueError(f"gamma must be 0 or greater and finite, got {gamma!r}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha!r}")
-        check_choice("reduction", reduction, REDUCTIONS)
+        check_arguments(use_sigmoid=use_sigmoid, gamma=gamma, alpha=alpha, reduction=reduction, loss_weight=loss_weight)
         self.use_sigmoid = use_sigmoid
         self.gamma = gamma
         self.alpha = alpha
@@ -68,7 +62,7 @@ class FocalLoss(nn.Module):
             ValueError: shapes do not fit, an unknown reduction, or `avg_factor` with `sum`.
         """
         reduction = reduction_override or self.reduction
-        check_choice("reduction", reduction, REDUCTIONS)
+        check_arguments(reduction=reduction)
         if target.shape not in (pred.shape, pred.shape[:-1]):
             raise ValueError(
                 f"target must be of shape {tuple(pred.shape)} or {tuple(pred.shape[:-1])} for this pred, "

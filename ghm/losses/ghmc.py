@@ -3,15 +3,16 @@
 Shapes: N examples (anchors), C classes, L populations (FPN levels), K unit regions.
 """
 
-from typing import Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ghm.losses import ops
+from ghm.losses.checks import Reduction, check_arguments, check_finite
 from ghm.losses.density import classification_gradient_norm
-from ghm.losses.statistics import REDUCTIONS, HarmonisedLoss, Reduction, check_choice, check_finite, check_labels
+from ghm.losses.statistics import HarmonisedLoss, Options
 from ghm.losses.vectorised import CLASSIFICATION_END, MOST_BINS
 
 
@@ -32,8 +33,7 @@ class GHMC(HarmonisedLoss):
         use_sigmoid: must be True.
         loss_weight: factor on the result.
         reduction: `mean` divides by the number of valid examples, `sum` does not, `none` gives [N, C].
-        statistics, sync, bias_correction, normalizer, smoothing, check: see `ghm.losses.statistics.HarmonisedLoss`;
-            all are off by default, and then this is mmdet's loss.
+        **options: see `ghm.losses.statistics.HarmonisedLoss`; all are off by default, and then this is mmdet's loss.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -46,32 +46,10 @@ class GHMC(HarmonisedLoss):
         use_sigmoid: bool = True,
         loss_weight: float = 1.0,
         reduction: Reduction = "mean",
-        *,
-        statistics: Literal["level", "batch"] = "level",
-        sync: bool = False,
-        bias_correction: bool = False,
-        normalizer: Literal["valid_bins", "bins"] = "valid_bins",
-        smoothing: float = 0.0,
-        check: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        if not use_sigmoid:
-            raise ValueError(
-                f"use_sigmoid must be True, got {use_sigmoid!r}: GHM-C is defined on one logit a class without a "
-                "background logit; set use_sigmoid=True, or take mmdet's CrossEntropyLoss for softmax"
-            )
-        super().__init__(
-            bins=bins,
-            momentum=momentum,
-            loss_weight=loss_weight,
-            reduction=reduction,
-            statistics=statistics,
-            sync=sync,
-            bias_correction=bias_correction,
-            normalizer=normalizer,
-            smoothing=smoothing,
-            check=check,
-            end=CLASSIFICATION_END,
-        )
+        check_arguments(use_sigmoid=use_sigmoid)
+        super().__init__(bins, momentum, loss_weight, reduction, CLASSIFICATION_END, **options)
         self.use_sigmoid = use_sigmoid
 
     def forward(
@@ -104,7 +82,7 @@ class GHMC(HarmonisedLoss):
             ValueError: shapes do not fit, or an unknown reduction; with `check` also wrong labels and numbers.
         """
         reduction = reduction_override or self.reduction
-        check_choice("reduction", reduction, REDUCTIONS)
+        check_arguments(reduction=reduction)
         if target.shape not in (pred.shape, pred.shape[:-1]) or label_weight.shape != target.shape:
             raise ValueError(
                 f"target and label_weight must both be of shape {tuple(pred.shape)} or {tuple(pred.shape[:-1])} "
@@ -113,7 +91,12 @@ class GHMC(HarmonisedLoss):
         if self.check:
             check_finite(pred=pred, label_weight=label_weight)
             if target.shape != pred.shape:
-                check_labels(target, pred.shape[-1])
+                classes = pred.shape[-1]
+                wrong = target[(target < 0) | (target > classes)].unique().tolist()
+                if wrong:
+                    raise ValueError(
+                        f"target must hold labels in 0..{classes}, {classes} for background, got {wrong[:5]}"
+                    )
             else:
                 check_finite(target=target)
         rows = self.populations(sizes, len(pred))

@@ -3,14 +3,15 @@
 Shapes: N examples (anchors), D coordinates, L populations (FPN levels), K unit regions.
 """
 
-from typing import Literal
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from ghm.losses import ops
+from ghm.losses.checks import Reduction, check_arguments, check_finite
 from ghm.losses.density import regression_gradient_norm
-from ghm.losses.statistics import REDUCTIONS, HarmonisedLoss, Reduction, check_choice, check_finite
+from ghm.losses.statistics import HarmonisedLoss, Options
 
 
 class GHMR(HarmonisedLoss):
@@ -29,8 +30,7 @@ class GHMR(HarmonisedLoss):
         momentum: of the moving average of the counts, in [0, 1); 0 keeps none.
         loss_weight: factor on the result.
         reduction: `mean` divides by the sum of the weights, at least 1; `sum` does not; `none` gives [N, D].
-        statistics, sync, bias_correction, normalizer, smoothing, check: see `ghm.losses.statistics.HarmonisedLoss`;
-            all are off by default, and then this is mmdet's loss.
+        **options: see `ghm.losses.statistics.HarmonisedLoss`; all are off by default, and then this is mmdet's loss.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -43,29 +43,11 @@ class GHMR(HarmonisedLoss):
         momentum: float = 0,
         loss_weight: float = 1.0,
         reduction: Reduction = "mean",
-        *,
-        statistics: Literal["level", "batch"] = "level",
-        sync: bool = False,
-        bias_correction: bool = False,
-        normalizer: Literal["valid_bins", "bins"] = "valid_bins",
-        smoothing: float = 0.0,
-        check: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        if not 0 < mu < float("inf"):
-            raise ValueError(f"mu must be greater than 0 and finite, got {mu!r}")
-        super().__init__(
-            bins=bins,
-            momentum=momentum,
-            loss_weight=loss_weight,
-            reduction=reduction,
-            statistics=statistics,
-            sync=sync,
-            bias_correction=bias_correction,
-            normalizer=normalizer,
-            smoothing=smoothing,
-            check=check,
-            end=1e3,  # any end above 1 holds the same examples; this is mmdet's, so that state dicts agree
-        )
+        check_arguments(mu=mu)
+        # Any end above 1 holds the same examples; this is mmdet's, so that state dicts agree.
+        super().__init__(bins, momentum, loss_weight, reduction, 1e3, **options)
         self.mu = mu
 
     def forward(
@@ -97,7 +79,7 @@ class GHMR(HarmonisedLoss):
             ValueError: shapes do not fit, or an unknown reduction; with `check` also numbers that are not finite.
         """
         reduction = reduction_override or self.reduction
-        check_choice("reduction", reduction, REDUCTIONS)
+        check_arguments(reduction=reduction)
         if not pred.shape == target.shape == label_weight.shape:
             raise ValueError(
                 "pred, target and label_weight must be of one shape, "

@@ -4,129 +4,20 @@ Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K u
 
 A program takes ROWS rows of one population, in tiles of TILE / WIDTH rows and WIDTH columns. Labels and weights are
 read once a row and never expanded, counts are private to the program until it ends, and one launch covers all
-populations. A norm is computed as PyTorch computes it on CUDA, by the same exponential, correctly rounded divisions and
-no fused products, so that both agree on its region. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
+populations. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
+from ghm.losses import kernel_parts as parts
 from ghm.losses.vectorised import product_is_exact
 
 ROWS, TILE = 512, 1024
 MOST_POPULATIONS = 8
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 SIZES = [f"size_{level}" for level in range(MOST_POPULATIONS)]
-
-
-@triton.jit
-def _exp(x):
-    # The interpreter cannot call into CUDA's library.
-    if INTERPRETED:
-        return tl.exp(x)
-    else:
-        return libdevice.exp(x)
-
-
-@triton.jit
-def _log1p(x):
-    if INTERPRETED:
-        # Kahan's correction of the rounding in 1 + x.
-        total = 1.0 + x
-        return tl.where(total == 1.0, x, tl.log(total) * (x / (total - 1.0)))
-    else:
-        return libdevice.log1p(x)
-
-
-@triton.jit
-def _probability(x):
-    """sigmoid(x) as PyTorch rounds it, and exp(-|x|) without a second exponential."""
-    decay = _exp(-x)
-    return tl.div_rn(1.0, 1.0 + decay), tl.where(x > 0, decay, 1.0 / decay)
-
-
-@triton.jit
-def _cross_entropy(x, positive, small):
-    """softplus(x), or softplus(-x) of a positive; `small` is exp(-|x|)."""
-    return tl.maximum(tl.where(positive, -x, x), 0.0) + _log1p(small)
-
-
-@triton.jit
-def _error(x, positive, small):
-    """|p - p*| without cancellation near 0; `small` is exp(-|x|)."""
-    return tl.where((x > 0) != positive, 1.0, small) / (1.0 + small)
-
-
-@triton.jit
-def _region(norm, K: tl.constexpr, EXACT: tl.constexpr):
-    """k / K <= norm < (k + 1) / K, the edges rounded as in `region_edges`; a norm of 1 is in the last; K for NaN."""
-    region = (norm * K).to(tl.int32)
-    if not EXACT:
-        number = tl.zeros_like(norm) + K
-        region -= (norm < tl.div_rn(region.to(tl.float32), number)).to(tl.int32)
-        region += (norm >= tl.div_rn((region + 1).to(tl.float32), number)).to(tl.int32)
-    return tl.where(norm == norm, tl.minimum(region, K - 1), K)
-
-
-@triton.jit
-def _locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS: tl.constexpr, L: tl.constexpr):
-    """The population of this program, its first row, and how many rows it has."""
-    sizes = (size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7)
-    left = tl.program_id(0)
-    level = left * 0
-    start = left.to(tl.int64) * 0
-    first = start
-    rows = level
-    for i in tl.static_range(L):
-        blocks = tl.cdiv(sizes[i], ROWS)
-        here = (left >= 0) & (left < blocks)
-        level = tl.where(here, i, level)
-        first = tl.where(here, start + left * ROWS, first)
-        rows = tl.where(here, tl.minimum(sizes[i] - left * ROWS, ROWS), rows)
-        left -= blocks
-        start += sizes[i]
-    return level, first, rows
-
-
-@triton.jit
-def _rows_of_tile(label, weight, first, begin, rows, R: tl.constexpr):
-    """The rows of a tile, which of them are inside, their labels and their weights. [R, 1] each"""
-    row = begin + tl.arange(0, R)
-    inside = row < rows
-    target = tl.load(label + first + row, mask=inside, other=-1)
-    factor = tl.load(weight + first + row, mask=inside, other=0.0).to(tl.float32)
-    return row[:, None], inside[:, None], target[:, None], factor[:, None]
-
-
-@triton.jit
-def _differences(pred, target, weight, place, inside):
-    """d = prediction - target, and whether it is valid."""
-    d = tl.load(pred + place, mask=inside, other=0.0).to(tl.float32)
-    d -= tl.load(target + place, mask=inside, other=0.0).to(tl.float32)
-    return d, inside & (tl.load(weight + place, mask=inside, other=0.0) > 0)
-
-
-@triton.jit
-def _classification_region(probability, positive, K: tl.constexpr, EXACT: tl.constexpr):
-    return _region(tl.abs(probability - tl.where(positive, 1.0, 0.0)), K, EXACT)
-
-
-@triton.jit
-def _regression_region(d, length, K: tl.constexpr, EXACT: tl.constexpr):
-    return _region(tl.abs(tl.div_rn(d, length)), K, EXACT)
-
-
-@triton.jit
-def _factor(table, region, valid, K: tl.constexpr):
-    return tl.load(table + region, mask=valid & (region < K), other=0.0)
-
-
-@triton.jit
-def _histogram(region, valid, K: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr):
-    return tl.histogram(tl.reshape(tl.where(valid, region, K), [TILE], can_reorder=True), SLOTS)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -136,17 +27,17 @@ def _ghm_c_count_kernel(
     L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr, SLOTS: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = _locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
     histogram = tl.zeros([SLOTS], dtype=tl.int32)
     for begin in range(0, ROWS, TILE // WIDTH):
-        row, inside, target, factor = _rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
+        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
         for left in range(0, C, WIDTH):
             column = left + tl.arange(0, WIDTH)[None, :]
             mask = inside & (column < C)
             x = tl.load(logit + first * C + row * C + column, mask=mask, other=0.0).to(tl.float32)
-            probability, _ = _probability(x)
-            region = _classification_region(probability, target == column, K, EXACT)
-            histogram += _histogram(region, mask & (factor > 0), K, SLOTS, TILE)
+            probability, _ = parts.probability(x)
+            region = parts.classification_region(probability, target == column, K, EXACT)
+            histogram += parts.histogram(region, mask & (factor > 0), K, SLOTS, TILE)
     slot = tl.arange(0, SLOTS)
     tl.atomic_add(count + level * K + slot, histogram.to(tl.int64), mask=slot < K)
 
@@ -158,18 +49,18 @@ def _ghm_c_loss_kernel(
     L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = _locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
     part = tl.zeros([TILE // WIDTH, WIDTH], dtype=tl.float32)
     for begin in range(0, ROWS, TILE // WIDTH):
-        row, inside, target, factor = _rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
+        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
         for left in range(0, C, WIDTH):
             column = left + tl.arange(0, WIDTH)[None, :]
             mask = inside & (column < C)
             x = tl.load(logit + first * C + row * C + column, mask=mask, other=0.0).to(tl.float32)
-            probability, small = _probability(x)
-            region = _classification_region(probability, target == column, K, EXACT)
-            weigh = _factor(table + level * K, region, mask & (factor > 0), K)
-            part += tl.where(mask, _cross_entropy(x, target == column, small) * weigh, 0.0)
+            probability, small = parts.probability(x)
+            region = parts.classification_region(probability, target == column, K, EXACT)
+            weigh = parts.factor(table + level * K, region, mask & (factor > 0), K)
+            part += tl.where(mask, parts.cross_entropy(x, target == column, small) * weigh, 0.0)
     tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
 
 
@@ -180,19 +71,19 @@ def _ghm_c_gradient_kernel(
     L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = _locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
     for begin in range(0, ROWS, TILE // WIDTH):
-        row, inside, target, factor = _rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
+        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
         for left in range(0, C, WIDTH):
             column = left + tl.arange(0, WIDTH)[None, :]
             mask = inside & (column < C)
             place = first * C + row * C + column
             x = tl.load(logit + place, mask=mask, other=0.0).to(tl.float32)
-            probability, small = _probability(x)
+            probability, small = parts.probability(x)
             positive = target == column
-            region = _classification_region(probability, positive, K, EXACT)
-            weigh = _factor(table + level * K, region, mask & (factor > 0), K)
-            slope = _error(x, positive, small) * tl.where(positive, -weigh, weigh)
+            region = parts.classification_region(probability, positive, K, EXACT)
+            weigh = parts.factor(table + level * K, region, mask & (factor > 0), K)
+            slope = parts.error(x, positive, small) * tl.where(positive, -weigh, weigh)
             tl.store(gradient + place, slope.to(gradient.dtype.element_ty), mask=mask)
 
 
@@ -203,13 +94,13 @@ def _ghm_r_count_kernel(
     L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr, SLOTS: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = _locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
     histogram = tl.zeros([SLOTS], dtype=tl.int32)
     for begin in range(0, ROWS * C, TILE):
         place = begin + tl.arange(0, TILE)
-        d, valid = _differences(pred, target, weight, first * C + place, place < rows * C)
-        region = _regression_region(d, tl.sqrt_rn(d * d + mu_square), K, EXACT)
-        histogram += _histogram(region, valid, K, SLOTS, TILE)
+        d, valid = parts.differences(pred, target, weight, first * C + place, place < rows * C)
+        region = parts.regression_region(d, tl.sqrt_rn(d * d + mu_square), K, EXACT)
+        histogram += parts.histogram(region, valid, K, SLOTS, TILE)
     slot = tl.arange(0, SLOTS)
     tl.atomic_add(count + level * K + slot, histogram.to(tl.int64), mask=slot < K)
 
@@ -221,13 +112,13 @@ def _ghm_r_loss_kernel(
     L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = _locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
     part = tl.zeros([TILE], dtype=tl.float32)
     for begin in range(0, ROWS * C, TILE):
         place = begin + tl.arange(0, TILE)
-        d, valid = _differences(pred, target, weight, first * C + place, place < rows * C)
+        d, valid = parts.differences(pred, target, weight, first * C + place, place < rows * C)
         length = tl.sqrt_rn(d * d + mu_square)
-        weigh = _factor(table + level * K, _regression_region(d, length, K, EXACT), valid, K)
+        weigh = parts.factor(table + level * K, parts.regression_region(d, length, K, EXACT), valid, K)
         part += tl.where(place < rows * C, (length - mu) * weigh, 0.0)
     tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
 
@@ -239,24 +130,14 @@ def _ghm_r_gradient_kernel(
     L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = _locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
     for begin in range(0, ROWS * C, TILE):
         place = begin + tl.arange(0, TILE)
-        d, valid = _differences(pred, target, weight, first * C + place, place < rows * C)
+        d, valid = parts.differences(pred, target, weight, first * C + place, place < rows * C)
         length = tl.sqrt_rn(d * d + mu_square)
-        weigh = _factor(table + level * K, _regression_region(d, length, K, EXACT), valid, K)
+        weigh = parts.factor(table + level * K, parts.regression_region(d, length, K, EXACT), valid, K)
         slope = d / length * weigh
         tl.store(gradient + first * C + place, slope.to(gradient.dtype.element_ty), mask=place < rows * C)
-
-
-@triton.jit
-def _power(probability, gamma, SQUARE: tl.constexpr):
-    if SQUARE:
-        return probability * probability
-    else:
-        # 0 to the power of 0 is 1.
-        power = tl.exp2(gamma * tl.log2(tl.where(probability > 0, probability, 1.0)))
-        return tl.where((probability > 0) | (gamma == 0), power, 0.0)
 
 
 @triton.jit
@@ -268,16 +149,16 @@ def _focal_loss_kernel(
     rows = tl.minimum(size - first, ROWS)
     part = tl.zeros([TILE // WIDTH, WIDTH], dtype=tl.float32)
     for begin in range(0, ROWS, TILE // WIDTH):
-        row, inside, target, factor = _rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
+        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
         for left in range(0, C, WIDTH):
             column = left + tl.arange(0, WIDTH)[None, :]
             mask = inside & (column < C)
             x = tl.load(logit + first * C + row * C + column, mask=mask, other=0.0).to(tl.float32)
             positive = target == column
-            _, small = _probability(x)
+            _, small = parts.probability(x)
             balance = tl.where(positive, alpha, 1 - alpha)
-            power = _power(_error(x, positive, small), gamma, SQUARE)
-            part += tl.where(mask, balance * power * _cross_entropy(x, positive, small) * factor, 0.0)
+            power = parts.power(parts.error(x, positive, small), gamma, SQUARE)
+            part += tl.where(mask, balance * power * parts.cross_entropy(x, positive, small) * factor, 0.0)
     tl.atomic_add(total, tl.sum(part.to(tl.float64)))
 
 
@@ -290,19 +171,19 @@ def _focal_gradient_kernel(
     rows = tl.minimum(size - first, ROWS)
     upstream = tl.load(scale)
     for begin in range(0, ROWS, TILE // WIDTH):
-        row, inside, target, factor = _rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
+        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
         for left in range(0, C, WIDTH):
             column = left + tl.arange(0, WIDTH)[None, :]
             mask = inside & (column < C)
             place = first * C + row * C + column
             x = tl.load(logit + place, mask=mask, other=0.0).to(tl.float32)
             positive = target == column
-            _, small = _probability(x)
-            error = _error(x, positive, small)
-            right = _error(x, target != column, small)
-            slope = gamma * right * _cross_entropy(x, positive, small) + error
+            _, small = parts.probability(x)
+            error = parts.error(x, positive, small)
+            right = parts.error(x, target != column, small)
+            slope = gamma * right * parts.cross_entropy(x, positive, small) + error
             balance = tl.where(positive, -alpha, 1 - alpha)
-            value = balance * _power(error, gamma, SQUARE) * slope * factor * upstream
+            value = balance * parts.power(error, gamma, SQUARE) * slope * factor * upstream
             tl.store(gradient + place, value.to(gradient.dtype.element_ty), mask=mask)
 
 

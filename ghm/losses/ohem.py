@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ghm.losses.checks import check_arguments
+
 
 class OHEMLoss(nn.Module):
     """Cross entropy of the hardest anchors alone: those with the largest loss.
@@ -24,10 +26,7 @@ class OHEMLoss(nn.Module):
 
     def __init__(self, keep: int = 512, use_sigmoid: bool = True, loss_weight: float = 1.0) -> None:
         super().__init__()
-        if not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"keep must be a whole number, 1 or greater, got {keep!r}")
-        if not use_sigmoid:
-            raise ValueError(f"use_sigmoid must be True, got {use_sigmoid!r}: this loss has one logit a class")
+        check_arguments(keep=keep, use_sigmoid=use_sigmoid, loss_weight=loss_weight)
         self.keep = keep
         self.use_sigmoid = use_sigmoid
         self.loss_weight = loss_weight

@@ -12,10 +12,8 @@ import logging
 import os
 import shutil
 import sysconfig
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,6 +34,11 @@ def lacking() -> list[str]:
     return found if header.is_file() else [*found, f"the headers of Python ({header})"]
 
 
+@cache
+def _warn(tools: str) -> None:
+    _log.warning("Triton does not find %s: the losses run in plain PyTorch on CUDA, which is slower", tools)
+
+
 TRITON = importlib.util.find_spec("triton") is not None
 LACKING = lacking() if TRITON else []
 
@@ -47,156 +50,71 @@ def uses_kernels(tensor: Tensor) -> bool:
     return TRITON and tensor.is_cuda and not LACKING
 
 
-@cache
-def _warn(things: str) -> None:
-    _log.warning("Triton does not find %s: the losses run in plain PyTorch on CUDA, which is slower", things)
+def _operator(name: str, schema: str) -> Any:
+    """An operator that Triton's kernels or plain PyTorch run: the function `name` of one of the two modules."""
+
+    def run(prediction: Tensor, *rest: Any) -> Any:
+        if not uses_kernels(prediction):
+            return getattr(vectorised, name)(prediction, *rest)
+        from ghm.losses import kernels  # not before: it needs Triton
+
+        return getattr(kernels, name)(prediction, *rest)
+
+    return custom_op(f"ghm::{name}", run, mutates_args=(), schema=schema)
 
 
-def _passes(tensor: Tensor) -> ModuleType:
-    if uses_kernels(tensor):
-        from ghm.losses import kernels
+def _differentiable(loss: Any, gradient: Any) -> None:
+    """Make `gradient`, which takes the same arguments, the derivative of `loss` by its first argument.
 
-        return kernels
-    return vectorised
+    The last tensor among the arguments is the factor, [] or, for the sums of L populations, [L, K]: what arrives from
+    above is multiplied into it.
+    """
+
+    def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+    def backward(ctx: Any, upstream: Tensor) -> tuple:
+        *tensors, factor = ctx.saved_tensors
+        tensors = iter([*tensors, factor * (upstream[:, None] if factor.dim() else upstream)])
+        arguments = [next(tensors) if value is None else value for value in ctx.rest]
+        return gradient(*arguments), *[None] * (len(arguments) - 1)
+
+    def empty_loss(prediction: Tensor, *rest: Any) -> Tensor:
+        factor = [value for value in rest if isinstance(value, Tensor)][-1]
+        return prediction.new_empty(factor.shape[:-1], dtype=torch.float32)
+
+    loss.register_autograd(backward, setup_context=setup)
+    loss.register_fake(empty_loss)
+    gradient.register_fake(lambda prediction, *_: torch.empty_like(prediction))
 
 
-@custom_op("ghm::ghm_c_count", mutates_args=())
-def ghm_c_count(logit: Tensor, label: Tensor, weight: Tensor, sizes: Sequence[int], bins: int) -> tuple[Tensor, Tensor]:
-    """Counts of the regions, int64, [L, K], and what the other passes need to find them again, [N, C] or empty."""
-    return _passes(logit).ghm_c_count(logit, label, weight, list(sizes), bins)
+_GHM_C = "(Tensor logit, Tensor label, Tensor weight, Tensor slot, int[] sizes, Tensor factor) -> Tensor"
+_FOCAL = "(Tensor logit, Tensor label, Tensor weight, float gamma, float alpha, Tensor factor) -> Tensor"
+_GHM_R = "(Tensor pred, Tensor target, Tensor weight, int[] sizes, Tensor factor, float mu) -> Tensor"
+ghm_c_count = _operator(
+    "ghm_c_count", "(Tensor logit, Tensor label, Tensor weight, int[] sizes, int bins) -> (Tensor, Tensor)"
+)
+ghm_c_loss, ghm_c_gradient = _operator("ghm_c_loss", _GHM_C), _operator("ghm_c_gradient", _GHM_C)
+focal_loss, focal_gradient = _operator("focal_loss", _FOCAL), _operator("focal_gradient", _FOCAL)
+# With kernels alone: elsewhere `ghm.losses.GHMR` composes PyTorch's operators.
+ghm_r_count = _operator(
+    "ghm_r_count", "(Tensor pred, Tensor target, Tensor weight, int[] sizes, int bins, float mu) -> Tensor"
+)
+ghm_r_loss, ghm_r_gradient = _operator("ghm_r_loss", _GHM_R), _operator("ghm_r_gradient", _GHM_R)
+_differentiable(ghm_c_loss, ghm_c_gradient)
+_differentiable(focal_loss, focal_gradient)
+_differentiable(ghm_r_loss, ghm_r_gradient)
 
 
 @ghm_c_count.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, sizes: Sequence[int], bins: int) -> tuple[Tensor, Tensor]:
+def _(logit: Tensor, label: Tensor, weight: Tensor, sizes: list[int], bins: int) -> tuple[Tensor, Tensor]:
     count_LK = logit.new_empty(len(sizes), bins, dtype=torch.int64)
     if uses_kernels(logit):
         return count_LK, logit.new_empty(0, dtype=torch.uint8)
     return count_LK, torch.empty_like(logit, dtype=vectorised.slot_dtype(bins))
 
 
-@custom_op("ghm::ghm_c_loss", mutates_args=())
-def ghm_c_loss(
-    logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor
-) -> Tensor:
-    """Cross entropy times the factor of its region, [L, K], summed over each population. float32, [L]"""
-    return _passes(logit).ghm_c_loss(logit, label, weight, slot, list(sizes), factor)
-
-
-@custom_op("ghm::ghm_c_gradient", mutates_args=())
-def ghm_c_gradient(
-    logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor
-) -> Tensor:
-    """The derivative of `ghm_c_loss` by the logits, in their dtype. [N, C]"""
-    return _passes(logit).ghm_c_gradient(logit, label, weight, slot, list(sizes), factor)
-
-
-@ghm_c_loss.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor) -> Tensor:
-    return logit.new_empty(len(sizes), dtype=torch.float32)
-
-
-@ghm_c_gradient.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, slot: Tensor, sizes: Sequence[int], factor: Tensor) -> Tensor:
-    return torch.empty_like(logit)
-
-
-def _ghm_c_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.sizes, factor = inputs
-    ctx.save_for_backward(*tensors, factor)
-
-
-def _ghm_c_backward(ctx: Any, upstream_L: Tensor) -> tuple:
-    *tensors, factor_LK = ctx.saved_tensors
-    return ghm_c_gradient(*tensors, ctx.sizes, factor_LK * upstream_L[:, None]), *[None] * 5
-
-
-ghm_c_loss.register_autograd(_ghm_c_backward, setup_context=_ghm_c_setup)
-
-
-@custom_op("ghm::focal_loss", mutates_args=())
-def focal_loss(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    """Focal Loss times the weight of its row, summed, times `factor`, []. float32, []"""
-    return _passes(logit).focal_loss(logit, label, weight, gamma, alpha, factor)
-
-
-@custom_op("ghm::focal_gradient", mutates_args=())
-def focal_gradient(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    """The derivative of `focal_loss` by the logits, in their dtype. [N, C]"""
-    return _passes(logit).focal_gradient(logit, label, weight, gamma, alpha, factor)
-
-
-@focal_loss.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    return logit.new_empty((), dtype=torch.float32)
-
-
-@focal_gradient.register_fake
-def _(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    return torch.empty_like(logit)
-
-
-def _focal_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    logit, label, weight, ctx.gamma, ctx.alpha, factor = inputs
-    ctx.save_for_backward(logit, label, weight, factor)
-
-
-def _focal_backward(ctx: Any, upstream: Tensor) -> tuple:
-    *tensors, factor = ctx.saved_tensors
-    return focal_gradient(*tensors, ctx.gamma, ctx.alpha, factor * upstream), *[None] * 5
-
-
-focal_loss.register_autograd(_focal_backward, setup_context=_focal_setup)
-
-
-@custom_op("ghm::ghm_r_count", mutates_args=())
-def ghm_r_count(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: int, mu: float) -> Tensor:
-    """Counts of the regions on CUDA, int64, [L, K]. Elsewhere `ghm.losses.GHMR` composes PyTorch's operators."""
-    from ghm.losses import kernels
-
-    return kernels.ghm_r_count(pred, target, weight, list(sizes), bins, mu)
-
-
-@custom_op("ghm::ghm_r_loss", mutates_args=())
-def ghm_r_loss(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
-    """ASL1 times the factor of its region, [L, K], summed over each population. float32, [L]"""
-    from ghm.losses import kernels
-
-    return kernels.ghm_r_loss(pred, target, weight, list(sizes), factor, mu)
-
-
-@custom_op("ghm::ghm_r_gradient", mutates_args=())
-def ghm_r_gradient(
-    pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float
-) -> Tensor:
-    """The derivative of `ghm_r_loss` by the prediction, in its dtype. [N, D]"""
-    from ghm.losses import kernels
-
-    return kernels.ghm_r_gradient(pred, target, weight, list(sizes), factor, mu)
-
-
 @ghm_r_count.register_fake
-def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], bins: int, mu: float) -> Tensor:
+def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float) -> Tensor:
     return pred.new_empty(len(sizes), bins, dtype=torch.int64)
-
-
-@ghm_r_loss.register_fake
-def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
-    return pred.new_empty(len(sizes), dtype=torch.float32)
-
-
-@ghm_r_gradient.register_fake
-def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: Sequence[int], factor: Tensor, mu: float) -> Tensor:
-    return torch.empty_like(pred)
-
-
-def _ghm_r_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    pred, target, weight, ctx.sizes, factor, ctx.mu = inputs
-    ctx.save_for_backward(pred, target, weight, factor)
-
-
-def _ghm_r_backward(ctx: Any, upstream_L: Tensor) -> tuple:
-    *tensors, factor_LK = ctx.saved_tensors
-    return ghm_r_gradient(*tensors, ctx.sizes, factor_LK * upstream_L[:, None], ctx.mu), *[None] * 5
-
-
-ghm_r_loss.register_autograd(_ghm_r_backward, setup_context=_ghm_r_setup)

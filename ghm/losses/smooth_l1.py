@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from ghm.losses.statistics import REDUCTIONS, Reduction, check_choice
+from ghm.losses.checks import Reduction, check_arguments
 
 
 class SmoothL1Loss(nn.Module):
@@ -22,9 +22,7 @@ class SmoothL1Loss(nn.Module):
 
     def __init__(self, beta: float = 1.0, reduction: Reduction = "mean", loss_weight: float = 1.0) -> None:
         super().__init__()
-        if not 0 < beta < float("inf"):
-            raise ValueError(f"beta must be greater than 0 and finite, got {beta!r}")
-        check_choice("reduction", reduction, REDUCTIONS)
+        check_arguments(beta=beta, reduction=reduction, loss_weight=loss_weight)
         self.beta = beta
         self.reduction: Reduction = reduction
         self.loss_weight = loss_weight
@@ -49,7 +47,7 @@ class SmoothL1Loss(nn.Module):
             ValueError: shapes do not fit, an unknown reduction, or `avg_factor` with `sum`.
         """
         reduction = reduction_override or self.reduction
-        check_choice("reduction", reduction, REDUCTIONS)
+        check_arguments(reduction=reduction)
         if pred.shape != target.shape or (weight is not None and weight.shape != pred.shape):
             shapes = [tuple(tensor.shape) for tensor in (pred, target, weight) if tensor is not None]
             raise ValueError(f"pred, target and weight must be of one shape, got {', '.join(map(str, shapes))}")

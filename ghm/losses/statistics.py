@@ -4,25 +4,26 @@ Shapes: L populations, K unit regions.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from inspect import Parameter, Signature, signature
+from typing import TypedDict
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
-from ghm.losses.density import (
-    NORMALIZERS,
-    moving_average,
-    moving_mass,
-    region_counts,
-    region_edges,
-    region_index,
-    region_weights,
-)
+from ghm.losses.checks import Normalizer, Reduction, Statistics, check_arguments
+from ghm.losses.density import moving_average, moving_mass, region_counts, region_edges, region_index, region_weights
 
-Reduction = Literal["none", "mean", "sum"]
-REDUCTIONS = get_args(Reduction)
-STATISTICS = ("level", "batch")
+
+class Options(TypedDict, total=False):
+    """What `HarmonisedLoss` adds to the arguments of mmdet's losses."""
+
+    statistics: Statistics
+    sync: bool
+    bias_correction: bool
+    normalizer: Normalizer
+    smoothing: float
+    check: bool
 
 
 class HarmonisedLoss(nn.Module):
@@ -57,29 +58,25 @@ class HarmonisedLoss(nn.Module):
 
     def __init__(
         self,
-        *,
         bins: int,
         momentum: float,
         loss_weight: float,
         reduction: Reduction,
-        statistics: Literal["level", "batch"],
-        sync: bool,
-        bias_correction: bool,
-        normalizer: Literal["valid_bins", "bins"],
-        smoothing: float,
-        check: bool,
         end: float,
+        *,
+        statistics: Statistics = "level",
+        sync: bool = False,
+        bias_correction: bool = False,
+        normalizer: Normalizer = "valid_bins",
+        smoothing: float = 0.0,
+        check: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
-        if not 0 <= smoothing < float("inf"):
-            raise ValueError(f"smoothing must be 0 or greater and finite, got {smoothing!r}")
+        check_arguments(bins=bins, momentum=momentum, loss_weight=loss_weight, reduction=reduction)
+        check_arguments(statistics=statistics, sync=sync, bias_correction=bias_correction)
+        check_arguments(normalizer=normalizer, smoothing=smoothing, check=check)
         if bias_correction and momentum == 0:
             raise ValueError("bias_correction must be False with momentum 0, got True: there is no average to correct")
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("statistics", statistics, STATISTICS)
-        check_choice("normalizer", normalizer, NORMALIZERS)
         self.bins = bins
         self.momentum = momentum
         self.loss_weight = loss_weight
@@ -93,6 +90,13 @@ class HarmonisedLoss(nn.Module):
         self.register_buffer("edges", region_edges(bins, end=end))
         self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
         self.register_buffer("acc_mass", torch.zeros(bins) if bias_correction else None)
+
+    def __init_subclass__(cls) -> None:
+        """Spell the options out in the signature of a loss that passes them on as `**options`."""
+        arguments_of = [list(signature(loss.__init__).parameters.values())[1:] for loss in (cls, HarmonisedLoss)]
+        named = [argument for argument in arguments_of[0] if argument.kind is not Parameter.VAR_KEYWORD]
+        options = [argument for argument in arguments_of[1] if argument.kind is Parameter.KEYWORD_ONLY]
+        cls.__signature__ = Signature([*named, *options])
 
     def extra_repr(self) -> str:
         options = ("bins", "momentum", "statistics", "sync", "bias_correction", "normalizer", "smoothing")
@@ -173,24 +177,3 @@ class HarmonisedLoss(nn.Module):
             return loss * beta
         loss_L = torch.stack([part.sum() for part in (loss * beta).split(rows)])
         return loss_L / total_L if reduction == "mean" else loss_L
-
-
-def check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError for a value that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def check_labels(label: Tensor, classes: int) -> None:
-    """Raise ValueError for labels that are neither a class nor the background, `classes`. Waits for the device."""
-    wrong = label[(label < 0) | (label > classes)].unique().tolist()
-    if wrong:
-        raise ValueError(f"target must hold labels in 0..{classes}, {classes} for background, got {wrong[:5]}")
-
-
-def check_finite(**tensors: Tensor) -> None:
-    """Raise ValueError that says which tensor holds how many numbers that are not finite. Waits for the device."""
-    for name, tensor in tensors.items():
-        wrong = int((~tensor.isfinite()).sum())
-        if wrong:
-            raise ValueError(f"{name} must be finite, got {wrong} of {tensor.numel()} values that are NaN or infinite")

@@ -45,9 +45,7 @@ def ghm_c_count(
     ignored_N = ~(weight_N > 0)
     mask_N1 = (ignored_N * none).to(slot_NC.dtype)[:, None]
     count_LW = torch.zeros(len(sizes), none + 1, dtype=torch.int64, device=logit_NC.device)
-    buffer_NC = _buffer(logit_NC)
-    for level, rows in _chunks(logit_NC, sizes):
-        buffer = buffer_NC[: rows.stop - rows.start]
+    for level, rows, buffer in _chunks(logit_NC, sizes):
         slot = slot_NC[rows]
         _regions(torch.sigmoid(logit_NC[rows].float(), out=buffer), edge_E, out=slot)
         slot.bitwise_or_(mask_N1[rows])
@@ -55,9 +53,9 @@ def ghm_c_count(
     row_P, column_P, level_P, positive_P = positives = _positives(label_N, ignored_N, sizes, logit_NC.shape[1])
     wrong_P = slot_NC[row_P, column_P]
     slot_NC[row_P, column_P] = torch.where(positive_P, none, wrong_P)
-    one_P, place_P = positive_P.long(), level_P * (none + 1)
-    count_LW.view(-1).scatter_add_(0, place_P + wrong_P, -one_P)
-    count_LW.view(-1).scatter_add_(0, place_P + _positive_slots(logit_NC, positives, edge_E, none), one_P)
+    one_P, start_P = positive_P.long(), level_P * (none + 1)
+    count_LW.view(-1).scatter_add_(0, start_P + wrong_P, -one_P)
+    count_LW.view(-1).scatter_add_(0, start_P + _positive_slots(logit_NC, positives, edge_E, none), one_P)
     count_LK = count_LW[:, :bins].clone()
     count_LK[:, -1] += count_LW[:, bins]
     return count_LK, slot_NC
@@ -67,14 +65,10 @@ def ghm_c_loss(
     logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, slot_NC: Tensor, sizes: list[int], factor_LK: Tensor
 ) -> Tensor:
     """Sum cross entropy times the factor of its region over each population. float32, [L]"""
-    factor_LW = _by_slot(factor_LK, _none(slot_NC))
-    lookup = _lookup(factor_LW, slot_NC)
+    lookup, positives, factor_P = _factors(logit_NC, label_N, weight_N, slot_NC, sizes, factor_LK)
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
-    buffer_NC = _buffer(logit_NC)
-    for level, rows in _chunks(logit_NC, sizes):
-        softplus_NC = _softplus(logit_NC[rows].float(), out=buffer_NC[: rows.stop - rows.start])
-        loss_L[level] += softplus_NC.mul_(lookup(level, slot_NC[rows])).sum()
-    positives, factor_P = _positive_factors(logit_NC, label_N, weight_N, sizes, factor_LK.shape[1], factor_LW)
+    for level, rows, buffer in _chunks(logit_NC, sizes):
+        loss_L[level] += _softplus(logit_NC[rows].float(), out=buffer).mul_(lookup(level, slot_NC[rows])).sum()
     row_P, column_P, level_P, positive_P = positives
     loss_P = torch.where(positive_P, softplus(-logit_NC[row_P, column_P].float()) * factor_P, 0.0)
     return loss_L.scatter_add_(0, level_P, loss_P.double()).float()
@@ -84,16 +78,12 @@ def ghm_c_gradient(
     logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, slot_NC: Tensor, sizes: list[int], factor_LK: Tensor
 ) -> Tensor:
     """The derivative of `ghm_c_loss` by the logits, in their dtype, rounded once. [N, C]"""
-    factor_LW = _by_slot(factor_LK, _none(slot_NC))
-    positives, factor_P = _positive_factors(logit_NC, label_N, weight_N, sizes, factor_LK.shape[1], factor_LW)
-    row_P, column_P, _, positive_P = positives
-    lookup = _lookup(factor_LW, slot_NC)
+    lookup, positives, factor_P = _factors(logit_NC, label_N, weight_N, slot_NC, sizes, factor_LK)
     gradient_NC = torch.empty_like(logit_NC)
-    for level, rows in _chunks(logit_NC, sizes):
-        if gradient_NC.dtype == torch.float32:
-            torch.sigmoid(logit_NC[rows], out=gradient_NC[rows]).mul_(lookup(level, slot_NC[rows]))
-        else:
-            gradient_NC[rows] = logit_NC[rows].float().sigmoid_().mul_(lookup(level, slot_NC[rows]))
+    for level, rows, buffer in _chunks(logit_NC, sizes):
+        torch.sigmoid(logit_NC[rows].float(), out=buffer)
+        torch.mul(buffer, lookup(level, slot_NC[rows]), out=gradient_NC[rows])
+    row_P, column_P, _, positive_P = positives
     slope_P = -torch.sigmoid(-logit_NC[row_P, column_P].float()) * factor_P
     gradient_NC[row_P, column_P] = torch.where(positive_P, slope_P.to(logit_NC.dtype), gradient_NC[row_P, column_P])
     return gradient_NC
@@ -103,17 +93,16 @@ def focal_loss(
     logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, gamma: float, alpha: float, factor: Tensor
 ) -> Tensor:
     """Sum Focal Loss times the weight of its row, times `factor`. float32, []"""
-    sizes = [len(logit_NC)]
-    row_P, column_P, _, positive_P = _positives(label_N, weight_N == 0, sizes, logit_NC.shape[1])
+    row_P, column_P, _, positive_P = _positives(label_N, weight_N == 0, [len(logit_NC)], logit_NC.shape[1])
     loss = torch.zeros((), dtype=torch.float64, device=logit_NC.device)
-    buffer_NC = _buffer(logit_NC)
-    for _, rows in _chunks(logit_NC, sizes):
-        buffer = buffer_NC[: rows.stop - rows.start]
+    for _, rows, buffer in _chunks(logit_NC, [len(logit_NC)]):
         logit = logit_NC[rows].float()
         _softplus(logit, out=buffer)
-        here = _within(row_P, rows)
-        place = row_P[here] - rows.start, column_P[here]
-        buffer[place] = buffer[place].masked_fill(positive_P[here], 0.0)
+        here = rows  # the positives of these rows
+        if on_host(row_P):
+            here = slice(*torch.searchsorted(row_P, torch.tensor([rows.start, rows.stop])).tolist())
+        position_P = row_P[here] - rows.start, column_P[here]
+        buffer[position_P] = buffer[position_P].masked_fill(positive_P[here], 0.0)
         loss_N = buffer.mul_(_power(torch.sigmoid(logit), gamma)).sum(1)
         loss += (1 - alpha) * torch.dot(loss_N, weight_N[rows].float())
     logit_P = -logit_NC[row_P, column_P].float()
@@ -125,15 +114,12 @@ def focal_gradient(
     logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, gamma: float, alpha: float, factor: Tensor
 ) -> Tensor:
     """The derivative of `focal_loss` by the logits, in their dtype, rounded once. [N, C]"""
-    sizes = [len(logit_NC)]
     factor_N = factor * weight_N.float()
     gradient_NC = torch.empty_like(logit_NC)
-    buffer_NC = _buffer(logit_NC)
-    for _, rows in _chunks(logit_NC, sizes):
-        buffer = buffer_NC[: rows.stop - rows.start]
+    for _, rows, buffer in _chunks(logit_NC, [len(logit_NC)]):
         _focal_slope(logit_NC[rows].float(), gamma, out=buffer)
         torch.mul(buffer, (1 - alpha) * factor_N[rows, None], out=gradient_NC[rows])
-    row_P, column_P, _, positive_P = _positives(label_N, weight_N == 0, sizes, logit_NC.shape[1])
+    row_P, column_P, _, positive_P = _positives(label_N, weight_N == 0, [len(logit_NC)], logit_NC.shape[1])
     logit_P = -logit_NC[row_P, column_P].float()
     slope_P = -alpha * factor_N[row_P] * _focal_slope(logit_P, gamma, out=torch.empty_like(logit_P))
     gradient_NC[row_P, column_P] = torch.where(positive_P, slope_P.to(logit_NC.dtype), gradient_NC[row_P, column_P])
@@ -152,32 +138,23 @@ def _power(probability: Tensor, gamma: float) -> Tensor:
     return probability * probability if gamma == 2 else probability**gamma
 
 
-def _within(row_P: Tensor, rows: slice) -> slice:
-    """Which of the sorted rows lie in a slice of rows."""
-    if not on_host(row_P):
-        return rows
-    first, last = torch.searchsorted(row_P, torch.tensor([rows.start, rows.stop])).tolist()
-    return slice(first, last)
-
-
-def _chunks(logit_NC: Tensor, sizes: list[int]) -> Iterator[tuple[int, slice]]:
-    """Yield a population and rows of it at a time."""
-    rows = _chunk_rows(logit_NC)
-    start = 0
-    for level, size in enumerate(sizes):
-        for first in range(start, start + size, rows):
-            last = min(first + rows, start + size)
-            yield level, slice(first, last)
-        start += size
-
-
 def _chunk_rows(logit_NC: Tensor) -> int:
     return max(1, (CHUNK if on_host(logit_NC) else DEVICE_CHUNK) // max(1, logit_NC.shape[1]))
 
 
-def _buffer(logit_NC: Tensor) -> Tensor:
-    """Float32 memory for a chunk: new memory for each would cost more than what is done with it."""
-    return torch.empty(min(len(logit_NC), _chunk_rows(logit_NC)), logit_NC.shape[1], device=logit_NC.device)
+def _chunks(logit_NC: Tensor, sizes: list[int]) -> Iterator[tuple[int, slice, Tensor]]:
+    """Yield a population, rows of it, and float32 memory for their logits, which the next chunk gets too.
+
+    New memory for each chunk would cost more than what is done with it.
+    """
+    rows = _chunk_rows(logit_NC)
+    buffer_NC = torch.empty(min(len(logit_NC), rows), logit_NC.shape[1], device=logit_NC.device)
+    start = 0
+    for level, size in enumerate(sizes):
+        for first in range(start, start + size, rows):
+            last = min(first + rows, start + size)
+            yield level, slice(first, last), buffer_NC[: last - first]
+        start += size
 
 
 @lru_cache
@@ -276,20 +253,18 @@ def _positive_slots(logit_NC: Tensor, positives: Positives, edge_E: Tensor, none
     return slot_P.masked_fill(slot_P == len(edge_E) - 1, none)
 
 
-def _positive_factors(
-    logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, sizes: list[int], bins: int, factor_LW: Tensor
-) -> tuple[Positives, Tensor]:
-    """The positives, and the factor of each, [P]."""
+def _factors(
+    logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, slot_NC: Tensor, sizes: list[int], factor_LK: Tensor
+) -> tuple[Callable[[int, Tensor], Tensor], Positives, Tensor]:
+    """What looks up the factors of a chunk of slots, the positives, and the factor of each of them, [P]."""
+    none, bins = _none(slot_NC), factor_LK.shape[1]
+    factor_LW = pad(torch.cat([factor_LK, factor_LK[:, -1:]], dim=1), (0, none - bins))
     edge_E = region_edges(bins, end=CLASSIFICATION_END, device=logit_NC.device)
     positives = _positives(label_N, ~(weight_N > 0), sizes, logit_NC.shape[1])
-    return positives, factor_LW[positives[2], _positive_slots(logit_NC, positives, edge_E, factor_LW.shape[1] - 1)]
+    factor_P = factor_LW[positives[2], _positive_slots(logit_NC, positives, edge_E, none)]
+    return _lookup(factor_LW, slot_NC), positives, factor_P
 
 
 def _none(slot: Tensor) -> int:
     """The slot of what is in no region, which is any slot with its bits set."""
     return 2**7 - 1 if slot.dtype == torch.uint8 else 2**15 - 1
-
-
-def _by_slot(factor_LK: Tensor, none: int) -> Tensor:
-    """The factors by slot, [L, W]."""
-    return pad(torch.cat([factor_LK, factor_LK[:, -1:]], dim=1), (0, none - factor_LK.shape[1]))

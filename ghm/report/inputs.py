@@ -1,20 +1,22 @@
-"""What the other stages left on disk, read into tables with one row a measurement."""
+"""What the other stages left on disk, read into tables with one row per measurement."""
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
-from ghm import truth as annotated
+from ghm import fingerprint, runs, truth
 from ghm.errors import InputError
+from ghm.evaluation import matches
 from ghm.evaluation.bootstrap import Resampled
-from ghm.fingerprint import data_checksum, measured_data
 from ghm.params import Params
-from ghm.report import fairness
-from ghm.truth import Record
+
+OPTIONAL = (runs.VALIDATION, runs.DENSITY)  # tables that not every run has
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,18 @@ class Results:
 
     metrics: dict[str, dict[str, Any]]  # of each variant: what `evaluation.run.summary` has, mean over seeds
     seed_metrics: dict[str, list[dict[str, Any]]]  # of each variant: the same, seed by seed
-    contexts: dict[str, list[dict[str, Any]]]  # of each variant, seed by seed: revision, device, seconds, ...
+    records: dict[str, list[runs.Record]]  # of each variant, seed by seed
     resampled: dict[str, list[Resampled]]  # of each variant, seed by seed
     errors: dict[str, list[dict[str, float]]]  # of each variant, seed by seed: AP50 that each kind of error costs
-    loss: pd.DataFrame  # variant, seed, step, loss, loss_cls, loss_bbox, ...
+    loss: pd.DataFrame  # variant, seed and the columns of `runs.LOG`
     validation: pd.DataFrame  # variant, seed, epoch, AP: on a part of the validation split
-    density: pd.DataFrame  # variant, seed, step, kind, low, high, density: of losses with a moving average
+    density: pd.DataFrame  # variant, seed and the columns of `runs.DENSITY`: of losses with a moving average
     gradient_norms: pd.DataFrame  # variant, epoch, kind, low, high, count, share; all seeds together
-    detections: dict[str, list[Record]]  # of each variant: the first seed's best, as many as there are true boxes
+    # Of each variant: the first seed's best detections, as many as there are true boxes, best first. COCO results with
+    # `hit`: the id of the true box that the detection is matched to at IoU 0.5, or 0 where it is a false positive.
+    detections: dict[str, list[dict[str, Any]]]
     manifest: dict[str, Any]  # data/<name>.json
-    truth: dict[str, list[Record]]  # COCO images, annotations, categories of the reported split
+    truth: dict[str, list[dict[str, Any]]]  # COCO images, annotations, categories of the reported split
     images: Path  # folder of the reported split
 
 
@@ -42,37 +46,35 @@ def read(params: Params, root: Path) -> Results:
     Raises:
         InputError: a file is missing, or the runs may not be compared.
     """
-    manifest = _json(root, f"data/{params.data.name}.json")
+
+    def per_seed(folder: Callable[..., Path], name: str, load: Callable[[Path], Content]) -> dict[str, list[Content]]:
+        return {
+            variant: [load(existing(folder(variant, seed, root) / name, root)) for seed in params.seeds]
+            for variant in params.variants
+        }
+
+    home = root / "data" / params.data.name
+    manifest = _json(existing(home.with_name(f"{home.name}.json"), root))
     split = manifest["splits"][params.evaluate.split]
-    truth = annotated.read(existing(root / f"data/{params.data.name}/{split['annotations']}", root))
-    first = params.seeds[0]
-    contexts = _records(root, "runs", "context.json", params)
-    resampled = {
-        variant: [
-            Resampled.load(existing(root / f"detections/{variant}/seed_{seed}/resampled.npz", root))
-            for seed in params.seeds
-        ]
-        for variant in params.variants
-    }
-    fairness.require(params, contexts, resampled, measured_data(split), data_checksum(manifest))
-    validation = _tables(root, "runs", "validation.csv", params, columns=("epoch", "AP"))
+    annotations = truth.read(existing(home / split["annotations"], root))
+    records = per_seed(runs.run_folder, runs.RECORD, _record)
+    resampled = per_seed(runs.detections_folder, runs.RESAMPLED, Resampled.load)
+    _require_comparable(params, records, resampled, manifest)
+    first = {variant: runs.detections_folder(variant, params.seeds[0], root) for variant in params.variants}
     return Results(
-        metrics={name: _json(root, f"detections/{name}/metrics.json") for name in params.variants},
-        seed_metrics=_records(root, "detections", "metrics.json", params),
-        contexts=contexts,
+        metrics={name: _json(existing(folder.parent / runs.METRICS, root)) for name, folder in first.items()},
+        seed_metrics=per_seed(runs.detections_folder, runs.METRICS, _json),
+        records=records,
         resampled=resampled,
-        errors=_records(root, "detections", "errors.json", params),
-        loss=_tables(root, "runs", "log.csv", params),
-        validation=validation.query("AP >= 0"),  # below: no box in the part of the split that was looked at
-        density=_tables(root, "runs", "density.csv", params, columns=("step", "kind", "low", "high", "density")),
-        gradient_norms=_shares(_tables(root, "runs", "gradient_norms.csv", params)),
-        detections={
-            name: _best(_json(root, f"detections/{name}/seed_{first}/detections.json"), len(truth["annotations"]))
-            for name in params.variants
-        },
+        errors=per_seed(runs.detections_folder, runs.ERRORS, _json),
+        loss=_table(params, root, runs.LOG),
+        validation=_table(params, root, runs.VALIDATION).query("AP >= 0"),  # -1: no box to measure on
+        density=_table(params, root, runs.DENSITY),
+        gradient_norms=_shares(_table(params, root, runs.GRADIENT_NORMS)),
+        detections={name: _best(folder, len(annotations["annotations"]), root) for name, folder in first.items()},
         manifest=manifest,
-        truth=truth,
-        images=root / "data" / params.data.name / split["folder"],
+        truth=annotations,
+        images=home / split["folder"],
     )
 
 
@@ -87,41 +89,42 @@ def existing(path: Path, root: Path) -> Path:
     return path
 
 
-def _json(root: Path, name: str) -> Any:
-    return json.loads(existing(root / name, root).read_text(encoding="utf-8"))
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _best(detections: list[Record], number: int) -> list[Record]:
-    """Return the detections with the highest scores.
+def _record(path: Path) -> runs.Record:
+    try:
+        return runs.Record.read(path.parent)
+    except TypeError as error:
+        raise InputError(f"{path} was written by another version ({error}): run `dvc repro`") from None
 
-    A fixed score would not compare like with like: above 0.3, say, GHM-C has several times Focal Loss's boxes.
+
+def _best(folder: Path, number: int, root: Path) -> list[dict[str, Any]]:
+    """The detections with the highest scores, with `hit`.
+
+    A fixed score would not compare like with like: above 0.3, say, GHM-C has several times Focal Loss's boxes. What
+    hits a box is decided by falling score, so the worse detections that are left out change nothing.
     """
-    return sorted(detections, key=lambda found: -found["score"])[:number]
+    detections = _json(existing(folder / runs.DETECTIONS, root))
+    hits = matches.read(existing(folder / runs.MATCHES, root).parent).tolist()
+    pairs = sorted(zip(detections, hits, strict=True), key=lambda pair: -pair[0]["score"])[:number]
+    # Below 0: it counts neither way, for it hits a crowd.
+    return [{**detection, "hit": hit} for detection, hit in pairs if hit >= 0]
 
 
-def _records(root: Path, folder: str, name: str, params: Params) -> dict[str, list[dict[str, Any]]]:
-    """Read one JSON file of every run: variant -> content, seed by seed."""
-    return {
-        variant: [_json(root, f"{folder}/{variant}/seed_{seed}/{name}") for seed in params.seeds]
-        for variant in params.variants
-    }
-
-
-def _tables(root: Path, folder: str, name: str, params: Params, columns: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Stack one CSV file of every run, with the columns `variant` and `seed` in front.
-
-    A file whose `columns` are named may be missing: not every training has that to record.
-    """
-    tables = [pd.DataFrame({name: [] for name in ("variant", "seed", *columns)})] if columns else []
+def _table(params: Params, root: Path, name: str) -> pd.DataFrame:
+    """Stack one CSV file of every run, with the columns `variant` and `seed` in front."""
+    tables = [pd.DataFrame({column: [] for column in ("variant", "seed", *runs.COLUMNS[name])})]
     for variant, seed in itertools.product(params.variants, params.seeds):
-        path = root / folder / variant / f"seed_{seed}" / name
-        if columns and not path.is_file():
+        path = runs.run_folder(variant, seed, root) / name
+        if name in OPTIONAL and not path.is_file():
             continue
         table = pd.read_csv(existing(path, root))
         table.insert(0, "variant", variant)
         table.insert(1, "seed", seed)
         tables.append(table)
-    # A training of 0 epochs has an empty log, whose columns have no type.
+    # A run of 0 epochs has an empty log, whose columns have no type.
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
@@ -131,3 +134,30 @@ def _shares(counts: pd.DataFrame) -> pd.DataFrame:
     total = summed.groupby(["variant", "epoch", "kind"])["count"].transform("sum")
     # A batch without positive anchors has no box gradients: its shares are 0, not 0 / 0.
     return summed.assign(share=summed["count"] / total.clip(lower=1))
+
+
+def _require_comparable(
+    params: Params, records: dict[str, list[runs.Record]], resampled: dict[str, list[Resampled]], manifest: Any
+) -> None:
+    """Refuse runs of other data or code, or that differ in more than losses and seeds, with a list of them."""
+    base = next(iter(records.values()))[0]
+    described = f"data/{params.data.name}.json describes"
+    split = params.evaluate.split
+    measured_on = fingerprint.measured_data(manifest["splits"][split])
+    problems = []
+    for record, measured in zip(itertools.chain(*records.values()), itertools.chain(*resampled.values()), strict=True):
+        name = f"{record.variant}, seed {record.seed}"
+        if record.dataset != params.data.name:
+            problems.append(f"{name} was trained on {record.dataset}, and the report is on {params.data.name}")
+        elif measured.measured_on != measured_on:
+            problems.append(f"{name} was measured on other annotations or images of {split} than {described}")
+        if record.conditions["data"] != fingerprint.data_checksum(manifest):
+            problems.append(f"{name} was trained on other data than {described}")
+        other = [key for key, value in sorted(base.conditions.items()) if record.conditions.get(key) != value]
+        if other := [key for key in other if key != "data"]:
+            problems.append(
+                f"{name} (revision {record.revision}) differs from {base.variant}, seed {base.seed} (revision "
+                f"{base.revision}) in {', '.join(other)}"
+            )
+    if problems:
+        raise InputError(f"these runs cannot be compared: {'; '.join(problems)}: run `dvc repro`")

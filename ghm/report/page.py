@@ -7,12 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from ghm.params import Params
-from ghm.report import comparison, curves, gradients, html, intervals, tables, words
-from ghm.report.density import density
-from ghm.report.disagreements import disagreements
-from ghm.report.gallery import gallery
+from ghm.report import comparison, html, metric_figures, pictures, tables, training_figures, words
 from ghm.report.inputs import Results, read
-from ghm.report.mistakes import mistakes
 from ghm.report.style import DPI, Plot, look
 
 REPORTS = Path("reports")
@@ -24,8 +20,7 @@ def write(params: Params, root: Path, out: Path = REPORTS) -> None:
     """Write `ap_table.md`, `index.html`, `figures/` and `plots/*.csv` into the folder `out` below `root`.
 
     Raises:
-        InputError: a file of a variant is missing, the runs cannot be compared, or one of the sections focal, ghmc and
-            ghmr is missing.
+        InputError: a file of a variant is missing, or the runs cannot be compared.
     """
     results = read(params, root)
     compared = comparison.table(results, params)
@@ -55,18 +50,18 @@ def _plots(
     """Return every figure that there is something to draw for, by name."""
     several = len(params.variants) > 1
     plots = {
-        "differences": intervals.differences(compared, params) if several else None,
-        "gradient_norms": gradients.gradient_norms(results, params),
-        "region_weights": gradients.region_weights(results, params),
-        "reformulated_gradient": gradients.reformulated(results, params),
-        "density": density(results, params),
-        "precision_recall": curves.precision_recall(curve, params),
-        "errors": mistakes(results, params),
-        "per_class": intervals.per_class(compared, results, params) if several else None,
-        "disagreements": disagreements(results, params, root),
-        "gallery": gallery(results, params, root),
-        "loss": curves.loss(results, params),
-        "validation_ap": curves.validation_ap(results, params),
+        "differences": metric_figures.differences(compared, params) if several else None,
+        "gradient_norms": training_figures.gradient_norms(results, params),
+        "region_weights": training_figures.region_weights(results, params),
+        "reformulated_gradient": training_figures.reformulated(results, params),
+        "density": training_figures.density(results, params),
+        "precision_recall": metric_figures.precision_recall(curve, params),
+        "errors": metric_figures.errors(results, params),
+        "per_class": metric_figures.per_class(compared, results, params) if several else None,
+        "disagreements": pictures.disagreements(results, params, root),
+        "gallery": pictures.gallery(results, params, root),
+        "loss": training_figures.loss(results, params),
+        "validation_ap": metric_figures.validation_ap(results, params),
     }
     return {name: plot for name, plot in plots.items() if plot}
 
@@ -113,7 +108,6 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: 
         present = {name: plots[name] for name in names if name in plots}
         return [f"![{plot.alt}](figures/{name}.{plot.format})\n\n{plot.caption}" for name, plot in present.items()]
 
-    certain = [tables.differences(params, compared)] if len(params.variants) > 1 else []
     blocks = [
         f"# {TITLE}",
         words.answer(params, compared),
@@ -123,7 +117,6 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: 
         main_table,
         words.reading(params),
         "## How sure",
-        *certain,
         *shown("differences"),
         "## What the losses did to the gradients",
         *shown("gradient_norms", "region_weights", "reformulated_gradient", "density"),
@@ -142,8 +135,9 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: 
         "[libuyu/GHM_Detection](https://github.com/libuyu/GHM_Detection). Other images and another model; only the "
         "differences can be held against those above.",
         tables.published(params),
-        "The table of the paper itself has 36.4 for `ghmc_ghmr`.",
+        "The table of the paper itself has 36.4 for GHM-C with GHM-R.",
         "## Do it again",
-        words.commands(),
+        "`make repro` makes this report from a fresh clone; [docs/experiments.md](../docs/experiments.md) says how to "
+        "change a parameter and compare.",
     ]
     return "\n\n".join(blocks) + "\n"

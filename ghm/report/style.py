@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ghm import fonts
+from ghm.params import Params, Role
 from ghm.report import names
 
 WIDTH = 9.0  # inches: about 900 px on a code host's page, where 9 pt are then 12 px
@@ -21,7 +24,7 @@ DPI = 160  # more than the page shows, for dense screens
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 GREY = "#666666"
 
-KINDS = {"cls": "classification", "box": "box regression"}
+KINDS: dict[Role, str] = {"cls": "classification", "box": "box regression"}
 
 STYLE: dict[str, Any] = {
     "font.size": 10,
@@ -90,3 +93,16 @@ def legend(figure: Figure, variants: Iterable[str], extra: Iterable[Artist] = ()
     handles = [*lines, *extra]
     columns = len(handles) if len(handles) <= 5 else (len(handles) + 1) // 2
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.6)
+
+
+def draw_seeds(ax: Axes, table: pd.DataFrame, x: str, y: str, colour: str, window: int = 1, **line: Any) -> None:
+    """Draw column `y` against `x`, the mean over seeds in a running window, and a band over their range."""
+    runs = table.pivot(index=x, columns="seed", values=y)
+    values: pd.DataFrame = runs.rolling(window, center=True, min_periods=1).mean()  # type: ignore[assignment]
+    ax.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+    ax.plot(values.index, values.mean(axis=1), color=colour, **line)
+
+
+def of_seeds(params: Params, words: str = " Band: from the lowest to the highest seed.") -> str:
+    """What a caption says only where there are several seeds."""
+    return words if len(params.seeds) > 1 else ""

@@ -1,5 +1,8 @@
-"""The tables of the report: AP, published AP, AP a class, and how each variant was trained."""
+"""The tables of the report: AP, published AP, AP of each class, and how each variant was trained. What a study shows in
+its tables is written here, too.
+"""
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,10 +11,10 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from ghm import truth
+from ghm import losses, truth
 from ghm.evaluation import bootstrap
-from ghm.evaluation.bootstrap import METRICS
-from ghm.params import Params, Role
+from ghm.evaluation.bootstrap import Interval
+from ghm.params import Loss, Params
 from ghm.report import comparison, names
 from ghm.report.comparison import BASELINE
 from ghm.report.inputs import Results
@@ -20,17 +23,14 @@ HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # t
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 LEVEL = f"{100 * bootstrap.LEVEL:g} %"
 ONE_IN = f"one in {1 / (1 - bootstrap.LEVEL):.0f}"  # so often an interval misses the truth
-OFF = {
-    "statistics": "level",
-    "sync": False,
-    "bias_correction": False,
-    "normalizer": "valid_bins",
-    "smoothing": 0.0,
-    "check": False,
-}
 
-# COCO minival, ResNet-50 FPN, 12 epochs: README of github.com/libuyu/GHM_Detection.
-PUBLISHED = {"fl_sl1": 35.6, "ghmc_sl1": 35.8, "ghmc_ghmr": 37.0}
+# COCO minival, ResNet-50 FPN, 12 epochs: README of github.com/libuyu/GHM_Detection. Types of the losses for classes and
+# for boxes -> AP. The first one is the baseline.
+PUBLISHED = {
+    ("ghm.FocalLoss", "ghm.SmoothL1Loss"): 35.6,
+    ("ghm.GHMC", "ghm.SmoothL1Loss"): 35.8,
+    ("ghm.GHMC", "ghm.GHMR"): 37.0,
+}
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -45,7 +45,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1)
 
 
 def main(results: Results, params: Params, compared: pd.DataFrame) -> str:
-    """Return a row a variant: metrics in percent, AP with its interval, and AP minus the first's with a verdict.
+    """Return a row for each variant: metrics in percent, AP with its interval, and AP minus the first's with a verdict.
 
     Args:
         compared: of `comparison.table`.
@@ -55,49 +55,48 @@ def main(results: Results, params: Params, compared: pd.DataFrame) -> str:
     head = ["variant", *keys, f"AP, {LEVEL}", f"AP minus {names.line(baseline)}, {LEVEL}", "verdict"]
     rows = []
     for name in params.variants:
-        own = [_percent(results.metrics[name], results.seed_metrics[name], key) for key in keys]
-        found = comparison.row(compared, name, "AP")
-        minus = BASELINE if name == baseline else signed(found)
-        rows.append([name, *own, between(found["low"], found["high"]), minus, found["verdict"]])
+        means = [_percent(results.metrics[name], results.seed_metrics[name], key) for key in keys]
+        row = comparison.row(compared, name, "AP")
+        minus = BASELINE if name == baseline else signed(difference(row))
+        rows.append([name, *means, between(row["low"], row["high"]), minus, row["verdict"]])
     return markdown(head, rows)
 
 
-def differences(params: Params, compared: pd.DataFrame) -> str:
-    """Return a row for each variant but the first, with the difference in AP, AP50 and AP75 and what it says."""
-    head = ["variant", *(column for metric in METRICS for column in (metric, f"{metric} is"))]
-    rows = []
-    for name in list(params.variants)[1:]:
-        row = [name]
-        for metric in METRICS:
-            found = comparison.row(compared, name, metric)
-            row += [signed(found), found["verdict"]]
-        rows.append(row)
-    return markdown(head, rows)
+def difference(row: dict[str, Any]) -> Interval:
+    """That of a row of `comparison.table`."""
+    return Interval(row["difference"], row["difference_low"], row["difference_high"])
 
 
-def signed(found: dict[str, Any]) -> str:
+def interval(found: Interval) -> str:
+    """A metric with its interval, in percent."""
+    return f"{100 * found.estimate:.1f} {between(found.low, found.high)}"
+
+
+def signed(minus: Interval) -> str:
     """A difference with its interval, in points."""
-    return f"{100 * found['difference']:+.1f} {between(found['difference_low'], found['difference_high'], '+')}"
+    return f"{100 * minus.estimate:+.1f} {between(minus.low, minus.high, '+')}"
 
 
 def between(low: float, high: float, sign: str = "") -> str:
+    """The ends of an interval, in percent or points."""
     return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def published(params: Params) -> str:
-    """Return the published AP of each variant whose name the reference repository has a figure for."""
+    """Return the published AP of each variant whose losses, without options, the reference repository has one for."""
+    first = next(iter(PUBLISHED))
     rows = []
     for name in params.variants:
-        ap, difference = DASH, DASH
-        if name in PUBLISHED:
-            ap = f"{PUBLISHED[name]:.1f}"
-            difference = BASELINE if name == "fl_sl1" else f"{PUBLISHED[name] - PUBLISHED['fl_sl1']:+.1f}"
-        rows.append([name, ap, difference])
-    return markdown(["variant", "published AP", "minus fl_sl1"], rows)
+        pair = params.loss(name, "cls"), params.loss(name, "box")
+        types = pair[0].type, pair[1].type
+        ap = None if any(any(options(loss).values()) for loss in pair) else PUBLISHED.get(types)
+        minus = DASH if ap is None else BASELINE if types == first else f"{ap - PUBLISHED[first]:+.1f}"
+        rows.append([name, DASH if ap is None else f"{ap:.1f}", minus])
+    return markdown(["variant", "published AP", "minus Focal Loss"], rows)
 
 
 def per_class(results: Results, params: Params) -> str:
-    """Return AP in percent, a row a class in the data set's order, with the number of boxes it is measured on."""
+    """Return AP in percent, a row for each class of the data set, with the number of boxes it is measured on."""
     boxes = Counter(box["category_id"] for box in results.truth["annotations"] if truth.counts(box))
     ids = {category["name"]: category["id"] for category in results.truth["categories"]}
     rows = []
@@ -109,15 +108,31 @@ def per_class(results: Results, params: Params) -> str:
 
 
 def training(results: Results, params: Params) -> str:
-    """Return how each variant was trained: its losses with their parameters, revision and time a seed."""
+    """Return how each variant was trained: its losses with their parameters, revision and time per seed."""
     head = ["variant", "classification loss", "box loss", "revision", "minutes per seed"]
     rows = []
     for name, variant in params.variants.items():
-        contexts = results.contexts[name]
-        minutes = np.mean([context["seconds"] for context in contexts]) / 60
-        losses = [_loss(params, name, variant.cls, "cls"), _loss(params, name, variant.box, "box")]
-        rows.append([name, *losses, distinct(context["revision"] for context in contexts), f"{minutes:.1f}"])
+        runs = results.records[name]
+        shown = []
+        for section, loss in {variant.cls: params.loss(name, "cls"), variant.box: params.loss(name, "box")}.items():
+            # Options that are off make the reference's loss, which needs no words.
+            arguments = (f"{key} {value}" for key, value in loss.arguments.items() if options(loss).get(key, True))
+            shown.append(f"{section}: {', '.join(arguments)}")
+        minutes = np.mean([run.seconds for run in runs]) / 60
+        rows.append([name, *shown, distinct(run.revision for run in runs), f"{minutes:.1f}"])
     return markdown(head, rows, texts=4)
+
+
+def options(loss: Loss) -> dict[str, bool]:
+    """Options of a loss of this package -> whether they are on. They are its keyword-only arguments, off by default."""
+    package, _, name = loss.type.rpartition(".")
+    if package != "ghm" or name not in losses.__all__:
+        return {}
+    arguments = inspect.signature(getattr(losses, name)).parameters.values()
+    known = [argument for argument in arguments if argument.kind is argument.KEYWORD_ONLY]
+    return {
+        argument.name: loss.arguments.get(argument.name, argument.default) != argument.default for argument in known
+    }
 
 
 def distinct(values: Iterable[str]) -> str:
@@ -132,10 +147,3 @@ def _percent(mean: dict[str, Any], seeds: list[dict[str, Any]], key: str) -> str
 
 def _spread(seeds: list[float]) -> str:
     return f" ± {100 * np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else ""
-
-
-def _loss(params: Params, variant: str, section: str, role: Role) -> str:
-    values = params.loss(variant, role).arguments
-    # The options of GHM that are off make the reference's loss, which needs no words.
-    shown = {key: value for key, value in values.items() if key not in OFF or value != OFF[key]}
-    return f"{section}: " + ", ".join(f"{key} {value}" for key, value in shown.items())

@@ -1,14 +1,15 @@
 """The sentences of the report: the answer, what was run, how to read the tables."""
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
-from ghm.evaluation.bootstrap import LEVEL, RESAMPLES
+from ghm.evaluation.bootstrap import LEVEL, RESAMPLES, Interval
 from ghm.params import Params
 from ghm.report import comparison, names, tables
 from ghm.report.inputs import Results
+from ghm.runs import Record
 from ghm.words import count
 
 NAMED = 5  # images at most
@@ -21,73 +22,76 @@ def answer(params: Params, compared: pd.DataFrame) -> str:
         compared: of `comparison.table`.
     """
     first, *others = params.variants
-    lines = []
-    for name in others:
-        found = comparison.row(compared, name, "AP")
-        lines.append(f"- {names.code(name)} {_verdict(found, first)}")
-    if not lines:
+    if not others:
         return f"There is nothing to compare {names.code(first)} with: add a variant to `params.yaml`."
-    return "\n".join([*lines, "", _scope(params)])
+    differences = [(name, tables.difference(comparison.row(compared, name, "AP"))) for name in others]
+    lines = [f"- {names.code(name)} {judged(minus, names.code(first))}" for name, minus in differences]
+    return "\n".join([*lines, "", scope(params.seeds)])
 
 
-def _verdict(found: dict[str, Any], first: str) -> str:
-    points = f"{100 * found['difference']:+.1f} AP"
-    low, high = f"{100 * found['difference_low']:+.1f}", f"{100 * found['difference_high']:+.1f}"
-    said = "from" if found["verdict"] == "not distinguishable" else "than"
-    return f"is **{found['verdict']}** {said} {names.code(first)}: {points}, {tables.LEVEL} interval {low} to {high}."
+def judged(minus: Interval, other: str) -> str:
+    """Say whether something is better than `other`, by the interval of its AP minus that of `other`."""
+    preposition = "from" if minus.verdict == "not distinguishable" else "than"
+    interval = f"{tables.LEVEL} interval {100 * minus.low:+.1f} to {100 * minus.high:+.1f}"
+    return f"is **{minus.verdict}** {preposition} {other}: {100 * minus.estimate:+.1f} AP, {interval}."
 
 
-def _scope(params: Params) -> str:
+def scope(seeds: Sequence[int]) -> str:
     """Say what the intervals are about."""
-    if len(params.seeds) == 1:
+    if len(seeds) == 1:
         return (
             "**One seed**: these intervals are about these trained detectors on other images. Another training run of "
             "the same variant differs too ([measured on the embedded data set](../benchmarks/README.md#ap-by-seed)): "
-            "`seeds: [0, 1, 2]` in `params.yaml` puts that into the intervals."
+            "`seeds: [0, 1, 2]` puts that into the intervals."
         )
     return (
-        f"The intervals are about the losses: other images and other training runs ({len(params.seeds)} seeds) are "
-        "both in them."
+        f"The intervals are about the losses: other images and other training runs ({len(seeds)} seeds) are both in "
+        "them."
     )
 
 
 def setting(results: Results, params: Params) -> str:
     """Say in a few lines what was run."""
-    train, model = params.train, params.model
     split = params.evaluate.split
     measured = results.manifest["splits"][split]
-    contexts = list(itertools.chain.from_iterable(results.contexts.values()))
-    first = contexts[0]
+    records = [*itertools.chain.from_iterable(results.records.values())]
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
-    backbone = (
-        f"all weights from a trained detector ({names.markdown(first['load_from'])})"
-        if first.get("load_from")
-        else f"backbone pretrained ({names.markdown(first['pretrained'])})"
-        if first["pretrained"]
-        else "**no pretrained backbone**"
-    )
-    device = names.markdown(tables.distinct(run["device"] for run in contexts))
-    versions = (", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in contexts)
-    seeds = ", ".join(map(str, params.seeds))
     return "\n".join(
         [
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",
             "",
-            f"- **Data**: `{first['dataset']}`, {count(len(results.manifest['classes']), 'class|classes')}, "
-            f"{count(first['images'], 'image')} to train, {measured['images']:,} to measure (`{split}`, "
-            f"{count(measured['boxes'], 'box|boxes')}).{wrong}"
-            f"{_warnings(results, split)}",
+            f"- **Data**: `{records[0].dataset}`, {count(len(results.manifest['classes']), 'class|classes')}, "
+            f"{count(records[0].images, 'image')} to train, {measured['images']:,} to measure (`{split}`, "
+            f"{count(measured['boxes'], 'box|boxes')}).{wrong}{_warnings(results, split)}",
             *left_out(results, split),
-            f"- **Model**: RetinaNet, {model.backbone} with {model.base_channels} base channels, FPN of "
-            f"{model.levels} levels, {first['parameters'] / 1e6:.1f} M parameters, {backbone}.",
-            f"- **Training**: {count(first['epochs'], 'epoch')}, {count(train.batch_size, 'image')} per step, "
-            f"{train.optimizer}, learning rate {train.learning_rate:g} ({train.schedule}), "
-            f"seed{'s' * (len(params.seeds) > 1)} {seeds}.",
-            f"- **Machine**: {device}; {tables.distinct(versions)}; "
-            f"revision {tables.distinct(run['revision'] for run in contexts)}.",
+            *described(records, params, params.seeds),
         ]
     )
+
+
+def described(records: Sequence[Record], params: Params, seeds: Sequence[int]) -> list[str]:
+    """Say which model was trained how, on which machine: a line for each."""
+    train, model = params.train, params.model
+    starts = (
+        f"all weights from a trained detector ({names.markdown(record.load_from)})"
+        if record.load_from
+        else f"backbone pretrained ({names.markdown(record.pretrained)})"
+        if record.pretrained
+        else "**no pretrained backbone**"
+        for record in records
+    )
+    versions = (", ".join(f"{name} {version}" for name, version in record.versions.items()) for record in records)
+    return [
+        f"- **Model**: RetinaNet, {model.backbone} with {model.base_channels} base channels, FPN of {model.levels} "
+        f"levels, {tables.distinct(f'{record.parameters / 1e6:.1f} M parameters' for record in records)}, "
+        f"{tables.distinct(starts)}.",
+        f"- **Training**: {tables.distinct(count(record.epochs, 'epoch') for record in records)}, "
+        f"{count(train.batch_size, 'image')} per step, {train.optimizer}, learning rate {train.learning_rate:g} "
+        f"({train.schedule}), seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.",
+        f"- **Machine**: {names.markdown(tables.distinct(record.device for record in records))}; "
+        f"{tables.distinct(versions)}; revision {tables.distinct(record.revision for record in records)}.",
+    ]
 
 
 def _warnings(results: Results, split: str) -> str:
@@ -105,8 +109,8 @@ def left_out(results: Results, split: str) -> list[str]:
     known = {name: set(results.manifest["splits"][name].get("unreadable", [])) for name in ("train", split)}
     known[split] |= {image for found in results.metrics.values() for image in found["unreadable_images"]}
     counts = {name: len(images) for name, images in known.items()}
-    runs = itertools.chain.from_iterable(results.contexts.values())
-    counts["train"] = max(counts["train"], *(run.get("unreadable_images", 0) for run in runs))
+    records = itertools.chain.from_iterable(results.records.values())
+    counts["train"] = max(counts["train"], *(record.unreadable_images for record in records))
     parts = []
     for name, number in counts.items():
         if number:
@@ -123,25 +127,18 @@ def left_out(results: Results, split: str) -> list[str]:
 def reading(params: Params) -> str:
     """Say how to read the main table."""
     spread = "" if len(params.seeds) == 1 else f" Mean ± standard deviation over {len(params.seeds)} seeds."
-    first = next(iter(params.variants))
     return (
         f"COCO metrics in percent on `{params.evaluate.split}`: APs, APm and APl for boxes of up to 32², up to 96² and "
         f"more square pixels ({tables.DASH}: there are none), AR100 the recall with 100 detections per image.{spread} "
-        f"Intervals hold the truth in {100 * LEVEL:g} of 100 cases, each for itself: images are resampled "
-        f"{RESAMPLES:,} times, the same for all variants; several seeds enter by the spread between them "
-        f"([checked by simulation](../benchmarks/README.md#do-the-intervals-hold-the-truth)). *Better* and *worse* "
-        f"mean that the interval of the difference to {names.code(first)} lies on one side of 0."
+        + reading_intervals(names.code(next(iter(params.variants))))
     )
 
 
-def commands() -> str:
-    return "\n".join(
-        [
-            "```shell",
-            "make repro                      # this report, from a fresh clone",
-            "dvc exp run -S ghmc.bins=10     # change a parameter: trains again only what depends on it",
-            "dvc metrics diff                # what that did to AP",
-            "dvc plots show                  # the curves in a browser, data in plots/",
-            "```",
-        ]
+def reading_intervals(reference: str) -> str:
+    """Say how to read intervals, and verdicts on the difference to `reference`."""
+    return (
+        f"Intervals hold the truth in {100 * LEVEL:g} of 100 cases, each for itself: images are resampled "
+        f"{RESAMPLES:,} times, the same for all that is compared; several seeds enter by the spread between them "
+        f"([checked by simulation](../benchmarks/README.md#do-the-intervals-hold-the-truth)). *Better* and *worse* "
+        f"mean that the interval of the difference to {reference} lies on one side of 0."
     )

@@ -3,36 +3,33 @@
 import argparse
 import os
 
-import torch
-
+from ghm import devices, sections
 from ghm.cli import run
 from ghm.errors import InputError
-from ghm.study import definition, results, trials
+from ghm.study import definition, page, trials
+from ghm.study.comparison import gather
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ghm.study", description=__doc__)
     parser.add_argument("names", metavar="NAME", nargs="+", help="a file of studies/, without .yaml")
-    parser.add_argument("--jobs", type=int, help="trainings at once; as many as there are GPUs, or else cores")
-    parser.add_argument("--table", action="store_true", help="train nothing, sum up the trainings that are there")
+    parser.add_argument("--jobs", type=int, help="training runs at once; default: the number of GPUs, or else of cores")
+    parser.add_argument("--table", action="store_true", help="train nothing, sum up what has been trained")
     arguments = parser.parse_args()
-    cores = os.cpu_count() or 1
     studies = {name: definition.load(name) for name in arguments.names}
+    content = sections.read(definition.PARAMS)
     failures: list[str] = []
     for name, study in studies.items():
+        if not arguments.table:
+            cells = [trials.trials(cell, study.seeds, content) for cell in definition.cells(study)]
+            seed_by_seed = [trial for of_a_seed in zip(*cells, strict=True) for trial in of_a_seed]
+            try:
+                jobs = arguments.jobs or len(devices.visible()) or os.cpu_count() or 1
+                trials.run_all(seed_by_seed, definition.splits(study), jobs)
+            except InputError as error:
+                failures.append(str(error))  # the others are worth a table: a run that diverges is a result, too
         try:
-            if not arguments.table:
-                wanted = [
-                    trials.trial(cell.variant, seed, cell.changes)
-                    for seed in study.seeds
-                    for cell in definition.cells(study)
-                ]
-                jobs = arguments.jobs or torch.cuda.device_count() or cores
-                trials.run_all(wanted, definition.splits(study), jobs)
-        except InputError as error:
-            failures.append(str(error))  # the others are worth a table: a training that diverges is a result, too
-        try:
-            print(results.write(name, study, arguments.jobs or cores), flush=True)
+            print(page.write(gather(name, study)), flush=True)
         except InputError as error:
             failures.append(str(error))
     if failures:

@@ -1,107 +1,104 @@
-"""The words and tables about a study, in Markdown."""
+"""`reports/studies/<name>.md`, `.png` and `.json`: what came of a study, for people and for programs."""
 
-from collections.abc import Iterable
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from ghm.evaluation.bootstrap import Interval
+from ghm import files
 from ghm.report import names
-from ghm.report.style import Plot
-from ghm.report.tables import DASH, LEVEL, ONE_IN, distinct, markdown
+from ghm.report.style import DPI, Plot, look
+from ghm.report.tables import DASH, LEVEL, ONE_IN, distinct, interval, markdown, signed
+from ghm.report.words import described, judged, reading_intervals, scope
+from ghm.study import figure
 from ghm.study.comparison import Comparison, Row
-from ghm.study.definition import label
-from ghm.words import count as number
+from ghm.words import count, label
 
-LONG = 12  # lines from which a list is folded away
+REPORTS = Path("reports/studies")
+
+
+def write(found: Comparison) -> str:
+    """Write the three files, all or none; return the tables as text."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    with look(figure.texts(found.study)), tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{found.name}.") as folder:
+        new = Path(folder)
+        plot = figure.draw(found)
+        # Without matplotlib's version in the file, equal pictures are equal bytes.
+        plot.figure.savefig(new / f"{found.name}.png", dpi=DPI, metadata={"Software": None})
+        files.write_json(new / f"{found.name}.json", numbers(found))
+        files.write_text(new / f"{found.name}.md", text(found, plot))
+        for path in sorted(new.iterdir()):
+            path.replace(REPORTS / path.name)
+    return "\n\n".join(f"{names.line(condition)}\n\n{_table(found, condition)}" for condition in found.study.conditions)
+
+
+def numbers(found: Comparison) -> dict[str, Any]:
+    """The study and all its numbers, to 4 digits. Metrics are fractions."""
+    runs = {key: sorted({getattr(run, key) for run in found.records}) for key in ("dataset", "device", "revision")}
+    runs |= {key: sorted({run.conditions[key] for run in found.records}) for key in ("data", "code", "libraries")}
+    content = {
+        **asdict(found.study),
+        "images": found.images,
+        "chosen_on": found.splits[0],
+        "reported_on": found.splits[-1],
+        "runs": {**runs, "number": len(found.records)},
+        "rows": [asdict(row) for row in found.rows],
+    }
+    return json.loads(json.dumps(content), parse_float=lambda number: float(f"{float(number):.4g}"))
 
 
 def text(found: Comparison, plot: Plot) -> str:
-    """The whole page."""
+    """The whole page, in Markdown."""
     study = found.study
-    blocks = [f"# {study.question}", _setting(found)]
-    blocks += _incomplete(found)
-    blocks += [f"![{plot.alt}]({found.name}.png)", plot.caption, f"## {_heading(found)}", _reading(found)]
-    for condition in study.conditions:
-        blocks += [f"### {_condition(found, condition)}", _sentences(found, condition), _table(found, condition)]
+    blocks = [f"# {study.question}", _setting(found), *_incomplete(found)]
+    blocks += [f"![{plot.alt}]({found.name}.png)", plot.caption, "## Result", _reading(found)]
+    for condition, changes in study.conditions.items():
+        listed = ", ".join(f"`{key}: {'null' if value is None else value}`" for key, value in changes.items())
+        blocks.append(f"### {names.markdown(condition)}" + f" ({listed})" * bool(changes))
+        blocks += [*_sentences(found, condition), _table(found, condition)]
     if study.published:
-        blocks += ["## Published figures, not comparable in level", _published(found)]
+        blocks.append("## Published figures, not comparable in level")
+        blocks.append("\n".join(f"- {names.markdown(one.dataset)}: {one.source}" for one in study.published))
+        blocks.append("Other images and another model: only which value or curve is ahead can be compared with ours.")
     blocks += ["## Do it again", f"```shell\nmake study NAME={found.name}\n```"]
-    return "\n\n".join(blocks) + "\n"
-
-
-def tables(found: Comparison) -> str:
-    """What the terminal shows: a table for each condition."""
-    parts = []
-    for condition in found.study.conditions:
-        parts += [f"{_heading(found)}: {names.line(condition)}", _table(found, condition), _sentences(found, condition)]
-    return "\n\n".join(parts)
-
-
-def _heading(found: Comparison) -> str:
-    choose, report = found.splits[0], found.splits[-1]
-    if not found.study.chooses:
-        return f"Reported on {report}"
-    return f"Chosen on {choose}, reported on {report}" if choose != report else f"Chosen and reported on {report}"
+    return "\n\n".join(blocks).replace("](../", "](../../") + "\n"
 
 
 def _setting(found: Comparison) -> str:
     """Say in a few lines what was run, and where."""
-    model, first = found.params["model"], found.contexts[0]
-    seeds = ", ".join(map(str, found.study.seeds))
-    images = " and ".join(f"{count:,} of `{split}`" for split, count in found.images.items())
-    parameters = distinct(f"{context['parameters'] / 1e6:.1f} M parameters" for context in found.contexts)
-    epochs = distinct(number(context["epochs"], "epoch") for context in found.contexts)
-    versions = (", ".join(f"{name} {number}" for name, number in run["versions"].items()) for run in found.contexts)
-    hours = sum(context["seconds"] for context in found.contexts) / 3600
-    data = distinct(context["conditions"]["data"] for context in found.contexts)
-    older = f" **{found.older} of them were made with other training code than this.**" if found.older else ""
-    return "\n".join(
-        [
-            f"- **Data**: `{distinct(context['dataset'] for context in found.contexts)}`, "
-            f"{number(first['images'], 'image')} to train (checksum {data}), measured on {images}.",
-            f"- **Model**: RetinaNet, {model['backbone']} with {model['base_channels']} base channels, {parameters}, "
-            f"{epochs}; all else as in `params.yaml`.",
-            f"- **Trainings**: {len(found.contexts)}; seed{'s' * (len(found.study.seeds) > 1)} {seeds}; "
-            f"{hours:.1f} hours in all.{older}",
-            f"- **Machine**: {distinct(run['device'] for run in found.contexts)}; {distinct(versions)}; revision "
-            f"{distinct(run['revision'] for run in found.contexts)}.",
-        ]
-    )
+    records = found.records
+    images = " and ".join(f"{number:,} of `{split}`" for split, number in found.images.items())
+    mixed = " **They were not all made with the same training code.**"
+    lines = [
+        f"- **Data**: `{distinct(run.dataset for run in records)}`, {count(records[0].images, 'image')} to train "
+        f"(checksum {distinct(run.conditions['data'] for run in records)}), measured on {images}.",
+        *described(records, found.parameters, found.study.seeds),
+        f"- **Runs**: {len(records)}, {sum(run.seconds for run in records) / 3600:.1f} hours in all. What the tables "
+        "do not name is as in `params.yaml`." + mixed * (len({run.conditions["code"] for run in records}) > 1),
+    ]
+    return "\n".join(lines)
 
 
 def _incomplete(found: Comparison) -> list[str]:
-    """Name the trainings that are missing, and why."""
-    rows = [row for row in found.rows if row.lacking]
-    if not rows:
-        return []
-    count, total = sum(len(row.lacking) for row in rows), len(found.rows) * len(found.study.seeds)
+    """Name the training runs that are missing, and why."""
     lines = []
-    for row in rows:
-        seeds: dict[str, list[str]] = {}
-        for seed, reason in row.lacking.items():
-            seeds.setdefault(reason, []).append(str(seed))
-        why = "; ".join(f"{', '.join(those)} {names.markdown(reason)}" for reason, those in seeds.items())
-        lines.append(f"- {names.markdown(row.cell.condition)}, {_name(row)}: {_seeds(found, row)} seeds ({why})")
-    listed = "\n".join(lines)
-    if len(lines) > LONG:
-        listed = f"<details><summary>{len(lines)} rows of the tables lack seeds</summary>\n\n{listed}\n\n</details>"
-    return [f"**Not complete: {count} of {total} trainings are missing.** What follows is of those there are.", listed]
+    for row in found.rows:
+        for seed, reason in row.missing.items():
+            name = f"{names.markdown(row.cell.condition)}, {names.markdown(row.cell.curve)}"
+            at = f" at {_value(row)}" if row.cell.value is not None else ""
+            lines.append(f"- {name}{at}, seed {seed}: {names.markdown(reason)}")
+    if not lines:
+        return []
+    total = len(found.rows) * len(found.study.seeds)
+    return [f"**Not complete: {len(lines)} of {total} training runs are missing.**", "\n".join(lines)]
 
 
 def _reading(found: Comparison) -> str:
     """Say how to read the tables."""
     study, choose, report = found.study, found.splits[0], found.splits[-1]
     same = f" at the same `{study.parameter}`" if study.curves[study.reference].swept else ""
-    lines = [
-        f"AP in percent, mean over seeds; in brackets AP of each seed, or the {LEVEL} interval, which covers other "
-        f"images and other seeds. Differences to {names.markdown(study.reference)}{same} are taken seed by seed on the "
-        "same images. The verdict: better or worse where their interval leaves out 0, or else not distinguishable."
-    ]
-    if any(len(row.paired) == 1 for row in found.rows):
-        lines.append(
-            "**Where there is one seed, the interval covers other images alone**: training runs that differ in nothing "
-            "but the seed differ, too."
-        )
+    lines = [f"AP in percent. {reading_intervals(names.markdown(study.reference) + same)}", scope(study.seeds)]
     if study.chooses and choose != report:
         lines.append(
             f"**Bold**: the value with the best mean AP on `{choose}`. Its verdict on `{report}` is that of a single, "
@@ -112,139 +109,52 @@ def _reading(found: Comparison) -> str:
             f"**Bold**: the value with the best mean AP. There is no split but `{report}`, so that it was chosen by "
             "the images it is reported on: its AP and its difference lean upward."
         )
-    return " ".join(lines)
+    return "\n\n".join(lines)
 
 
-def _condition(found: Comparison, condition: str) -> str:
-    changes = ", ".join(
-        f"`{key}: {'null' if v is None else v}`" for key, v in found.study.conditions[condition].items()
-    )
-    return names.markdown(condition) + (f" ({changes})" if changes else "")
-
-
-def _sentences(found: Comparison, condition: str) -> str:
-    """Say what came of every curve but the reference."""
-    study = found.study
+def _sentences(found: Comparison, condition: str) -> list[str]:
+    """Say what came of every curve but the reference: of its chosen value, or of all."""
     lines = []
-    for curve in study.curves:
-        rows = found.of(condition, curve)
-        if curve == study.reference:
-            continue
-        if study.chooses and study.curves[curve].swept:
-            lines.append(_choice(found, curve, next((row for row in rows if row.chosen), None)))
-        elif study.curves[curve].swept:
-            lines.append(f"{names.markdown(curve)} against {names.markdown(study.reference)}: {_by_value(rows)}.")
-        else:
-            lines.append(f"{names.markdown(curve)} gives {_result(found, rows[0])}")
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _choice(found: Comparison, curve: str, row: Row | None) -> str:
-    if row is None:
-        return f"{names.markdown(curve)}: nothing to choose from, no training is there."
-    choose, report = found.splits[0], found.splits[-1]
-    rows = found.of(row.cell.condition, curve)
-    lacking = sum(len(each.lacking) for each in rows)
-    left_out = [_value(each) for each in rows if len(each.chosen_on) < len(row.chosen_on)]
-    so_far = ""
-    if lacking:
-        so_far = f" so far ({lacking} of {len(rows) * len(found.study.seeds)} trainings are missing"
-        so_far += f"; not from {', '.join(left_out)}, with fewer seeds)" if left_out else ")"
-    return (
-        f"{names.markdown(curve)}: `{found.study.parameter}` **{_value(row)}** is chosen on `{choose}`{so_far}, with "
-        f"{_mean(row)} AP. On `{report}` it gives {_result(found, row)}"
-    )
-
-
-def _result(found: Comparison, row: Row) -> str:
-    interval, difference = row.interval(), row.difference()
-    if interval is None:
-        return "nothing yet: no training is there."
-    ap = f"{100 * interval.estimate:.1f} AP"
-    if difference is None:
-        return f"{ap}; nothing to compare it with, {names.markdown(found.study.reference)} lacks the same seeds."
-    return f"{ap}, {_signed(difference)} against {names.markdown(found.study.reference)}: **{_verdict(row)}**."
-
-
-def _by_value(rows: Iterable[Row]) -> str:
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        words = f"**{_verdict(row)}**" if row.paired else "not compared, for trainings are missing,"
-        found.setdefault(words, []).append(_value(row))
-    return "; ".join(f"{words} at {', '.join(values)}" for words, values in found.items())
+    for curve in list(found.study.curves)[1:]:
+        chooses = found.study.chooses and found.study.curves[curve].swept
+        for row in found.of(condition, curve):
+            minus, ap = row.differences["AP"], row.intervals["AP"]
+            if minus is None or ap is None or (chooses and not row.chosen):
+                continue
+            words = names.markdown(curve)
+            if row.cell.value is not None:
+                words += f" with `{found.study.parameter}` **{_value(row)}**"
+            if row.chosen:
+                words += f", chosen on `{found.splits[0]}` with {100 * row.rank[1]:.1f} AP,"
+            words += f" has {100 * ap.estimate:.1f} AP on `{found.splits[-1]}` and "
+            lines.append(f"- {words}{judged(minus, names.markdown(found.study.reference))}")
+    return ["\n".join(lines)] * bool(lines)
 
 
 def _table(found: Comparison, condition: str) -> str:
     study, choose, report = found.study, found.splits[0], found.splits[-1]
-    some_lack = any(row.lacking for row in found.rows)
-    head = ["curve", *([study.parameter] if study.parameter else []), *(["seeds"] if some_lack else [])]
-    head += [
-        f"AP on {choose}, each seed",
-        f"AP on {report}, {LEVEL}",
-        f"minus {names.line(study.reference)}",
-        "verdict",
-    ]
-    head += [f"published AP, {names.line(each.dataset)}" for each in study.published]
+    head = ["curve", *([study.parameter] if study.parameter else []), "seeds", f"AP on {choose}, each seed"]
+    head += [f"AP on {report}, {LEVEL}", f"minus {names.line(study.reference)}", "verdict"]
+    head += [f"published AP, {names.line(published.dataset)}" for published in study.published]
     rows = []
-    for each in (row for row in found.rows if row.cell.condition == condition):
-        row = [each.cell.curve]
+    for row in (row for row in found.rows if row.cell.condition == condition):
+        ap, minus = row.intervals["AP"], row.differences["AP"]
+        cells = [row.cell.curve]
         if study.parameter:
-            row.append(f"**{_value(each)}**" if each.chosen else _value(each))
-        if some_lack:
-            row.append(_seeds(found, each))
-        seeds = ", ".join(f"{100 * ap:.1f}" for ap in each.chosen_on.values())
-        several = f" ({seeds})" * (len(each.chosen_on) > 1)
-        interval, difference = each.interval(), each.difference()
-        row += [
-            f"{_mean(each)}{several}" if seeds else DASH,
-            f"{100 * interval.estimate:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
-            if interval
-            else DASH,
-            _signed(difference) if difference else DASH,
-            _verdict(each),
-        ]
+            cells.append(f"**{_value(row)}**" if row.chosen else _value(row))
+        cells.append(f"{len(row.chosen_on)} of {len(study.seeds)}")
+        seeds = ", ".join(f"{100 * value:.1f}" for value in row.chosen_on.values())
+        cells.append(f"{100 * row.rank[1]:.1f}" + f" ({seeds})" * (len(row.chosen_on) > 1) if seeds else DASH)
+        cells.append(interval(ap) if ap else DASH)
+        cells += [signed(minus), minus.verdict + " (one seed)" * (row.paired == 1)] if minus else [DASH, DASH]
         for published in study.published:
-            ap = published.of(each.cell.curve, each.cell.value)
-            row.append(DASH if ap is None else names.markdown(ap) if isinstance(ap, str) else f"{ap:.1f}")
-        rows.append(row)
+            figure_ = published.of(row.cell.curve, row.cell.value)
+            shown = names.markdown(figure_) if isinstance(figure_, str) else f"{figure_:.1f}" if figure_ else DASH
+            cells.append(shown)
+        rows.append(cells)
     return markdown(head, rows)
-
-
-def _published(found: Comparison) -> str:
-    lines = [f"- {names.markdown(each.dataset)}: {each.source}" for each in found.study.published]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Other images and another model: levels cannot be compared with ours, only which value or curve is ahead.",
-        ]
-    )
-
-
-def _name(row: Row) -> str:
-    curve = names.markdown(row.cell.curve)
-    return f"{curve} at {_value(row)}" if row.cell.value is not None else curve
 
 
 def _value(row: Row) -> str:
     """Of the parameter; a dash where it does not concern the curve."""
     return DASH if row.cell.value is None else names.markdown(label(row.cell.value))
-
-
-def _seeds(found: Comparison, row: Row) -> str:
-    return f"{len(row.chosen_on)} of {len(found.study.seeds)}"
-
-
-def _verdict(row: Row) -> str:
-    difference = row.difference()
-    if difference is None:
-        return DASH
-    return difference.verdict + " (one seed)" * (len(row.paired) == 1)
-
-
-def _mean(row: Row) -> str:
-    return f"{100 * np.mean([*row.chosen_on.values()]):.1f}"
-
-
-def _signed(difference: Interval) -> str:
-    return f"{100 * difference.estimate:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"

@@ -1,5 +1,6 @@
 """`python -m ghm.study.trial VARIANT SPLIT...` in the folder of a trial: train, then detect on each split."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,18 @@ from ghm.training import processes
 
 def main() -> None:
     variant, *splits = sys.argv[1:]
-    given = params.load()
+    for split in splits:  # another version of the code may have left them: either all is of this one, or nothing is
+        shutil.rmtree(split, ignore_errors=True)
+    parameters = params.load()
     if not Path("data").is_symlink():
-        data.prepare(given)
+        data.prepare(parameters)
     if not Path("weights").is_symlink():
-        backbones.prepare(given)
+        backbones.prepare(parameters)
     with processes.join("none", []):
-        training.train(given, variant, Path("runs"))
+        training.train(parameters, variant, Path("runs") / variant)
         for split in splits:
-            reported = replace(given, evaluate=replace(given.evaluate, split=split))
-            evaluate(reported, variant, Path("runs"), Path("detections") / split)
+            judged = replace(parameters, evaluate=replace(parameters.evaluate, split=split))
+            evaluate(judged, variant, Path("runs") / variant, Path(split) / "detections" / variant)
 
 
 if __name__ == "__main__":

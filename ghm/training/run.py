@@ -125,7 +125,7 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     key, prefix = fingerprint.key(parts), f"{variant}-seed_{seed}-"
     folder = runs.state_folder() / f"{prefix}{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.alone(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
+    with files.locked(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
         if processes.share(processes.first and _is_finished(folder, out, seed, key)):
             _log.info(
                 "%s, seed %d: already trained under these conditions (%s); to train it again: "

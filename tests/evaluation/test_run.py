@@ -22,7 +22,7 @@ VARIANT = "ghmc_ghmr"
 RUNS, OUT = Path("runs") / VARIANT, Path("detections") / VARIANT
 SEEDS = (0, 3)
 EVERY = {"classes", "intervals", "unreadable_images"}
-FILES = ["detections.json", "errors.json", "metrics.json", "resampled.npz"]
+FILES = ["detections.json", "errors.json", "matches.npz", "metrics.json", "resampled.npz"]
 
 
 @pytest.fixture
@@ -237,7 +237,12 @@ def test_measure_writes_beside_the_detections_and_returns_what_evaluate_averages
     place.mkdir()
     shutil.copy(OUT / "seed_3" / "detections.json", place)
     measured = evaluation.measure(annotations(detecting), place, measured_on(detecting))
-    assert sorted(path.name for path in place.iterdir()) == ["detections.json", "errors.json", "resampled.npz"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        "detections.json",
+        "errors.json",
+        "matches.npz",
+        "resampled.npz",
+    ]
     assert (place / "errors.json").read_bytes() == (OUT / "seed_3" / "errors.json").read_bytes()
     own = json.loads((OUT / "seed_3" / "metrics.json").read_text())
     assert measured.metrics == pytest.approx({name: own[name] for name in measured.metrics}, abs=5e-5)

@@ -52,12 +52,6 @@ def test_a_region_holds_its_lower_edge_and_not_its_upper_one(bins: int) -> None:
     assert torch.equal(density.region_index(below_E[1:], valid_E[1:], edge_E=edge_E), here[1:] - 1)
 
 
-@pytest.mark.parametrize("bins", BINS)
-def test_norms_of_exactly_zero_and_one_are_in_the_first_and_last_region(bins: int) -> None:
-    index = density.region_index(torch.tensor([0.0, 1.0]), torch.tensor([True, True]), edge_E=edges(bins))
-    assert index.tolist() == [0, bins - 1]
-
-
 def test_a_norm_that_is_nan_or_past_the_end_or_ignored_is_in_no_region() -> None:
     norm = torch.tensor([NAN, INF, 1.1, 0.5, 0.5])
     valid = torch.tensor([True, True, True, False, True])
@@ -88,15 +82,6 @@ def test_regions_and_counts_are_those_of_the_loop_over_bins(norm: list[float], b
     assert density.region_counts(index_N, bins=bins).tolist() == [expected.count(k) for k in range(bins)]
 
 
-@pytest.mark.parametrize("shape", [(0,), (0, 5), (1,), (7, 3), (3, 2, 5)])
-def test_counts_do_not_depend_on_the_shape_of_the_examples(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    index = torch.randint(0, 8, shape)
-    count_K = density.region_counts(index, bins=7)
-    assert count_K.dtype == torch.int64
-    assert count_K.tolist() == [int((index == k).sum()) for k in range(7)]
-
-
 def test_strided_norms_are_counted_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     norm = torch.rand(6, 4).T
     index = density.region_index(norm, torch.ones(4, 6, dtype=torch.bool), edge_E=edges(5))
@@ -122,13 +107,6 @@ def test_the_moving_average_moves_occupied_regions_only() -> None:
     assert average_K.tolist() == [4.0, 4.0, 0.0]
 
 
-def test_a_constant_count_is_where_the_moving_average_goes() -> None:
-    average_K = torch.zeros(3)
-    for _ in range(200):
-        average_K = density.moving_average(average_K, torch.tensor([0, 1, 10**6]), momentum=0.9)
-    torch.testing.assert_close(average_K, torch.tensor([0.0, 1.0, 1e6]), rtol=1e-6, atol=0)
-
-
 @settings(deadline=None, max_examples=60)
 @given(count=st.lists(st.integers(0, 10**7), min_size=1, max_size=12), total=st.integers(1, 10**7))
 def test_occupied_regions_share_the_total_equally(count: list[int], total: int) -> None:
@@ -138,25 +116,6 @@ def test_occupied_regions_share_the_total_equally(count: list[int], total: int) 
     occupied = int((count_K > 0).sum())
     expected_K = torch.where(count_K > 0, total / max(occupied, 1), 0.0)
     torch.testing.assert_close(share_K, expected_K, rtol=1e-6, atol=0)
-
-
-def test_the_papers_normaliser_counts_all_regions_and_smoothing_adds_to_occupied_ones() -> None:
-    count_K, total = torch.tensor([6, 0, 2]), torch.tensor(8)
-    assert density.region_weights(count_K, count_K, total).tolist() == pytest.approx([8 / 12, 0, 8 / 4])
-    papers_K = density.region_weights(count_K, count_K, total, normalizer="bins")
-    assert papers_K.tolist() == pytest.approx([8 / 18, 0, 8 / 6])
-    smooth_K = density.region_weights(count_K, count_K, total, smoothing=10)
-    assert smooth_K.tolist() == pytest.approx([8 / 32, 0, 8 / 24])
-
-
-def test_the_mass_of_the_average_is_what_its_counts_weigh() -> None:
-    average_K, mass_K = torch.zeros(2), torch.zeros(2)
-    for count in (5, 5, 5):
-        count_K = torch.tensor([count, 0])
-        average_K = density.moving_average(average_K, count_K, momentum=0.9)
-        mass_K = density.moving_mass(mass_K, count_K, momentum=0.9)
-    torch.testing.assert_close(average_K / mass_K.clamp(min=0.1), torch.tensor([5.0, 0.0]))
-    torch.testing.assert_close(mass_K, torch.tensor([1 - 0.9**3, 0.0]))
 
 
 class NoWaiting(TorchDispatchMode):

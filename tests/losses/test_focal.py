@@ -116,22 +116,6 @@ def test_smooth_l1_of_nothing_is_zero() -> None:
     assert gradient.shape == (0, 4)
 
 
-@pytest.mark.parametrize(
-    ("loss", "arguments", "message"),
-    [
-        (FocalLoss, {"use_sigmoid": False}, "use_sigmoid must be True"),
-        (FocalLoss, {"gamma": -1.0}, "gamma must be 0 or greater and finite, got -1.0"),
-        (FocalLoss, {"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5"),
-        (FocalLoss, {"reduction": "average"}, "reduction must be one of none, mean, sum, got 'average'"),
-        (SmoothL1Loss, {"beta": 0}, "beta must be greater than 0 and finite, got 0"),
-        (SmoothL1Loss, {"reduction": "average"}, "reduction must be one of none, mean, sum, got 'average'"),
-    ],
-)
-def test_wrong_arguments_are_named(loss: type, arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        loss(**arguments)
-
-
 def test_wrong_calls_are_refused() -> None:
     pred, label, weight = labelled(0)
     with pytest.raises(ValueError, match="target must be of shape"):

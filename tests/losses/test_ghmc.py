@@ -1,18 +1,13 @@
 """Laws of GHM-C alone; those that it shares with GHM-R are in `test_harmonised.py`. Shapes: N examples, C classes."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn import functional
 
 from ghm.losses import vectorised
-from ghm.registry import MODELS
 from tests import reference
 from tests.losses.kinds import CLASSIFICATION, assert_same_step, run
 
@@ -95,11 +90,6 @@ def test_a_confident_positive_keeps_the_digits_that_a_difference_to_one_loses(pa
     assert gradient.item() == pytest.approx(expected.gradient.item(), rel=1e-5)
 
 
-def test_softmax_is_refused() -> None:
-    with pytest.raises(ValueError, match="set use_sigmoid=True"):
-        ghmc(use_sigmoid=False)
-
-
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_check_names_a_label_out_of_range(label: int) -> None:
     with pytest.raises(ValueError, match=rf"target must hold labels in 0..3, 3 for background, got \[{label}\]"):
@@ -159,88 +149,3 @@ def test_a_grad_scaler_steps_on_float16_logits() -> None:
         scaler.update()
     assert scaler.get_scale() == 2.0**16
     assert values[-1] < values[2]
-
-
-RETINA = {
-    "type": "mmdet.RetinaHead",
-    "num_classes": 3,
-    "in_channels": 8,
-    "feat_channels": 8,
-    "stacked_convs": 1,
-    "anchor_generator": {
-        "type": "AnchorGenerator",
-        "octave_base_scale": 4,
-        "scales_per_octave": 1,
-        "ratios": [1.0],
-        "strides": [8, 16, 32],
-    },
-    "train_cfg": {
-        "assigner": {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0},
-        "sampler": {"type": "PseudoSampler"},
-        "allowed_border": -1,
-        "pos_weight": -1,
-        "debug": False,
-    },
-}
-
-
-def retina_losses(scope: str) -> tuple[dict, dict[str, Tensor]]:
-    """Two steps of mmdet's RetinaHead with the losses of a scope: losses of the second, and the head's gradients."""
-    from mmengine.structures import InstanceData
-
-    torch.manual_seed(0)
-    head = MODELS.build(
-        RETINA
-        | {
-            "loss_cls": {"type": f"{scope}.GHMC", "bins": 30, "momentum": 0.75, "use_sigmoid": True},
-            "loss_bbox": {"type": f"{scope}.GHMR", "mu": 0.02, "bins": 10, "momentum": 0.7, "loss_weight": 10.0},
-        }
-    )
-    head.init_weights()
-    boxes = torch.tensor([[4.0, 4.0, 36.0, 40.0], [20.0, 10.0, 90.0, 80.0]])
-    truth = InstanceData(bboxes=boxes, labels=torch.tensor([0, 2]))
-    losses: dict[str, list[Tensor]] = {}
-    for _ in range(2):
-        features = [torch.randn(1, 8, size, size) for size in (16, 8, 4)]
-        losses = head.loss_by_feat(*head(features), [truth], [{"img_shape": (128, 128), "pad_shape": (128, 128)}])
-    torch.stack([part for parts in losses.values() for part in parts]).sum().backward()
-    return losses, {name: p.grad for name, p in head.named_parameters()} | dict(head.named_buffers())
-
-
-def test_mmdets_retina_head_trains_alike_with_our_losses_and_with_its_own() -> None:
-    (ours, our_state), (theirs, their_state) = retina_losses("ghm"), retina_losses("mmdet")
-    assert our_state.keys() == their_state.keys()
-    assert {"loss_cls.acc_sum", "loss_bbox.acc_sum", "loss_cls.edges"} <= our_state.keys()
-    for key in ("loss_cls", "loss_bbox"):
-        assert len(ours[key]) == 3
-        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-7)
-    for name, tensor in their_state.items():
-        torch.testing.assert_close(our_state[name], tensor, rtol=1e-4, atol=1e-7)
-
-
-def test_mmdets_registry_finds_the_losses_without_importing_them() -> None:
-    code = """
-import sys, ghm, mmdet.registry, mmengine.registry
-assert "ghm.registry" not in sys.modules
-for name in ("GHMC", "GHMR", "FocalLoss", "SmoothL1Loss"):
-    for registry in (mmdet.registry, mmengine.registry):
-        loss = registry.MODELS.build(dict(type="ghm." + name))
-        assert type(loss).__module__.startswith("ghm.losses"), type(loss)
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-
-
-def test_the_losses_need_neither_mmdet_nor_mmengine() -> None:
-    code = """
-import sys
-for name in ("mmdet", "mmengine", "mmcv"):
-    sys.modules[name] = None
-import torch
-from ghm.losses import GHMC, GHMR
-logits = torch.randn(100, 80, requires_grad=True)
-loss = GHMC(bins=30, momentum=0.75)(logits, torch.randint(0, 81, (100,)), torch.ones(100))
-loss.backward()
-boxes = torch.randn(100, 4, requires_grad=True)
-GHMR()(boxes, torch.zeros(100, 4), torch.ones(100, 4)).backward()
-"""
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -75,17 +75,6 @@ def test_sizes_that_do_not_add_up_are_refused(kind: Kind) -> None:
         kind.ours()(*step, sizes=[1, 2])
 
 
-def test_levels_share_one_buffer_in_the_order_of_the_calls(kind: Kind) -> None:
-    """As in an FPN, two steps."""
-    ours, theirs = kind.ours(momentum=0.75), kind.peer(momentum=0.75)
-    for step in [*kind.steps(1, 5)] * 2:
-        assert_same_step(ours, theirs, step)
-    reordered = kind.ours(momentum=0.75)
-    for step in reversed([*kind.steps(1, 5)] * 2):
-        reordered(*step)
-    assert not torch.allclose(reordered.acc_sum, ours.acc_sum), "the order must matter for this test to mean much"
-
-
 def test_without_examples_the_loss_is_zero_with_a_graph_and_the_average_stays(kind: Kind, passes: str) -> None:
     module = kind.ours(momentum=0.75)
     step = next(kind.steps(4, 1))
@@ -164,17 +153,6 @@ def test_a_loss_scale_reaches_the_gradient_before_it_is_rounded(passes: str) -> 
     assert scaled[1, 1].item() == pytest.approx(2.0**16 * 1.234e-4 / 2 / 65535, rel=0.02)
 
 
-def test_backward_can_run_twice(kind: Kind, passes: str) -> None:
-    pred, *rest = next(kind.steps(4, 1))
-    pred = pred.clone().requires_grad_()
-    loss = kind.ours()(pred, *rest)
-    loss.backward(retain_graph=True)
-    assert pred.grad is not None
-    first = pred.grad.clone()
-    loss.backward()
-    torch.testing.assert_close(pred.grad, 2 * first)
-
-
 def test_strided_predictions_are_taken_as_they_are(kind: Kind, passes: str) -> None:
     pred, *rest = next(kind.steps(4, 1))
     strided = pred.T.contiguous().T
@@ -191,12 +169,6 @@ def test_reductions_are_those_of_mmdet(kind: Kind, passes: str, reduction: str) 
         for step in kind.steps(3, 8):
             mine, other = run(ours, *step, **options)[0], run(theirs, *step, **options)[0]
             torch.testing.assert_close(mine, other, rtol=5e-6, atol=1e-9)
-
-
-def test_sum_adds_up_what_none_returns(kind: Kind, passes: str) -> None:
-    step = next(kind.steps(5, 1))
-    total = kind.ours(reduction="none", loss_weight=3.0)(*step).sum()
-    torch.testing.assert_close(kind.ours(reduction="sum", loss_weight=3.0)(*step), total)
 
 
 def test_avg_factor_is_ignored(kind: Kind) -> None:
@@ -218,27 +190,6 @@ def test_state_dicts_load_strictly_both_ways(kind: Kind, momentum: float) -> Non
 def test_the_edges_are_bit_for_bit_those_of_mmdet(kind: Kind) -> None:
     for bins in range(1, 130):
         assert torch.equal(kind.ours(bins=bins).edges, kind.peer(bins=bins).edges)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"bins": 0}, "bins must be a whole number, 1 or greater, got 0"),
-        ({"bins": 2.5}, "bins must be a whole number, 1 or greater, got 2.5"),
-        ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
-        ({"momentum": 1}, r"momentum must be in \[0, 1\), got 1"),
-        ({"momentum": float("nan")}, r"momentum must be in \[0, 1\), got nan"),
-        ({"smoothing": -1}, "smoothing must be 0 or greater and finite, got -1"),
-        ({"smoothing": float("inf")}, "smoothing must be 0 or greater and finite, got inf"),
-        ({"reduction": "average"}, "reduction must be one of none, mean, sum, got 'average'"),
-        ({"statistics": "image"}, "statistics must be one of level, batch, got 'image'"),
-        ({"normalizer": "none"}, "normalizer must be one of valid_bins, bins, got 'none'"),
-        ({"bias_correction": True}, "bias_correction must be False with momentum 0, got True"),
-    ],
-)
-def test_wrong_arguments_are_named(kind: Kind, arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind.ours(**arguments)
 
 
 def test_wrong_calls_are_refused(kind: Kind) -> None:
@@ -266,6 +217,7 @@ class Everything(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which torch itself still imports
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch of Python 3.13.0
 @pytest.mark.parametrize("engine", ["aot_eager", "inductor"])
 def test_a_compiled_step_is_an_eager_one_without_a_break_in_the_graph(kind: Kind, engine: str) -> None:
     torch.manual_seed(0)

@@ -1,14 +1,11 @@
 """Laws of OHEM: cross entropy of the hardest anchors, and no gradient for the others. Shapes: N examples, C classes."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ghm.losses import OHEMLoss
-from ghm.registry import MODELS
 
 
 def examples(size: int = 40, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,25 +53,7 @@ def test_no_valid_anchor_gives_a_loss_of_zero_with_a_gradient() -> None:
         assert loss.item() == 0 and logit.grad is not None and not logit.grad.any()
 
 
-def test_half_precision_logits_give_a_float32_loss() -> None:
-    logit, label, weight = examples()
-    loss = OHEMLoss(5)(logit.detach().half(), label, weight)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, OHEMLoss(5)(logit.detach(), label, weight), rtol=1e-2, atol=0)
-
-
-@pytest.mark.parametrize("arguments", [{"keep": 0}, {"keep": 2.5}, {"use_sigmoid": False}])
-def test_a_wrong_argument_is_named_with_its_value(arguments: dict[str, Any]) -> None:
-    ((name, value),) = arguments.items()
-    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
-        OHEMLoss(**arguments)
-
-
 def test_shapes_that_do_not_fit_are_refused() -> None:
     logit, label, weight = examples()
     with pytest.raises(ValueError, match="must be of shape"):
         OHEMLoss()(logit, label[:-1], weight)
-
-
-def test_a_config_builds_it_by_name() -> None:
-    assert isinstance(MODELS.build({"type": "ghm.OHEMLoss", "keep": 9}), OHEMLoss)

@@ -1,6 +1,7 @@
-"""A stand-in for training: it leaves at once what a training with a given AP would leave."""
+"""A stand-in for training: it leaves at once what a training run with a given AP would leave."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,20 +12,19 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from ghm import files, runs
 from ghm.evaluation.bootstrap import METRICS, Resampled
+from ghm.study import __main__ as command
 from ghm.study import trials
 
 ROOT = Path(__file__).parents[2]
+REPORTS = Path("reports/studies")
 IMAGES = {"val": 400, "test": 800}
-MANIFEST = {
-    "name": "digits",
-    "splits": {split: {"images": images, "annotations": f"{split}.json"} for split, images in IMAGES.items()},
-}
-SPREAD = 0.01  # of AP between resamples of the images: all trainings find the same images hard
+SPREAD = 0.01  # of AP between resamples of the images: all runs find the same images hard
 OWN = 0.001  # what is left of it in a difference
 
-# (variant, parameters) -> AP on val and on test in percent, or the last line of the log of a training that fails
-Level = Callable[[str, dict[str, Any]], tuple[float, float] | str]
+# (variant, parameters) -> AP on val and on test in percent, or the last line of the log of a run that fails
+Level = Callable[[str, dict[str, Any]], tuple[float, ...] | str]
 
 
 class Trainer:
@@ -38,72 +38,62 @@ class Trainer:
         variant, *splits = command[3:]
         params = YAML(typ="safe").load(cwd / "params.yaml")
         self.trained.append(f"{cwd.parent.name}/{cwd.name}")
-        found = self.level(variant, params)
-        if isinstance(found, str):
-            stdout.write(f"Traceback\n{found}\n\n")
+        level = self.level(variant, params)
+        if isinstance(level, str):
+            stdout.write(f"Traceback\n{level}\n\n")
             return CompletedProcess(command, 1)
         seed = params["seeds"][0]
-        for split, ap in zip(splits, found, strict=True):
-            self._judged(cwd / "detections" / split / f"seed_{seed}", ap / 100, IMAGES[split], len(self.trained))
-        context = {
-            "dataset": "digits", "device": "a stand-in", "revision": "0123abc", "versions": {"torch": "2"},
-            "seconds": 60.0, "parameters": 1_000_000, "epochs": 3, "images": 3200, "conditions": {"data": "0123"},
-        }  # fmt: skip
-        write_json(cwd / "runs" / f"seed_{seed}" / "context.json", context)
-        if not (cwd / "data").exists():  # as with other data, which a training prepares itself
-            write_json(cwd / "data" / "digits.json", MANIFEST)
+        for split, ap in zip(splits, level, strict=True):
+            self._judge(runs.detections_folder(variant, seed, cwd / split), ap / 100, IMAGES[split])
+        record = runs.Record(
+            dataset="digits", device="a stand-in", revision="0123abc", versions={"torch": "2"}, seconds=60.0, epochs=3,
+            parameters=1_000_000, images=3200, conditions={"data": "0123", "code": "45", "libraries": "6"},
+            variant=variant, seed=seed, category_ids=[], pretrained="digits", load_from=None, fingerprint="7",
+            processes=1, unreadable_images=0,
+        )  # fmt: skip
+        record.write(runs.run_folder(variant, seed, cwd))
         return CompletedProcess(command, 0)
 
-    def _judged(self, place: Path, ap: float, images: int, number: int) -> None:
+    def _judge(self, folder: Path, ap: float, images: int) -> None:
         shared_B = np.random.default_rng(0).normal(0, SPREAD, 1000)
-        value_B = ap + shared_B + np.random.default_rng(number).normal(0, OWN, 1000)
-        value_B = np.concatenate([[ap], value_B])
-        write_json(place / "detections.json", [])
-        write_json(place / "metrics.json", {"AP": round(ap, 4)})
-        Resampled("the same", images, dict.fromkeys(METRICS, value_B), np.zeros((1, 1, 1))).save(
-            place / "resampled.npz"
-        )
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+        value_B = ap + shared_B + np.random.default_rng(len(self.trained)).normal(0, OWN, 1000)
+        files.write_json(folder / runs.METRICS, {"AP": round(ap, 4)})
+        values = dict.fromkeys(map(str, METRICS), np.concatenate([[ap], value_B]))
+        Resampled("the same", images, values, np.zeros((1, 1, 1))).save(folder / runs.RESAMPLED)
 
 
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    """Work in a folder with the default parameters, where trainings take no time."""
+    """Work in a folder with the default parameters, where training takes no time."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "studies").mkdir()
-    (tmp_path / "weights").mkdir()
-    write_json(tmp_path / "data" / "digits.json", MANIFEST)
+    for name in ("studies", "data", "weights"):
+        (tmp_path / name).mkdir()
     stand_in = Trainer()
     monkeypatch.setattr(trials, "subprocess", SimpleNamespace(run=stand_in.run))
     monkeypatch.chdir(tmp_path)
     return stand_in
 
 
-@pytest.fixture
-def define(trainer: Trainer) -> Callable[..., str]:
+def define(name: str = "asked", **keys: Any) -> str:
     """Write a study like `bins`, with some keys otherwise, and return its name."""
-
-    def write(name: str = "asked", **keys: Any) -> str:
-        content = {
-            "question": "How many?", "parameter": "ghmc.bins", "values": [10, 20], "variants": {},
-            "curves": {"FL": curve("fl_sl1", swept=False), "GHM-C": curve("ghmc_sl1")},
-            "conditions": {"clean": {}}, "seeds": [0, 1, 2], "published": [],
-        }  # fmt: skip
-        with Path("studies", f"{name}.yaml").open("w") as file:
-            YAML().dump({**content, **keys}, file)
-        return name
-
-    return write
+    content = {
+        "question": "How many?", "parameter": "ghmc.bins", "values": [10, 20], "conditions": {"clean": {}},
+        "curves": {"FL": curve("fl_sl1", swept=False), "GHM-C": curve("ghmc_sl1")}, "seeds": [0, 1, 2], "published": [],
+    }  # fmt: skip
+    with Path("studies", f"{name}.yaml").open("w") as file:
+        YAML().dump({**content, **keys}, file)
+    return name
 
 
 def curve(variant: str, *, swept: bool = True, **changes: object) -> dict[str, object]:
     """A curve of a study; keys of `changes` have two underscores for the dot."""
-    return {
-        "variant": variant,
-        "changes": {key.replace("__", "."): value for key, value in changes.items()},
-        "swept": swept,
-    }
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    return {"variant": variant, "changes": named, "swept": swept}
+
+
+def run_study(*words: str) -> tuple[dict[str, Any], str]:
+    """The JSON and the page of a study after `python -m ghm.study WORDS`, the last of which is its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["study", "--jobs", "1", *words])
+        command.main()
+    return json.loads((REPORTS / f"{words[-1]}.json").read_text()), (REPORTS / f"{words[-1]}.md").read_text()

@@ -1,0 +1,46 @@
+"""Laws of `studies/dvc.yaml`: a study runs again when, and only when, something that shapes its result has changed."""
+
+import pytest
+from ruamel.yaml import YAML
+
+from ghm import sections
+from ghm.study import definition, trials
+from tests.study.conftest import ROOT
+from tests.study.test_definition import NAMES
+
+STAGES = YAML(typ="safe").load(ROOT / "studies" / "dvc.yaml")["stages"]
+ROOT_STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+
+
+def test_every_study_has_its_stage() -> None:
+    assert sorted(STAGES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_depends_on_the_code_that_shapes_weights_and_metrics(name: str) -> None:
+    wanted = {*ROOT_STAGES["train"]["do"]["deps"], *ROOT_STAGES["evaluate"]["do"]["deps"]}
+    code = {path for path in wanted if path.startswith("ghm/")} | {"ghm/study/comparison.py"}
+    assert set(STAGES[name]["deps"]) == {*code, "data/${data.name}.json", "weights"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_depends_on_the_parameters_that_its_trials_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    content = sections.read(definition.PARAMS)
+    wanted = {f"data.{key}" for key in content["data"]} - {f"data.{key}" for key in trials.ELSEWHERE}
+    wanted |= {*trials.SECTIONS} - {"data"}
+    for cell in definition.cells(definition.load(name)):
+        variant = definition.applied(content, cell.changes)["variants"][cell.variant]
+        wanted |= {variant["cls"], variant["box"]}
+        wanted |= {f"variants.{cell.variant}"} if cell.variant in content["variants"] else set()
+    shared, study, own = STAGES[name]["params"]
+    assert {*shared["params.yaml"], *own["params.yaml"]} == wanted
+    assert study == {f"studies/{name}.yaml": None}, "all of its file"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_runs_in_the_root_and_leaves_its_three_files_to_git(name: str) -> None:
+    stage = STAGES[name]
+    assert (stage["cmd"], stage["wdir"]) == (f"python -m ghm.study {name}", "..")
+    kept = {"cache": False, "persist": True}
+    assert stage["outs"] == [{f"reports/studies/{name}.{ending}": kept} for ending in ("json", "md", "png")]
