@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 from torch import nn
@@ -77,10 +77,11 @@ def _ours(loss: Loss, key: Callable[[str], str]) -> nn.Module:
 @cache
 def _signature(cls: type) -> type:
     """The arguments of a class as a dataclass that pydantic checks."""
-    hints = get_type_hints(cls.__init__)
     arguments = []
     for name, parameter in inspect.signature(cls).parameters.items():
-        hint = Annotated[hints[name], Field(strict=True)] if hints[name] in (bool, int, float) else hints[name]
+        hint = parameter.annotation
+        if hint in (bool, int, float):
+            hint = Annotated[hint, Field(strict=True)]
         default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
         arguments.append((name, hint, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(cls.__name__, arguments, bases=(sections.Section,), kw_only=True)
