@@ -40,26 +40,6 @@ def test_edges_are_the_same_where_a_device_divides_by_multiplying(monkeypatch: p
             assert torch.equal(edges(bins)[:-1], expected), bins
 
 
-@pytest.mark.parametrize("bins", BINS)
-def test_a_region_holds_its_lower_edge_and_not_its_upper_one(bins: int) -> None:
-    edge_E = edges(bins)
-    below_E = torch.nextafter(edge_E, torch.tensor(-INF))
-    above_E = torch.nextafter(edge_E, torch.tensor(INF))
-    valid_E = torch.ones(bins + 1, dtype=torch.bool)
-    here = torch.arange(bins + 1)
-    assert torch.equal(density.region_index(edge_E, valid_E, edge_E=edge_E), here)
-    assert torch.equal(density.region_index(above_E, valid_E, edge_E=edge_E), here)
-    assert torch.equal(density.region_index(below_E[1:], valid_E[1:], edge_E=edge_E), here[1:] - 1)
-
-
-def test_a_norm_that_is_nan_or_past_the_end_or_ignored_is_in_no_region() -> None:
-    norm = torch.tensor([NAN, INF, 1.1, 0.5, 0.5])
-    valid = torch.tensor([True, True, True, False, True])
-    index = density.region_index(norm, valid, edge_E=edges(10))
-    assert index.tolist() == [10, 10, 10, 10, 5]
-    assert density.region_counts(index, bins=10).sum() == 1
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     norm=st.lists(
@@ -82,13 +62,6 @@ def test_regions_and_counts_are_those_of_the_loop_over_bins(norm: list[float], b
     assert density.region_counts(index_N, bins=bins).tolist() == [expected.count(k) for k in range(bins)]
 
 
-def test_strided_norms_are_counted_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
-    norm = torch.rand(6, 4).T
-    index = density.region_index(norm, torch.ones(4, 6, dtype=torch.bool), edge_E=edges(5))
-    assert index.flatten().tolist() == loop_index(norm, torch.ones(4, 6), edges(5))
-    assert not recwarn.list
-
-
 @pytest.mark.parametrize("regions", [1, 4, 10])
 def test_counts_times_regions_are_the_exact_density_at_the_centre_of_a_region(regions: int) -> None:
     torch.manual_seed(1)
@@ -98,24 +71,6 @@ def test_counts_times_regions_are_the_exact_density_at_the_centre_of_a_region(re
     for k in range(regions):
         exact = reference.exact_density(norm.double().tolist(), (k + 0.5) / regions, epsilon=1 / regions)
         assert float(count_K[k]) * regions == pytest.approx(exact, rel=1e-12)
-
-
-def test_the_moving_average_moves_occupied_regions_only() -> None:
-    average_K = torch.tensor([4.0, 4.0, 0.0])
-    moved_K = density.moving_average(average_K, torch.tensor([0, 8, 8]), momentum=0.75)
-    assert moved_K.tolist() == [4.0, 5.0, 2.0]
-    assert average_K.tolist() == [4.0, 4.0, 0.0]
-
-
-@settings(deadline=None, max_examples=60)
-@given(count=st.lists(st.integers(0, 10**7), min_size=1, max_size=12), total=st.integers(1, 10**7))
-def test_occupied_regions_share_the_total_equally(count: list[int], total: int) -> None:
-    count_K = torch.tensor(count)
-    weight_K = density.region_weights(count_K, count_K, torch.tensor(total))
-    share_K = weight_K * count_K
-    occupied = int((count_K > 0).sum())
-    expected_K = torch.where(count_K > 0, total / max(occupied, 1), 0.0)
-    torch.testing.assert_close(share_K, expected_K, rtol=1e-6, atol=0)
 
 
 class NoWaiting(TorchDispatchMode):

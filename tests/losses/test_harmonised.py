@@ -69,12 +69,6 @@ def test_one_call_with_sizes_is_a_call_a_level_in_order(kind: Kind, passes: str,
     torch.testing.assert_close(dict(together.named_buffers()), dict(apart.named_buffers()))
 
 
-def test_sizes_that_do_not_add_up_are_refused(kind: Kind) -> None:
-    step = next(kind.steps(4, 1))
-    with pytest.raises(ValueError, match=r"sizes must add up to the \d+ examples, got \[1, 2\]"):
-        kind.ours()(*step, sizes=[1, 2])
-
-
 def test_without_examples_the_loss_is_zero_with_a_graph_and_the_average_stays(kind: Kind, passes: str) -> None:
     module = kind.ours(momentum=0.75)
     step = next(kind.steps(4, 1))
@@ -171,11 +165,6 @@ def test_reductions_are_those_of_mmdet(kind: Kind, passes: str, reduction: str) 
             torch.testing.assert_close(mine, other, rtol=5e-6, atol=1e-9)
 
 
-def test_avg_factor_is_ignored(kind: Kind) -> None:
-    step = next(kind.steps(7, 1))
-    assert torch.equal(kind.ours()(*step, avg_factor=17.0), kind.ours()(*step))
-
-
 @pytest.mark.parametrize("momentum", [0, 0.75])
 def test_state_dicts_load_strictly_both_ways(kind: Kind, momentum: float) -> None:
     ours, theirs = kind.ours(bins=12, momentum=momentum), kind.peer(bins=12, momentum=momentum)
@@ -200,8 +189,8 @@ def test_wrong_calls_are_refused(kind: Kind) -> None:
         kind.ours()(pred, target, weight[:-1])
     with pytest.raises(ValueError, match="must"):
         kind.ours()(pred, target[:, None], weight[:, None])
-    with pytest.raises(TypeError, match="avg_facto"):
-        kind.ours()(pred, target, weight, avg_facto=1.0)
+    with pytest.raises(ValueError, match=r"sizes must add up to the \d+ examples, got \[1, 2\]"):
+        kind.ours()(pred, target, weight, sizes=[1, 2])
 
 
 class Everything(torch.nn.Module):

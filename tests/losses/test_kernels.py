@@ -102,16 +102,6 @@ def test_every_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.Mo
     assert sorted(started) == sorted(names)
 
 
-@pytest.mark.parametrize(("columns", "width"), [(1, 1), (2, 2), (3, 4), (10, 4), (17, 4), (20, 4), (64, 64), (80, 16)])
-def test_a_tile_leaves_few_lanes_idle(columns: int, width: int) -> None:
-    assert kernels._width(columns) == width
-
-
-def test_more_populations_than_the_kernels_take_are_refused() -> None:
-    with pytest.raises(ValueError, match="sizes must name at most 8 populations, got 9"):
-        kernels.ghm_c_count(torch.zeros(9, 2), torch.zeros(9, dtype=torch.long), torch.ones(9), [1] * 9, 10)
-
-
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget

@@ -22,6 +22,16 @@ def test_a_pseudo_count_is_added_to_every_occupied_region(kind: Kind, passes: st
         average = assert_is_oracle(kind, module, (pred, target, torch.ones_like(pred)), average=average, smoothing=3.5)
 
 
+def test_no_pseudo_count_is_the_published_loss_and_a_large_one_weighs_all_regions_alike(kind: Kind) -> None:
+    pred, target = kind.inside_regions(3, 40, 10)
+    step = (pred, target, torch.ones_like(pred))
+    published, plain = run(kind.ours(), *step), run(kind.ours(bins=1), *step)
+    assert all(map(torch.equal, run(kind.ours(smoothing=0.0), *step), published))
+    smooth = run(kind.ours(smoothing=1e9), *step)
+    torch.testing.assert_close(smooth[1] / smooth[0], plain[1] / plain[0], rtol=1e-4, atol=1e-9)
+    assert not torch.allclose(published[1] / published[0], plain[1] / plain[0])
+
+
 def test_bias_correction_weighs_the_first_step_as_if_there_were_no_average(kind: Kind, passes: str) -> None:
     step = next(kind.steps(4, 1))
     alone, _ = run(kind.ours(bins=10), *step)
