@@ -1,7 +1,7 @@
 """Laws of the front door to mmdet: what `import ghm` puts in the place of mmcv's compiled extension, and finds."""
 
 import importlib
-import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,21 +54,8 @@ print(*(type(loss).__module__ for loss in (model.bbox_head.loss_cls, model.bbox_
 
 @pytest.mark.parametrize("first", ["ghm.losses", "mmengine"])
 def test_a_stock_config_of_mmdet_trains_with_our_losses_in_either_order_of_imports(tmp_path: Path, first: str):
-    spec = importlib.util.find_spec("mmdet")
-    assert spec is not None and spec.origin is not None
-    stock = Path(spec.origin).parent / ".mim" / "configs" / "retinanet" / "retinanet_r18_fpn_1x_coco.py"
-    (tmp_path / "config.py").write_text(
-        f"""_base_ = "{stock}"
-custom_imports = dict(imports=["ghm"])
-model = dict(
-    backbone=dict(init_cfg=None),
-    bbox_head=dict(
-        loss_cls=dict(_delete_=True, type="ghm.GHMC", bins=30, momentum=0.75, use_sigmoid=True),
-        loss_bbox=dict(_delete_=True, type="ghm.GHMR", mu=0.02, bins=10, momentum=0.7, loss_weight=10.0),
-    ),
-)
-"""
-    )
+    page = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+    (tmp_path / "config.py").write_text(re.findall(r"```python\n(_base_.*?)```", page, re.DOTALL)[0])
     command = [sys.executable, "-W", "ignore", "-c", STEP.format(first=first), str(tmp_path / "config.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["ghm.losses.ghmc ghm.losses.ghmr"], done.stderr
@@ -92,7 +79,7 @@ def test_nms_is_torchvisions(count: int):
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.0, 0.5), (1.5, 1.0)])
 def test_focal_loss_is_torchvisions_in_value_and_gradient(examples: int, classes: int, gamma: float, alpha: float):
     torch.manual_seed(examples)
-    logit_NC = (5 * torch.randn(examples, classes, dtype=torch.float64)).requires_grad_()
+    logit_NC = (50 * torch.randn(examples, classes, dtype=torch.float64)).requires_grad_()
     label_N = torch.randint(0, classes + 1, (examples,))
     target_NC = torch.nn.functional.one_hot(label_N, classes + 1)[:, :classes].double()
     sigmoid_focal_loss(logit_NC, label_N, gamma, alpha, None, "sum").backward()
@@ -100,12 +87,3 @@ def test_focal_loss_is_torchvisions_in_value_and_gradient(examples: int, classes
     logit_NC.grad = None
     torchvision.ops.sigmoid_focal_loss(logit_NC, target_NC, alpha, gamma, reduction="sum").backward()
     torch.testing.assert_close(ours, logit_NC.grad)
-
-
-def test_focal_loss_stays_finite_at_extreme_logits():
-    logit_NC = torch.tensor([[-200.0, 200.0], [200.0, -200.0]], requires_grad=True)
-    loss = sigmoid_focal_loss(logit_NC, torch.tensor([0, 2]), 2.0, 0.25, None, "sum")
-    loss.backward()
-    assert loss.isfinite()
-    assert logit_NC.grad is not None
-    assert logit_NC.grad.isfinite().all()

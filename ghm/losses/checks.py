@@ -27,7 +27,6 @@ ALLOWED: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "beta": POSITIVE,
     "bias_correction": FLAG,
     "bins": COUNT,
-    "check": FLAG,
     "gamma": NOT_NEGATIVE,
     "keep": COUNT,
     "loss_weight": NOT_NEGATIVE,
@@ -56,14 +55,6 @@ def check_shapes(*allowed: Size, **tensors: Tensor | None) -> None:
         if tensor is not None and tensor.shape not in allowed:
             words = " or ".join(str(tuple(shape)) for shape in allowed)
             raise ValueError(f"{name} must be of shape {words} for this pred, got {tuple(tensor.shape)}")
-
-
-def check_finite(**tensors: Tensor) -> None:
-    """Raise ValueError that says which tensor holds how many numbers that are not finite. Waits for the device."""
-    for name, tensor in tensors.items():
-        wrong = int((~tensor.isfinite()).sum())
-        if wrong:
-            raise ValueError(f"{name} must be finite, got {wrong} of {tensor.numel()} values that are NaN or infinite")
 
 
 def divisor(pred: Tensor, reduction: Reduction, avg_factor: float | Tensor | None) -> float | Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ghm.losses import ops
-from ghm.losses.checks import Reduction, check_arguments, check_finite, check_shapes
+from ghm.losses.checks import Reduction, check_arguments, check_shapes
 from ghm.losses.density import classification_gradient_norm
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.losses.vectorised import CLASSIFICATION_END, MOST_BINS
@@ -60,12 +60,6 @@ class GHMC(HarmonisedLoss):
         check_arguments(reduction=reduction)
         check_shapes(pred.shape, pred.shape[:-1], target=target)
         check_shapes(target.shape, label_weight=label_weight)
-        if self.check:
-            check_finite(pred=pred, target=target, label_weight=label_weight)
-            classes = pred.shape[-1]
-            wrong = target[(target < 0) | (target > classes)].unique().tolist()
-            if wrong and target.shape != pred.shape:
-                raise ValueError(f"target must hold labels in 0..{classes}, {classes} for background, got {wrong[:5]}")
         rows = self.populations(sizes, len(pred))
         labelled = target.shape != pred.shape and pred.dim() == 2 and self.bins <= MOST_BINS
         if reduction == "none" or not labelled:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghm.losses import ops
-from ghm.losses.checks import Reduction, check_arguments, check_finite, check_shapes
+from ghm.losses.checks import Reduction, check_arguments, check_shapes
 from ghm.losses.density import regression_gradient_norm
 from ghm.losses.statistics import HarmonisedLoss
 
@@ -59,8 +59,6 @@ class GHMR(HarmonisedLoss):
         reduction = reduction_override or self.reduction
         check_arguments(reduction=reduction)
         check_shapes(pred.shape, target=target, label_weight=label_weight)
-        if self.check:
-            check_finite(pred=pred, target=target, label_weight=label_weight)
         rows = self.populations(sizes, len(pred))
         total_L = torch.stack([part.float().sum() for part in label_weight.split(rows)])
         if ops.uses_kernels(pred) and pred.dim() == 2 and reduction != "none":

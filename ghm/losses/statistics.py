@@ -39,7 +39,6 @@ class HarmonisedLoss(nn.Module):
         normalizer: `valid_bins`: the density counts occupied regions, as in the reference code. `bins`: all of them,
             as in the paper's equation; the loss is then smaller by occupied / bins.
         smoothing: pseudo-count added to the density of every occupied region, 0 or more.
-        check: refuse labels out of range and numbers that are not finite. Waits for the device at every call.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -57,7 +56,7 @@ class HarmonisedLoss(nn.Module):
         `none` of the shape of `pred`. The average of the counts has moved.
 
     Raises:
-        ValueError: shapes do not fit, or an unknown reduction; with `check` also wrong labels and numbers.
+        ValueError: shapes do not fit, or an unknown reduction.
     """
 
     edges: Tensor  # [K + 1], float32; kept for mmdet's state dicts
@@ -79,12 +78,11 @@ class HarmonisedLoss(nn.Module):
         bias_correction: bool = False,
         normalizer: Normalizer = "valid_bins",
         smoothing: float = 0.0,
-        check: bool = False,
     ) -> None:
         super().__init__()
         check_arguments(bins=bins, momentum=momentum, loss_weight=loss_weight, reduction=reduction)
         check_arguments(statistics=statistics, sync=sync, bias_correction=bias_correction)
-        check_arguments(normalizer=normalizer, smoothing=smoothing, check=check)
+        check_arguments(normalizer=normalizer, smoothing=smoothing)
         if bias_correction and momentum == 0:
             raise ValueError("bias_correction must be False with momentum 0, got True: there is no average to correct")
         self.bins = bins
@@ -96,7 +94,6 @@ class HarmonisedLoss(nn.Module):
         self.bias_correction = bias_correction
         self.normalizer = normalizer
         self.smoothing = smoothing
-        self.check = check
         self.register_buffer("edges", region_edges(bins, end=end))
         self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
         self.register_buffer("acc_mass", torch.zeros(bins) if bias_correction else None)

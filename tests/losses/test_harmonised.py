@@ -46,15 +46,6 @@ def test_200_steps_are_those_of_the_paper(kind: Kind, bins: int, momentum: float
         average = assert_is_oracle(kind, module, (pred, target, weight), average=average)
 
 
-def test_labelled_steps_are_those_of_the_paper(passes: str) -> None:
-    module, average = CLASSIFICATION.ours(bins=30, momentum=0.7), None
-    for seed in range(30):
-        pred, target = CLASSIFICATION.inside_regions(seed, seed % 23, 30)
-        label = torch.where(target.sum(1) > 0, target.argmax(1), 3)
-        step = (pred, label, torch.tensor([0.0, 1.0, 0.4])[torch.arange(len(pred)) % 3])
-        average = assert_is_oracle(CLASSIFICATION, module, step, average=average)
-
-
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.75}, {"momentum": 0.75, "bias_correction": True}])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_one_call_with_sizes_is_a_call_a_level_in_order(kind: Kind, passes: str, options: dict, reduction: str) -> None:
@@ -123,28 +114,7 @@ def test_arithmetic_is_float32_and_the_gradient_has_the_dtype_of_the_prediction(
     assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
     assert {buffer.dtype for buffer in module.buffers()} == {torch.float32}
     assert torch.equal(module.acc_sum, wide.acc_sum)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_a_model_keeps_its_statistics_in_float32(kind: Kind, dtype: torch.dtype) -> None:
-    module = kind.ours(bins=30, momentum=0.5)
-    step = next(kind.steps(4, 1))
-    module(*step)
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    module.to(dtype)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
-
-
-def test_a_loss_scale_reaches_the_gradient_before_it_is_rounded(passes: str) -> None:
-    """One positive among 65,536: without a scale its neighbours' gradients, 1e-10, are zero in float16."""
-    pred = torch.full((512, 128), -9.0, dtype=torch.float16, requires_grad=True)
-    label = torch.full((512,), 128)
-    label[0] = 5
-    loss = CLASSIFICATION.ours()(pred, label, torch.ones(512))
-    (plain,) = torch.autograd.grad(loss, pred, retain_graph=True)
-    (scaled,) = torch.autograd.grad(loss * 2.0**16, pred)
-    assert plain[1, 1] == 0
-    assert scaled[1, 1].item() == pytest.approx(2.0**16 * 1.234e-4 / 2 / 65535, rel=0.02)
+    assert torch.equal(module.to(dtype).acc_sum, wide.acc_sum)
 
 
 def test_strided_predictions_are_taken_as_they_are(kind: Kind, passes: str) -> None:
@@ -167,6 +137,8 @@ def test_reductions_are_those_of_mmdet(kind: Kind, passes: str, reduction: str) 
 
 @pytest.mark.parametrize("momentum", [0, 0.75])
 def test_state_dicts_load_strictly_both_ways(kind: Kind, momentum: float) -> None:
+    for bins in range(1, 130):
+        assert torch.equal(kind.ours(bins=bins).edges, kind.peer(bins=bins).edges)
     ours, theirs = kind.ours(bins=12, momentum=momentum), kind.peer(bins=12, momentum=momentum)
     for module, other in ((ours, theirs), (theirs, ours)):
         for step in kind.steps(11, 3):
@@ -174,11 +146,6 @@ def test_state_dicts_load_strictly_both_ways(kind: Kind, momentum: float) -> Non
         other.load_state_dict(module.state_dict(), strict=True)
         for name, buffer in module.state_dict().items():
             assert torch.equal(buffer, other.state_dict()[name])
-
-
-def test_the_edges_are_bit_for_bit_those_of_mmdet(kind: Kind) -> None:
-    for bins in range(1, 130):
-        assert torch.equal(kind.ours(bins=bins).edges, kind.peer(bins=bins).edges)
 
 
 def test_wrong_calls_are_refused(kind: Kind) -> None:
@@ -222,19 +189,3 @@ def test_a_compiled_step_is_an_eager_one_without_a_break_in_the_graph(kind: Kind
         (ours + theirs).backward()
     torch.testing.assert_close(compiled.layer.weight.grad, eager.layer.weight.grad)
     torch.testing.assert_close(compiled.loss.acc_sum, eager.loss.acc_sum)
-
-
-def test_autocast_changes_the_layer_and_not_the_loss(kind: Kind, passes: str) -> None:
-    torch.manual_seed(0)
-    module = Everything(kind)
-    target = torch.randint(0, 4, (50,)) if kind is CLASSIFICATION else torch.randn(50, 4)
-    features, weight = torch.randn(50, 6), torch.ones(target.shape)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        pred = module.layer(features)
-        loss = module(features, target, weight)
-    assert pred.dtype == torch.bfloat16
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, kind.ours(momentum=0.5)(pred, target, weight))
-    loss.backward()
-    assert module.layer.weight.grad is not None
-    assert module.layer.weight.grad.dtype == torch.float32

@@ -48,6 +48,10 @@ def test_pytorchs_own_check_of_an_operator_passes(passes: str, name: str) -> Non
     assert set(results.values()) == {"SUCCESS"}
 
 
+def test_tests_see_no_gpu() -> None:
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and torch.cuda.device_count() == 0
+
+
 class OnCuda:
     """What takes the place of a tensor on CUDA."""
 

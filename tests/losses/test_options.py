@@ -1,6 +1,5 @@
 """Laws of the options that mmdet's losses do not have. Shapes: N examples, L populations, K unit regions."""
 
-import pytest
 import torch
 
 from tests.losses.kinds import CLASSIFICATION, Kind, assert_is_oracle, levels, run
@@ -59,13 +58,3 @@ def test_statistics_of_the_batch_are_those_of_one_population(kind: Kind, passes:
     assert loss.shape == (1,)
     torch.testing.assert_close((loss[0], gradient), (expected, expected_gradient))
     assert not torch.allclose(gradient, run(kind.ours(momentum=0.5), *step, sizes=sizes)[1])
-
-
-@pytest.mark.parametrize("place", [0, 2])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_check_names_what_is_not_finite(kind: Kind, place: int, value: float) -> None:
-    step = [tensor.clone() for tensor in next(kind.steps(4, 1))]
-    step[place][0] = value
-    name = ("pred", "target", "label_weight")[place]
-    with pytest.raises(ValueError, match=rf"{name} must be finite, got \d+ of \d+ values that are NaN or infinite"):
-        kind.ours(check=True)(*step)
