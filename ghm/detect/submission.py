@@ -11,14 +11,11 @@ from ghm.evaluation.run import detect
 from ghm.params import Params
 from ghm.words import count
 
-SERVER_NAMES = {"test-dev": "test-dev2017"}  # a split -> the server's word for it
-PIXEL_DIGITS = 2  # the server asks for tenths of a pixel at most, to keep the file small
-SCORE_DIGITS = 6
 _log = logging.getLogger(__name__)
 
 
 def write(params: Params, variant: str, seed: int, checkpoint: Path, split: str, out: Path) -> None:
-    """Detect on a split of the present data set and write `out/detections_<split>_<variant>_results.json` and `.zip`.
+    """Detect on a split of the present data set and write `out/detections_<split>_<variant>_results.zip`.
 
     Args:
         checkpoint: of `variant`, which fits the present parameters.
@@ -34,15 +31,13 @@ def write(params: Params, variant: str, seed: int, checkpoint: Path, split: str,
         raise InputError(f"--split must be one of {', '.join(known)} of {params.data.name}, got {split!r}{remedy}")
     data.ensure(params)
     detections, left_out = detect(params, variant, seed, checkpoint, split)
-    for row in detections:
-        row["bbox"] = [round(side, PIXEL_DIGITS) for side in row["bbox"]]
-        row["score"] = round(row["score"], SCORE_DIGITS)
-    text = json.dumps(detections, separators=(",", ":"), allow_nan=False)
-    result = out / f"detections_{SERVER_NAMES.get(split, split)}_{variant}_results.json"
+    for row in detections:  # the server asks for few digits, to keep the file small
+        row["bbox"] = [round(side, 2) for side in row["bbox"]]
+        row["score"] = round(row["score"], 6)
+    name = f"detections_{'test-dev2017' if split == 'test-dev' else split}_{variant}_results"  # as the server wants it
     out.mkdir(parents=True, exist_ok=True)
-    result.write_text(text, encoding="utf-8")
-    with zipfile.ZipFile(result.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(result.name, text)
-    _log.info("%s on %s in %s", count(len(detections), "detection"), split, result.with_suffix(".zip"))
+    with zipfile.ZipFile(out / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.json", json.dumps(detections, separators=(",", ":"), allow_nan=False))
+    _log.info("%s on %s in %s", count(len(detections), "detection"), split, out / f"{name}.zip")
     if left_out:
         _log.warning("%s no detections, for no file could be read", count(len(left_out), "image has|images have"))

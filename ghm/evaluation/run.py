@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import data, detector, files, fingerprint, truth
+from ghm import data, files, fingerprint, truth
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap, errors
 from ghm.evaluation.bootstrap import Resampled
-from ghm.evaluation.judge import coco_metrics, judge, voc_ap50
+from ghm.evaluation.judge import judge, voc_ap50
 from ghm.params import Params
-from ghm.predict import predict
+from ghm.predict import load, predict
 from ghm.registry import DATASETS
 from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, RESAMPLED
 from ghm.training import build_config
@@ -47,7 +47,11 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     split = params.evaluate.split
     described = data.read_manifest(params)["splits"][split]
     annotations = Path("data") / params.data.name / described["annotations"]
-    _require_boxes(annotations, split)
+    if not any(map(truth.counts, truth.read(annotations)["annotations"])):
+        raise InputError(
+            f"{annotations}, the split {split}, has no box to measure AP with, crowds and boxes of no possible area do "
+            "not count: label it, or set evaluate.split to another one"
+        )
     results, resampled = [], []
     with files.whole_folder(out) as whole:
         for seed in params.seeds:
@@ -55,25 +59,13 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             folder.mkdir()
             detections, left_out = detect(params, variant, seed, runs / f"seed_{seed}" / MODEL, split)
             (folder / DETECTIONS).write_text(json.dumps(detections), encoding="utf-8")
-            metrics, weighted = measure(annotations, folder, fingerprint.measured_data(described))
-            if params.data.name == "voc":
-                metrics["VOC_AP50"] = voc_ap50(annotations, folder / DETECTIONS)
+            metrics, weighted = measure(annotations, folder, described, voc=params.data.name == "voc")
             results.append({**metrics, "unreadable_images": left_out})
             resampled.append(weighted)
             files.write_json(folder / METRICS, summary(results[-1:], resampled[-1:]))
         content = summary(results, resampled)
         files.write_json(whole / METRICS, content)
     return content
-
-
-def _require_boxes(annotations: Path, split: str) -> None:
-    boxes = truth.read(annotations)["annotations"]
-    if not any(map(truth.counts, boxes)):
-        why = f"all its {len(boxes)} are crowds or have no possible area" if boxes else "there is none at all"
-        raise InputError(
-            f"{annotations}, the split {split}, has no box to measure AP with ({why}): label it, or set evaluate.split "
-            "to another one"
-        )
 
 
 def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str) -> tuple[list[Record], list[str]]:
@@ -89,7 +81,7 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
     if not checkpoint.is_file():
         raise InputError(f"{checkpoint} is missing: run `dvc repro train@{variant}`")
     cfg = build_config(params, variant, seed)
-    model = detector.load(cfg, checkpoint, f"params.yaml (to train anew: `dvc repro train@{variant}`)")
+    model = load(cfg, checkpoint, f"params.yaml (to train anew: `dvc repro train@{variant}`)")
     described = data.read_manifest(params)["splits"][split]
     settings = cfg.test_dataloader
     settings.dataset.dataset.ann_file = described["annotations"]
@@ -104,7 +96,7 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
         for sample, found in predict(model, batches, bad_images):
             detections += found.coco(sample.img_id, dataset.dataset.cat_ids)
     folder = Path("data") / params.data.name / described["folder"]
-    images = map(dataset.get_data_info, range(len(dataset))) if bad_images.found else ()
+    images = map(dataset.get_data_info, range(len(dataset)))
     paths = [Path(image["img_path"]) for image in images if str(image["img_id"]) in bad_images.found]
     return detections, [str(path.relative_to(folder)) for path in paths]
 
@@ -136,14 +128,17 @@ def summary(results: Sequence[dict[str, Any]], resampled: Sequence[Resampled]) -
     }
 
 
-def measure(annotations: Path, folder: Path, measured_on: str) -> tuple[dict[str, Any], Resampled]:
+def measure(
+    annotations: Path, folder: Path, described: dict[str, Any], voc: bool = False
+) -> tuple[dict[str, Any], Resampled]:
     """Judge `folder/detections.json`; write `errors.json`, `matches.npz` and `resampled.npz` beside it.
 
     Args:
-        measured_on: of `fingerprint.measured_data`, kept with the result.
+        described: the split, of the data set's manifest.
+        voc: whether to judge as VOC 2007 does, too.
 
     Returns:
-        The metrics of `coco_metrics` and `classes`, AP of each that has a box; and what `resampled.npz` holds.
+        `Judged.metrics`, `VOC_AP50`, and `classes`, AP of each that has a box; and what `resampled.npz` holds.
 
     Raises:
         InputError: detections of images or classes that the annotations lack.
@@ -152,7 +147,8 @@ def measure(annotations: Path, folder: Path, measured_on: str) -> tuple[dict[str
     costs = errors.analyse(judged.truth, judged.detections, judged.matches)
     files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
     judged.matches.save(len(judged.detections), folder)
-    resampled = bootstrap.resample(judged.matches, judged.classes, measured_on)
+    resampled = bootstrap.resample(judged.matches, judged.classes, fingerprint.measured_data(described))
     resampled.save(folder / RESAMPLED)
     ap = {name: float(resampled.value_B[f"AP_{name}"][0]) for name in judged.classes}
-    return {**coco_metrics(judged), "classes": {name: value for name, value in ap.items() if value > -1}}, resampled
+    metrics = judged.metrics | ({"VOC_AP50": voc_ap50(judged)} if voc else {})
+    return {**metrics, "classes": {name: value for name, value in ap.items() if value > -1}}, resampled

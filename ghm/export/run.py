@@ -26,7 +26,7 @@ from ghm.export import onnx_model
 from ghm.predict import Detections, predict
 from ghm.registry import DATASETS
 from ghm.runs import CONFIG, MODEL
-from ghm.training.samples import BadImages, collate
+from ghm.training.samples import collate
 from ghm.words import count
 
 ONNX = "model.onnx"
@@ -52,7 +52,7 @@ def export(variant: str, seed: int, out: Path, images: int) -> None:
         InputError: the run or, for the comparison, its validation split is not there, or the graph differs.
     """
     detector = Detector.open(*find_run(variant, seed), device="cpu")
-    cfg = plain_config(detector.cfg, variant)
+    cfg = plain_config(detector.cfg)
     model: Any = MODELS.build(copy.deepcopy(cfg.model)).eval()
     weights, report = checkpoints.select(detector.model.state_dict(), model.state_dict())
     report.require("the run does not fit mmdet's RetinaNet")
@@ -60,20 +60,19 @@ def export(variant: str, seed: int, out: Path, images: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as name:
         folder = Path(name)
-        text = f"# RetinaNet of the variant {variant}, in the types of mmdet 3.\n{cfg.pretty_text}"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
+        (folder / CONFIG).write_text(cfg.pretty_text, encoding="utf-8")
         meta = {"dataset_meta": {"classes": detector.classes, "category_ids": detector.category_ids}}
         state = {name: value.contiguous() for name, value in weights.items()}
         checkpoints.write({"state_dict": state, "meta": meta}, folder / MODEL)
         onnx_model.write(model, _metadata(detector, variant, seed), folder / ONNX)
         if images:
-            require_same(detector, onnx_model.Runtime(folder / ONNX), images)
+            require_same(detector, folder / ONNX, images)
         for file in (ONNX, CONFIG, MODEL):
             (folder / file).replace(out / file)
     _log.info("%s, %s and %s are in %s", ONNX, CONFIG, MODEL, out)
 
 
-def plain_config(cfg: Config, variant: str) -> Config:
+def plain_config(cfg: Config) -> Config:
     """The config of a run in mmdet's own types: the model, and its test on the split that the run is reported on."""
     model, loader, evaluator = (copy.deepcopy(cfg[name]) for name in ("model", "test_dataloader", "test_evaluator"))
     model.backbone.init_cfg = None
@@ -95,7 +94,7 @@ def plain_config(cfg: Config, variant: str) -> Config:
             "test_cfg": {"type": "TestLoop"},
             "test_evaluator": evaluator,
             "visualizer": {"type": "DetLocalVisualizer"},
-            "work_dir": f"work_dirs/{variant}",
+            "work_dir": "work_dirs",
             "load_from": "{{ fileDirname }}/" + MODEL,  # mmengine puts the folder of the config there
         }
     )
@@ -115,7 +114,7 @@ def _metadata(detector: Detector, variant: str, seed: int) -> dict[str, str]:
     return {"variant": variant, "seed": str(seed), **{name: json.dumps(value) for name, value in content.items()}}
 
 
-def require_same(detector: Detector, runtime: onnx_model.Runtime, images: int) -> None:
+def require_same(detector: Detector, graph: Path, images: int) -> None:
     """Compare the graph with PyTorch on evenly spaced images of the validation split of the run.
 
     Raises:
@@ -127,12 +126,12 @@ def require_same(detector: Detector, runtime: onnx_model.Runtime, images: int) -
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says how long it takes
         dataset = DATASETS.build(detector.cfg.validation.dataset)
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(images, len(dataset))).astype(int)).tolist()
-    bad_images = BadImages(len(chosen))
+    run = onnx_model.runtime(graph)
     total = alone = 0
     for index in tqdm(chosen, desc="compared", unit="image", disable=None):
         packed = dataset[index]
-        for sample, pytorch in predict(detector.model, [collate([packed])], bad_images):
-            onnx = runtime(packed["inputs"].flip(0)[None].float().numpy())
+        for sample, pytorch in predict(detector.model, [collate([packed])]):
+            onnx = run(packed["inputs"].flip(0)[None].float().numpy())
             onnx = Detections(onnx.box_N4 / np.tile(sample.scale_factor, 2), onnx.score_N, onnx.label_N)
             pytorch, onnx = pytorch.above(SCORE), onnx.above(SCORE)
             detections = len(pytorch.score_N) + len(onnx.score_N)
