@@ -77,13 +77,9 @@ class Detections:
         """In COCO's result format; `category_ids` are those of the labels."""
         rows = zip(self.box_N4.tolist(), self.score_N.tolist(), self.label_N.tolist(), strict=True)
         return [
-            {
-                "image_id": image_id,
-                "bbox": [left, top, right - left, bottom - top],
-                "score": score,
-                "category_id": category_ids[label],
-            }
+            {"image_id": image_id, "bbox": box, "score": score, "category_id": category_ids[label]}
             for (left, top, right, bottom), score, label in rows
+            for box in [[left, top, right - left, bottom - top]]
         ]
 
 

@@ -39,15 +39,14 @@ def main() -> None:
             raise InputError(sentence)
     # Not before: help and mistakes need not wait for PyTorch and mmdet.
     from ghm import params
-    from ghm.detect import submission
     from ghm.detect.detector import Detector, find_run
-    from ghm.detect.run import detect
+    from ghm.detect.run import detect, submit
 
     if variant:
         seed = params.load().seeds[0] if arguments.seed is None else arguments.seed
         config, checkpoint = find_run(variant, seed)
         if arguments.split:
-            submission.write(params.load(), variant, seed, checkpoint, arguments.split, arguments.out)
+            submit(params.load(), variant, seed, checkpoint, arguments.split, arguments.out)
             return
     detector = Detector.open(config, checkpoint, arguments.score)
     detect(detector, arguments.images, arguments.out, arguments.score, arguments.pictures)

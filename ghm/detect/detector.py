@@ -54,9 +54,6 @@ class Detector:
         Raises:
             InputError: a file is missing or of another kind, or the checkpoint does not fit the config.
         """
-        for path, kind in ((config, "config"), (checkpoint, "checkpoint")):
-            if not path.is_file():
-                raise InputError(f"{path} is missing: name the {kind} of a detector")
         try:
             cfg = Config.fromfile(config)
         except Exception as error:  # a config is a program, and may fail in any way

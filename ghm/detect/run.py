@@ -1,6 +1,8 @@
-"""Detect on images, draw what is found, and write it as a COCO file."""
+"""Detect on images, draw what is found and write a COCO file; or on a split, for COCO's evaluation server."""
 
+import json
 import logging
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,13 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import files
+from ghm import data, files
 from ghm.data.images import decode
 from ghm.detect import drawing
 from ghm.detect.detector import Detector
 from ghm.errors import InputError
+from ghm.evaluation import run as evaluation
+from ghm.params import Params
 from ghm.predict import predict
 from ghm.runs import DETECTIONS
 from ghm.training.samples import BadImages
@@ -23,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 def detect(detector: Detector, named: Sequence[Path], out: Path, score: float, pictures: bool) -> None:
-    """Detect on images and write `out/detections.json` and `out/<name>.jpg`.
+    """Detect on images and write `out/detections.json` and `out/<name>.jpg`, `<name>-<id>` where a name is there twice.
 
     Args:
         named: images, and folders to search for images.
@@ -52,17 +56,47 @@ def detect(detector: Detector, named: Sequence[Path], out: Path, score: float, p
             if pictures:
                 out.mkdir(parents=True, exist_ok=True)
                 texts = [f"{detector.classes[n]} {s:.2f}" for n, s in zip(found.label_N, found.score_N, strict=True)]
-                drawing.draw(decode(path.read_bytes()), found, texts, out / _name(path.stem, names))
+                name = path.stem
+                while name.casefold() in names:  # some disks take `A.jpg` for `a.jpg`
+                    name += f"-{sample.img_id}"
+                names.add(name.casefold())
+                drawing.draw(decode(path.read_bytes()), found, texts, out / f"{name}.jpg")
     if not read:
         raise InputError(f"none of {count(len(paths), 'file')} is an image that can be read, see above")
-    named_ids = zip(detector.category_ids, detector.classes, strict=True)
-    categories = [{"id": number, "name": name} for number, name in named_ids]
+    pairs = zip(detector.category_ids, detector.classes, strict=True)
+    categories = [{"id": number, "name": name} for number, name in pairs]
     files.write_json(out / DETECTIONS, {"images": read, "annotations": boxes, "categories": categories})
     _log.info("%s on %s: %s", count(len(boxes), "box|boxes"), count(len(read), "image"), out / DETECTIONS)
     if bad_images.found:
         raise InputError(
             f"{len(bad_images.found):,} of {count(len(paths), 'image')} cannot be read, see above: all others are done"
         )
+
+
+def submit(params: Params, variant: str, seed: int, checkpoint: Path, split: str, out: Path) -> None:
+    """Detect on a split of the present data set and write `out/detections_<split>_<variant>_results.zip`.
+
+    Args:
+        checkpoint: of `variant`, which fits the present parameters.
+
+    Raises:
+        InputError: the data set has no such split or is not there, the model does not fit, or images cannot be read.
+    """
+    params.variant(variant)
+    known = data.read_manifest(params)["splits"]
+    if split not in known:
+        remedy = ": for test-dev set data.test2017 to true and run `dvc repro data`" * (params.data.name == "coco")
+        raise InputError(f"--split must be one of {', '.join(known)} of {params.data.name}, got {split!r}{remedy}")
+    data.ensure(params)
+    detections, _ = evaluation.detect(params, variant, seed, checkpoint, split)
+    for row in detections:  # the server asks for few digits, to keep the file small
+        row["bbox"] = [round(side, 2) for side in row["bbox"]]
+        row["score"] = round(row["score"], 6)
+    name = f"detections_{'test-dev2017' if split == 'test-dev' else split}_{variant}_results"  # as the server wants it
+    out.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(out / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.json", json.dumps(detections, separators=(",", ":"), allow_nan=False))
+    _log.info("%s on %s in %s", count(len(detections), "detection"), split, out / f"{name}.zip")
 
 
 def _collect(named: Sequence[Path], out: Path) -> list[Path]:
@@ -86,13 +120,3 @@ def _collect(named: Sequence[Path], out: Path) -> list[Path]:
         for image in images:
             paths.setdefault(image.resolve(), image)
     return list(paths.values())
-
-
-def _name(stem: str, taken: set[str]) -> str:
-    """`a.jpg` for a.png, `a-2.jpg` for the second file of that name; `taken` are those before, and then this one."""
-    name, number = f"{stem}.jpg", 1
-    while name.casefold() in taken:  # some disks take `A.jpg` for `a.jpg`
-        number += 1
-        name = f"{stem}-{number}.jpg"
-    taken.add(name.casefold())
-    return name

@@ -10,14 +10,12 @@ Shapes: S seeds, B weightings of the images, the first of which counts each imag
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 from ghm.evaluation.matches import Array, Matches, weighted
 
-Verdict = Literal["better", "worse", "not distinguishable"]
 METRICS = ("AP", "AP50", "AP75")
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -32,7 +30,7 @@ class Interval:
     high: float
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> str:
         """What a difference with this interval says, at its level; nothing where it has no width."""
         if self.low == self.high:
             return "not distinguishable"

@@ -86,12 +86,11 @@ def kinds(boxes: list[Record], detections: list[Record], wrong: Array) -> tuple[
         right_DG, other_DG = np.where(same_DG, overlap_DG, 0), np.where(same_DG, 0, overlap_DG)
         right_D, other_D = right_DG.max(axis=1), other_DG.max(axis=1)
         id_G = np.array([box["id"] for box in there])
-        nothing_D = np.zeros(len(found), int)
         rules = {
             "localisation": ((right_D >= BACKGROUND) & (right_D < FOREGROUND), id_G[right_DG.argmax(axis=1)]),
             "classification": (other_D >= FOREGROUND, id_G[other_DG.argmax(axis=1)]),
-            "duplicate": (right_D >= FOREGROUND, nothing_D),
-            "both": (other_D >= BACKGROUND, nothing_D),
+            "duplicate": (right_D >= FOREGROUND, 0),
+            "both": (other_D >= BACKGROUND, 0),
         }
         fits, meant = zip(*rules.values(), strict=True)
         kind_D[numbers] = np.select(fits, list(rules), "background")

@@ -53,9 +53,8 @@ def judge(annotations: Path, path: Path) -> Judged:
     for key, known in (("image_id", indexed.imgs), ("category_id", indexed.cats)):
         unknown = sorted({box[key] for box in detections} - known.keys())
         if unknown:
-            shown = ", ".join(map(str, unknown[:5])) + f" and {len(unknown) - 5} more" * (len(unknown) > 5)
-            raise InputError(f"{path} has detections with {key} {shown}, which {annotations} does not have")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+            raise InputError(f"{path} has detections with {key} {unknown[0]}, which {annotations} does not have")
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(indexed, truth.results(indexed, detections), "bbox")
         classes = evaluation.params.catIds
         precision, recall, columns = [], [], []
@@ -68,8 +67,7 @@ def judge(annotations: Path, path: Path) -> Judged:
             columns += matches.of_classes(evaluation)
         evaluation.eval["precision"] = np.concatenate(precision, axis=2)
         evaluation.eval["recall"] = np.concatenate(recall, axis=1)
-        printed.truncate(0)
-        printed.seek(0)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         evaluation.summarize()
     _log.info("%d detections judged\n%s", len(detections), printed.getvalue())
     return Judged(

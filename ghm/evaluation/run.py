@@ -59,7 +59,13 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             folder.mkdir()
             detections, left_out = detect(params, variant, seed, runs / f"seed_{seed}" / MODEL, split)
             (folder / DETECTIONS).write_text(json.dumps(detections), encoding="utf-8")
-            metrics, weighted = measure(annotations, folder, described, voc=params.data.name == "voc")
+            judged = judge(annotations, folder / DETECTIONS)
+            costs = errors.analyse(judged.truth, judged.detections, judged.matches)
+            files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
+            judged.matches.save(len(judged.detections), folder)
+            weighted = bootstrap.resample(judged.matches, judged.classes, fingerprint.measured_data(described))
+            weighted.save(folder / RESAMPLED)
+            metrics = judged.metrics | ({"VOC_AP50": voc_ap50(judged)} if params.data.name == "voc" else {})
             results.append({**metrics, "unreadable_images": left_out})
             resampled.append(weighted)
             files.write_json(folder / METRICS, summary(results[-1:], resampled[-1:]))
@@ -105,50 +111,22 @@ def summary(results: Sequence[dict[str, Any]], resampled: Sequence[Resampled]) -
     """What is stored of a variant, or of one of its seeds: fractions, means over seeds, rounded to 4 digits.
 
     Args:
-        results: of each seed: the metrics of `measure`, `VOC_AP50` on VOC, and `unreadable_images`.
+        results: of each seed: figures, and `unreadable_images`.
 
     Returns:
-        The same keys, and `intervals`: for AP, AP50 and AP75 low and high end, at `bootstrap.LEVEL`.
+        The same keys; `classes`, AP of each that has a box; and `intervals`: for AP, AP50 and AP75 low and high end, at
+        `bootstrap.LEVEL`.
     """
 
-    def mean(values: list[float]) -> float:  # to what COCO metrics are worth, and the same on every run
+    def mean(values: Any) -> float:  # to what COCO metrics are worth, and the same on every run
         return round(float(np.mean(values)), 4)
 
-    first = results[0]
-    names = [name for name, value in first.items() if isinstance(value, float)]
-    intervals = {}
-    for name in bootstrap.METRICS:
-        values_SB = np.stack([result.value_B[name] for result in resampled])
-        if interval := bootstrap.interval(values_SB, resampled[0].images):
-            intervals[name] = [round(interval.low, 4), round(interval.high, 4)]
-    return {name: mean([result[name] for result in results]) for name in names} | {
-        "classes": {name: mean([result["classes"][name] for result in results]) for name in first["classes"]},
-        "intervals": intervals,
+    values = {name: np.stack([result.value_B[name] for result in resampled]) for name in resampled[0].value_B}
+    intervals = {name: bootstrap.interval(values[name], resampled[0].images) for name in bootstrap.METRICS}
+    ap = {name.removeprefix("AP_"): value_SB[:, 0] for name, value_SB in values.items() if name.startswith("AP_")}
+    figures = [name for name in results[0] if name != "unreadable_images"]
+    return {name: mean([result[name] for result in results]) for name in figures} | {
+        "classes": {name: mean(ap_S) for name, ap_S in ap.items() if ap_S[0] > -1},
+        "intervals": {name: [round(found.low, 4), round(found.high, 4)] for name, found in intervals.items() if found},
         "unreadable_images": sorted({image for result in results for image in result["unreadable_images"]}),
     }
-
-
-def measure(
-    annotations: Path, folder: Path, described: dict[str, Any], voc: bool = False
-) -> tuple[dict[str, Any], Resampled]:
-    """Judge `folder/detections.json`; write `errors.json`, `matches.npz` and `resampled.npz` beside it.
-
-    Args:
-        described: the split, of the data set's manifest.
-        voc: whether to judge as VOC 2007 does, too.
-
-    Returns:
-        `Judged.metrics`, `VOC_AP50`, and `classes`, AP of each that has a box; and what `resampled.npz` holds.
-
-    Raises:
-        InputError: detections of images or classes that the annotations lack.
-    """
-    judged = judge(annotations, folder / DETECTIONS)
-    costs = errors.analyse(judged.truth, judged.detections, judged.matches)
-    files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
-    judged.matches.save(len(judged.detections), folder)
-    resampled = bootstrap.resample(judged.matches, judged.classes, fingerprint.measured_data(described))
-    resampled.save(folder / RESAMPLED)
-    ap = {name: float(resampled.value_B[f"AP_{name}"][0]) for name in judged.classes}
-    metrics = judged.metrics | ({"VOC_AP50": voc_ap50(judged)} if voc else {})
-    return {**metrics, "classes": {name: value for name, value in ap.items() if value > -1}}, resampled
