@@ -125,12 +125,6 @@ def _crowds() -> Case:
     return case([9, 2], boxes, [*found, detection(9, 7, (0, 0, 50, 45), 0.75), detection(9, 5, SQUARE, 0.3)])
 
 
-def _ties_across_images() -> Case:
-    images = [8, 3, 12, 5, 1]
-    boxes = [box(image, 7, SQUARE) for image in images]
-    return case(images, boxes, [detection(image, 7, (0, 0, 100, 100 if image % 2 else 30), 0.5) for image in images])
-
-
 def _more_than_a_hundred() -> Case:
     places: list[Box] = [(4.0 * n, 0, 3.5, 100) for n in range(130)]
     found = [detection(4, 7, place, 0.3 + ((n * 37) % 130) / 260) for n, place in enumerate(places)]
@@ -154,19 +148,11 @@ def _areas() -> Case:
     return case(list(range(8)), boxes, [*found, detection(7, 7, SQUARE, 0.95)])
 
 
-def _scores_equal_in_an_image() -> Case:
-    boxes = [box(1, 7, SQUARE), box(1, 7, (300, 300, 80, 80))]
-    places: list[Box] = [(0, 0, 100, 60), (500, 0, 10, 10), SQUARE, (300, 300, 80, 80)]
-    return case([2, 1], boxes, [detection(1, 7, place, 0.5) for place in places] + [detection(2, 7, SQUARE, 0.5)])
-
-
 HARD: dict[str, Callable[[], Case]] = {
     "crowds": _crowds,
     "only crowds in a class": lambda: case(
         [1, 2], [box(1, 7, SQUARE, iscrowd=1), box(1, 2, SQUARE)], [detection(1, n, SQUARE, 0.5) for n in CLASSES]
     ),
-    "ties across images": _ties_across_images,
-    "scores equal in an image": _scores_equal_in_an_image,
     "more than a hundred detections": _more_than_a_hundred,
     "IoU exactly on a threshold": _iou_exactly_on_a_threshold,
     "areas": _areas,

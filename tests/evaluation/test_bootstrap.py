@@ -111,14 +111,7 @@ def test_a_difference_on_the_same_images_is_surer_than_on_others():
     assert paired.estimate < apart / 2  # which would not have told them apart
 
 
-def test_a_figure_that_is_not_defined_has_no_interval_and_no_difference():
-    value_SB = np.full((3, 50), -1.0)
-    value_SB[:, 10:20] = 0.5  # what no weighting changes
-    assert bootstrap.interval(value_SB, 20) is None
-    assert bootstrap.difference(value_SB, np.ones_like(value_SB), 20) is None
-
-
-def test_weightings_that_leave_a_figure_undefined_are_left_out():
+def test_weightings_that_leave_a_figure_undefined_are_left_out_but_not_the_first():
     rng = np.random.default_rng(2)
     value_SB, other_SB = (values(rng, images=30, seeds=2, of_run=0.01) for _ in range(2))
     kept_B = np.ones(value_SB.shape[1], bool)
@@ -130,6 +123,8 @@ def test_weightings_that_leave_a_figure_undefined_are_left_out():
     assert difference(holed_SB, other_SB, 30) == expected
     flipped = difference(other_SB, holed_SB, 30)
     assert (flipped.low, flipped.high) == pytest.approx((-expected.high, -expected.low))
+    holed_SB[:, 0] = -1  # the split itself
+    assert bootstrap.interval(holed_SB, 30) is bootstrap.difference(other_SB, holed_SB, 30) is None
 
 
 @settings(deadline=None, max_examples=100)

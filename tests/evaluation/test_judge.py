@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask
 
 from ghm.errors import InputError
 from ghm.evaluation import judge as module
@@ -79,10 +80,8 @@ def test_detections_of_unknown_images_or_classes_are_named_with_both_files(tmp_p
 def voc_by_hand(truth: dict[str, Any], found: list[dict[str, Any]]) -> float:
     """The rule of the VOC 2007 development kit, box by box."""
 
-    def overlap(a: list[float], b: list[float]) -> float:
-        sides = [min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
-        shared = max(sides[0], 0) * max(sides[1], 0)
-        return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+    def overlap(one: list[float], other: list[float]) -> float:
+        return mask.iou([one], [other], [0])[0, 0]
 
     averages = []
     for category in truth["categories"]:
