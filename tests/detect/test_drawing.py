@@ -1,6 +1,7 @@
 """Laws of boxes and their labels on a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def drawn(path: Path, *boxes: list[float], labels: list[int]) -> np.ndarray:
         return np.asarray(picture).astype(int)
 
 
-def has(pixels: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
+def has(pixels: np.ndarray, colour: tuple[int, ...]) -> Any:
     """But for what JPEG rounds."""
     return (np.abs(pixels - colour) < 40).all(axis=-1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -82,6 +83,12 @@ def matched(given: Case) -> Matches:
     evaluation = pycocotools(given)
     settings = evaluation.params
     return matches.together(settings.imgIds, settings.catIds, matches.of_classes(evaluation))
+
+
+def overlap(one: list[float], other: list[float]) -> float:
+    """IoU."""
+    ious: Any = mask.iou([one], [other], [0])  # type: ignore[arg-type]
+    return float(ious[0, 0])
 
 
 def artificial(
@@ -159,12 +166,11 @@ HARD: dict[str, Callable[[], Case]] = {
     "one image": lambda: artificial(3, images=1, boxes=25),
     "no detections": lambda: case([1, 2], [box(1, 7, SQUARE), box(2, 2, SQUARE)], []),
     "no boxes": lambda: case([1, 2], [], [detection(1, 7, SQUARE, 0.5)]),
-    "nothing": lambda: case([1, 2], [], []),
     "one class": lambda: case([1], [box(1, 4, SQUARE)], [detection(1, 4, (0, 0, 100, 70), 0.5)], {4: "only"}),
 }
 
 
-def hard_or_artificial(key: str | int) -> Case:
+def scene(key: str | int) -> Case:
     """One of HARD by its name, or an artificial one by its seed."""
     return HARD[key]() if isinstance(key, str) else artificial(key)
 

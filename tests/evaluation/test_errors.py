@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pycocotools import mask
 
 from ghm.evaluation.errors import KINDS, analyse
 from ghm.evaluation.matches import RECALLS_R
-from tests.evaluation.cases import SQUARE, Box, Case, Record, artificial, box, case, detection, matched, pycocotools
+from ghm.truth import Record
+from tests.evaluation.cases import SQUARE, Box, Case, artificial, box, case, detection, matched, overlap, pycocotools
 
 OWN, OTHER = 7, 2  # classes
 AWAY: Box = (400, 400, 50, 50)
@@ -67,20 +67,16 @@ def test_boxes_that_pycocotools_does_not_count_are_not_missed_nor_found_wrongly(
 # What follows is the same once more, box by box, as slowly as it is plain.
 
 
-def iou(one: Record, other: Record) -> float:
-    return float(mask.iou([one["bbox"]], [other["bbox"]], [0])[0, 0])
-
-
 def kind_of(entry: Record, boxes: list[Record]) -> tuple[str, int | None]:
     here = [other for other in boxes if other["image_id"] == entry["image_id"]]
     same = [other for other in here if other["category_id"] == entry["category_id"]]
     others = [other for other in here if other["category_id"] != entry["category_id"]]
-    right = max((iou(entry, other) for other in same), default=0.0)
-    wrong = max((iou(entry, other) for other in others), default=0.0)
+    right = max((overlap(entry["bbox"], other["bbox"]) for other in same), default=0.0)
+    wrong = max((overlap(entry["bbox"], other["bbox"]) for other in others), default=0.0)
     if 0.1 <= right < 0.5:
-        return "localisation", max(same, key=lambda other: iou(entry, other))["id"]
+        return "localisation", max(same, key=lambda other: overlap(entry["bbox"], other["bbox"]))["id"]
     if wrong >= 0.5:
-        return "classification", max(others, key=lambda other: iou(entry, other))["id"]
+        return "classification", max(others, key=lambda other: overlap(entry["bbox"], other["bbox"]))["id"]
     return ("duplicate" if right >= 0.5 else "both" if wrong >= 0.1 else "background"), None
 
 

@@ -1,31 +1,19 @@
 """Laws of the judge: its figures are those of pycocotools, and of VOC's development kit."""
 
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask
 
 from ghm.errors import InputError
 from ghm.evaluation import judge as module
 from ghm.evaluation.errors import analyse
 from ghm.evaluation.judge import SUMMARY, voc_ap50
 from ghm.evaluation.matches import Matches
-from tests.evaluation.cases import (
-    KEYS,
-    SQUARE,
-    Case,
-    artificial,
-    box,
-    case,
-    detection,
-    hard_or_artificial,
-    matched,
-    pycocotools,
-)
+from tests.evaluation.cases import KEYS, SQUARE, artificial, box, case, detection, matched, overlap, pycocotools, scene
 
 
 def test_no_detections_are_zero_and_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -40,7 +28,7 @@ def test_no_detections_are_zero_and_are_warned_of(tmp_path: Path, caplog: pytest
 def test_some_classes_at_a_time_are_to_the_bit_what_pycocotools_says_of_all(
     key: str | int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    given = hard_or_artificial(key)
+    given = scene(key)
     monkeypatch.setattr(module, "AT_ONCE", at_once)
     judged, expected = given.judged(tmp_path), pycocotools(given)
     np.testing.assert_array_equal(judged.stats, expected.stats)
@@ -80,9 +68,6 @@ def test_detections_of_unknown_images_or_classes_are_named_with_both_files(tmp_p
 def voc_by_hand(truth: dict[str, Any], found: list[dict[str, Any]]) -> float:
     """The rule of the VOC 2007 development kit, box by box."""
 
-    def overlap(one: list[float], other: list[float]) -> float:
-        return mask.iou([one], [other], [0])[0, 0]
-
     averages = []
     for category in truth["categories"]:
         boxes = [box for box in truth["annotations"] if box["category_id"] == category["id"]]
@@ -111,4 +96,4 @@ def test_voc_ap_is_the_rule_of_voc_2007_and_difficult_objects_count_neither_way(
     measured = voc_ap50(given.judged(tmp_path))
     assert 0.1 < measured < 0.9
     assert measured == pytest.approx(voc_by_hand(given.truth, given.found), abs=1e-6)
-    assert voc_ap50(Case(given.truth, []).judged(tmp_path)) == 0
+    assert voc_ap50(replace(given, found=[]).judged(tmp_path)) == 0

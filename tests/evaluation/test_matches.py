@@ -7,7 +7,7 @@ import pytest
 
 from ghm.evaluation import matches
 from ghm.evaluation.matches import CURVE_IOUS, weighted
-from tests.evaluation.cases import CLASSES, KEYS, Case, artificial, case, hard_or_artificial, matched, pycocotools
+from tests.evaluation.cases import CLASSES, KEYS, Case, artificial, case, matched, pycocotools, scene
 
 
 def mean(precision: np.ndarray) -> float:
@@ -33,7 +33,7 @@ def names(given: Case) -> list[str]:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_each_image_once_is_what_pycocotools_says(key: str | int):
-    given = hard_or_artificial(key)
+    given = scene(key)
     ones = np.ones((1, len(given.truth["images"])), np.int32)
     require_pycocotools(*weighted(matched(given), ones, names(given)), 0, given)
 
@@ -81,7 +81,7 @@ def test_how_many_rows_are_measured_at_a_time_does_not_matter(monkeypatch: pytes
 
 @pytest.mark.parametrize("key", KEYS)
 def test_what_is_saved_says_what_each_detection_hits_also_among_the_best_alone(key: str | int, tmp_path: Path):
-    given = hard_or_artificial(key)
+    given = scene(key)
     best = sorted(range(len(given.found)), key=lambda number: -given.found[number]["score"])[: len(given.found) // 2]
     saved = []
     for found in (given.found, [given.found[number] for number in best]):
