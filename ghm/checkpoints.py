@@ -1,4 +1,4 @@
-"""Other people's checkpoints: their tensors and nothing else of them, under the names of our model.
+"""Load third-party checkpoints safely and map their tensors onto our model.
 
 A checkpoint is a pickle, and a pickle is a program. PyTorch's restricted reader (`weights_only=True`) runs only what it
 knows to be harmless; every other name in the file is given to it as a class that does nothing. So a file of mmdet's
@@ -64,6 +64,28 @@ class Report:
             )
 
 
+def load(path: Path) -> Any:
+    """Everything in a checkpoint, on the CPU, with an empty object for each that PyTorch does not know to be harmless.
+
+    Nothing of the file is executed.
+
+    Raises:
+        InputError: the file is no checkpoint.
+    """
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # the older format, which PyTorch cannot list; or no checkpoint, and `torch.load` says why
+        unknown = []
+    # Not one class for all: a message names what is in the way.
+    inert = [(type(name, (_Inert,), {}), name) for name in unknown]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(list(inert)):
+        warnings.simplefilter("ignore")  # of old formats; what cannot be read is an error
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a file may hold, it is not what was asked for
+            raise InputError(f"{path} is no checkpoint that can be read safely: {reason(error)}") from None
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the state dict in a checkpoint, plain or below a key `state_dict` or `model`, onto the CPU.
 
@@ -73,10 +95,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is no checkpoint, or what it holds is no dict of tensors. Nothing of it is executed.
     """
-    try:
-        content = _load(path)
-    except Exception as error:  # whatever a file may hold, it is not what was asked for
-        raise InputError(f"{path} is no checkpoint that can be read safely: {reason(error)}") from None
+    content = load(path)
     for _ in range(DEPTH):
         if isinstance(content, dict):
             content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
@@ -118,13 +137,13 @@ def select(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[d
     Returns:
         The tensors whose name and shape the model knows, under its names, and what came of the others.
     """
-    found: Counter[str] = Counter()
+    prefixes: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
         for start in range(len(parts)):
             if ".".join(parts[start:]) in wanted:
-                found["".join(f"{part}." for part in parts[:start])] += 1
-    prefix = found.most_common(1)[0][0] if found else ""
+                prefixes["".join(f"{part}." for part in parts[:start])] += 1
+    prefix = prefixes.most_common(1)[0][0] if prefixes else ""
     there = {name: state[prefix + name] for name in wanted if prefix + name in state}
     fitting = {name: value for name, value in there.items() if value.shape == wanted[name].shape}
     return fitting, Report(
@@ -134,19 +153,6 @@ def select(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[d
         unexpected=sorted(state.keys() - {prefix + name for name in there}),
         other_shape=sorted(there.keys() - fitting.keys()),
     )
-
-
-def _load(path: Path) -> Any:
-    """Everything in the file, with an `_Inert` in place of each object that PyTorch does not know to be harmless."""
-    try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # the older format, which PyTorch cannot list; or no checkpoint, and `torch.load` says why
-        unknown = []
-    # Not one class for all: a message names what is in the way.
-    inert = [(type(name, (_Inert,), {}), name) for name in unknown]
-    with warnings.catch_warnings(), torch.serialization.safe_globals(list(inert)):
-        warnings.simplefilter("ignore")  # of old formats; what cannot be read is an error
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _Inert:

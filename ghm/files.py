@@ -65,8 +65,8 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 def require_space(needed: int, folder: Path, name: str) -> None:
     """Raise InputError unless `needed` bytes are free where `folder` is or will be."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         needed_text, free_text = (tqdm.format_sizeof(size, "B") for size in (needed, free))
         raise InputError(f"{name} needs {needed_text} more in {folder}, where {free_text} are free: make room")
@@ -78,19 +78,19 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def room_for(place: Path) -> Iterator[None]:
-    """Turn a full disk into an InputError that names `place`, or the file that had no room."""
+def room_for(path: Path) -> Iterator[None]:
+    """Turn a full disk into an InputError that names `path`, or the file that had no room."""
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
-        name = error.filename or place
+        name = error.filename or path
         raise InputError(f"no room to write {name}: make room, and the same command goes on") from None
 
 
 @contextmanager
-def alone(lock: Path, name: str) -> Iterator[None]:
+def locked(lock: Path, name: str) -> Iterator[None]:
     """Keep other processes out; wait for one that works on the file `name` already."""
     held = filelock.FileLock(lock)
     try:

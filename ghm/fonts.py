@@ -44,10 +44,7 @@ def _letters(entry: FontEntry, wanted: set[str]) -> set[str]:
     try:
         font = FT2Font(entry.fname)
         font.set_size(10, 72)
-    except (
-        OSError,
-        RuntimeError,
-    ):  # the list of fonts is older than the folder; FreeType's word for what it cannot use
+    except (OSError, RuntimeError):  # the list is older than the folder; FreeType's word for what it cannot use
         return set()
     return {letter for letter in wanted if font.get_char_index(ord(letter))}
 

@@ -1,10 +1,6 @@
 """Laws of pretrained weights: every tensor that the model needs, under its checksum, the source recorded."""
 
-import functools
-import http.server
 import re
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,32 +15,33 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from ghm import backbones, config, files, params
 from ghm.data.download import Remote
 from ghm.errors import InputError
+from tests.data.conftest import serving
 
 
 @pytest.fixture
-def given(workspace: Path) -> params.Params:
+def parameters(workspace: Path) -> params.Params:
     """The tiny parameters, in a folder of their own."""
     return params.load()
 
 
-def changed(given: params.Params, **values: Any) -> params.Params:
-    return replace(given, model=replace(given.model, **values))
+def changed(parameters: params.Params, **values: Any) -> params.Params:
+    return replace(parameters, model=replace(parameters.model, **values))
 
 
-def narrow(given: params.Params) -> dict[str, Tensor]:
+def narrow(parameters: params.Params) -> dict[str, Tensor]:
     """A state dict that fits the tiny parameters, and the rest of a classifier."""
-    return {**MODELS.build(config.backbone(given.model)).state_dict(), "fc.bias": torch.zeros(10)}
+    return {**MODELS.build(config.backbone(parameters.model)).state_dict(), "fc.bias": torch.zeros(10)}
 
 
-def from_file(given: params.Params, content: Any, name: str = "own.pth") -> params.Params:
+def from_file(parameters: params.Params, content: Any, name: str = "own.pth") -> params.Params:
     torch.save(content, name)
-    return changed(given, pretrained=name)
+    return changed(parameters, pretrained=name)
 
 
-def refused(given: params.Params, words: str) -> None:
+def refused(parameters: params.Params, words: str) -> None:
     before = sorted(path.name for path in Path("weights").iterdir())
     with pytest.raises(InputError, match=words) as caught:
-        backbones.prepare(given)
+        backbones.prepare(parameters)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in Path("weights").iterdir()) == before
 
@@ -74,14 +71,14 @@ def stages(network: Any, image: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_torchvisions_weights_load_whole_and_give_torchvisions_features(given: params.Params, name: str):
+def test_torchvisions_weights_load_whole_and_give_torchvisions_features(parameters: params.Params, name: str):
     network = randomised(name)
     torch.save(network.state_dict(), "saved.pth")
     checksum = files.digest(Path("saved.pth"))
     source = Path("saved.pth").rename(f"{name}-{checksum[:8]}.pth")
-    given = changed(given, backbone=name, base_channels=64, pretrained=str(source))
-    backbones.prepare(given)
-    record, path = backbones.read_record(given), backbones.weights_path(given)
+    parameters = changed(parameters, backbone=name, base_channels=64, pretrained=str(source))
+    backbones.prepare(parameters)
+    record, path = backbones.read_record(parameters), backbones.weights_path(parameters)
     assert path is not None and path.name == f"{name}-{files.digest(path)[:8]}.pth"
     assert record["keys"] == {
         "prefix": "",
@@ -91,7 +88,7 @@ def test_torchvisions_weights_load_whole_and_give_torchvisions_features(given: p
         "other_shape": [],
     }
     assert (record["source"], record["source_sha256"]) == (str(source), checksum)
-    backbone = MODELS.build(config.backbone(given.model))
+    backbone = MODELS.build(config.backbone(parameters.model))
     loaded = backbone.load_state_dict(torch.load(path, weights_only=True))
     assert loaded.missing_keys == loaded.unexpected_keys == []
     image = torch.randn(2, 3, 65, 96)
@@ -125,19 +122,19 @@ def test_what_was_pretrained_here_has_the_same_format(workspace: Path):
     assert [path.name for path in sorted(Path("weights").iterdir())] == sorted([record["file"], "resnet18.json"])
 
 
-def test_no_pretraining_is_recorded_as_such(given: params.Params):
-    given = changed(given, pretrained=None)
-    backbones.prepare(given)
-    assert backbones.weights_path(given) is backbones.detector_path(given) is None
+def test_no_pretraining_is_recorded_as_such(parameters: params.Params):
+    parameters = changed(parameters, pretrained=None)
+    backbones.prepare(parameters)
+    assert backbones.weights_path(parameters) is backbones.detector_path(parameters) is None
     assert [path.name for path in Path("weights").iterdir()] == ["resnet18.json"]
 
 
-def test_the_same_source_gives_the_same_bytes_whatever_surrounds_its_tensors(given: params.Params):
-    state = narrow(given)
+def test_the_same_source_gives_the_same_bytes_whatever_surrounds_its_tensors(parameters: params.Params):
+    state = narrow(parameters)
     files_made = []
     for content in (state, {"state_dict": {f"module.backbone.{name}": value for name, value in state.items()}}):
-        backbones.prepare(from_file(given, content))
-        files_made.append(backbones.read_record(given)["file"])
+        backbones.prepare(from_file(parameters, content))
+        files_made.append(backbones.read_record(parameters)["file"])
     assert files_made[0] == files_made[1]
 
 
@@ -156,8 +153,8 @@ def reshaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (reshaped, "0 tensors missing, 1 of another shape, for example conv1.weight"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_and_the_old_weights_stay(given: params.Params, change: Any, words: str):
-    refused(from_file(given, change(narrow(given))), words)
+def test_a_file_that_does_not_fit_is_refused_and_the_weights_stay(parameters: params.Params, change: Any, words: str):
+    refused(from_file(parameters, change(narrow(parameters))), words)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +182,8 @@ def test_a_file_that_does_not_fit_is_refused_and_the_old_weights_stay(given: par
         ({"pretrained": "torchvision"}, "model.base_channels must be 64 with .*torchvision, got 16"),
     ],
 )
-def test_a_source_that_is_none_is_refused_in_one_sentence(given: params.Params, values: dict[str, Any], words: str):
-    refused(changed(given, **values), words)
+def test_a_source_that_is_none_is_refused(parameters: params.Params, values: dict[str, Any], words: str):
+    refused(changed(parameters, **values), words)
 
 
 @pytest.mark.parametrize(
@@ -198,20 +195,20 @@ def test_a_source_that_is_none_is_refused_in_one_sentence(given: params.Params, 
     ],
 )
 def test_another_checksum_than_said_is_refused_with_both(
-    given: params.Params, name: str, checksum: str | None, words: str
+    parameters: params.Params, name: str, checksum: str | None, words: str
 ):
-    given = from_file(given, narrow(given), name)
+    parameters = from_file(parameters, narrow(parameters), name)
     actual = files.digest(Path(name))
-    refused(changed(given, pretrained_sha256=checksum), f"has the SHA-256 {actual}, and {re.escape(words)}")
-    backbones.prepare(changed(given, pretrained_sha256=actual[:9]))
-    assert backbones.read_record(given)["source_sha256"] == actual
+    refused(changed(parameters, pretrained_sha256=checksum), f"has the SHA-256 {actual}, and {re.escape(words)}")
+    backbones.prepare(changed(parameters, pretrained_sha256=actual[:9]))
+    assert backbones.read_record(parameters)["source_sha256"] == actual
 
 
 @pytest.mark.parametrize(
     ("source", "backbone"), [(source, name) for source, known in backbones.SOURCES.items() for name in known]
 )
 def test_a_published_file_is_asked_for_by_its_address_and_checksum(
-    given: params.Params, source: str, backbone: str, monkeypatch: pytest.MonkeyPatch
+    parameters: params.Params, source: str, backbone: str, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[tuple[Remote, Path, str]] = []
 
@@ -220,7 +217,7 @@ def test_a_published_file_is_asked_for_by_its_address_and_checksum(
         raise InputError("no network")
 
     monkeypatch.setattr(backbones.download, "fetch", fetch)
-    refused(changed(given, pretrained=source, backbone=backbone, base_channels=64), "no network")
+    refused(changed(parameters, pretrained=source, backbone=backbone, base_channels=64), "no network")
     [(remote, folder, remedy)] = asked
     host = {"torchvision": "https://download.pytorch.org/models/", "openmmlab": "https://download.openmmlab.com/"}
     assert remote.urls[0].startswith(host[source])
@@ -231,38 +228,20 @@ def test_a_published_file_is_asked_for_by_its_address_and_checksum(
     assert remedy == "fetch it elsewhere and set model.pretrained to the file"
 
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """A web server on this machine for the folder `served`."""
-    (tmp_path / "served").mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize("name", ["own.pth", "own-{}.pth"])
 def test_a_fetched_file_stays_in_the_store_for_the_next_run(
-    given: params.Params, address: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parameters: params.Params, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("GHM_DATA_ROOT", str(tmp_path / "store"))
-    torch.save(narrow(given), "served/saved.pth")
-    checksum = files.digest(Path("served/saved.pth"))
-    served = Path("served/saved.pth").rename(Path("served", name.format(checksum[:8])))
+    torch.save(narrow(parameters), "saved.pth")
+    checksum = files.digest(Path("saved.pth"))
     known = None if "{}" in name else checksum[:8]
-    given = changed(given, pretrained=f"{address}/{served.name}", pretrained_sha256=known)
-    backbones.prepare(given)
-    served.unlink()
-    backbones.prepare(given)
-    record = backbones.read_record(given)
-    assert (record["source"], record["source_sha256"]) == (f"{address}/{served.name}", checksum)
+    with serving(Path("saved.pth").read_bytes()) as server:
+        address = server.url(f"/{name.format(checksum[:8])}")
+        parameters = changed(parameters, pretrained=address, pretrained_sha256=known)
+        backbones.prepare(parameters)
+    backbones.prepare(parameters)  # without a server
+    record = backbones.read_record(parameters)
+    assert (record["source"], record["source_sha256"]) == (address, checksum)
     kept = [path for path in (tmp_path / "store" / "weights").iterdir() if not path.name.startswith(".")]
     assert [files.digest(path) for path in kept] == [checksum]

@@ -8,13 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import mmdet
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -219,63 +220,33 @@ def test_only_counters_of_batches_and_what_is_spare_may_be_missing():
 # A whole detector to start from.
 
 
-def retinanet(given: params.Params, classes: int) -> Any:
-    """mmdet's own RetinaNet, its `retinanet_r50_fpn` made narrow and shallow, with weights that say something."""
+def retinanet(parameters: params.Params, classes: int) -> Any:
+    """mmdet's own `retinanet_r50_fpn`, made narrow and shallow, with weights that say something."""
     init_default_scope("mmdet")
-    model, evaluate = given.model, given.evaluate
-    normal = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32)
-    strides = [8 * 2**level for level in range(model.levels)]
-    channels = [model.base_channels * 2**stage for stage in range(4)]
-    assigner = dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
-    torch.manual_seed(0)
-    detector: Any = MODELS.build(
-        ConfigDict(
-            type="RetinaNet",
-            data_preprocessor=dict(type="DetDataPreprocessor", **normal),
-            backbone=dict(
-                type="ResNet",
-                depth=18,
-                base_channels=model.base_channels,
-                num_stages=4,
-                out_indices=(0, 1, 2, 3),
-                norm_cfg=dict(type="BN", requires_grad=True),
-                style="pytorch",
-            ),
-            neck=dict(
-                type="FPN",
-                in_channels=channels,
-                out_channels=model.fpn_channels,
-                start_level=1,
-                add_extra_convs="on_input",
-                num_outs=model.levels,
-            ),
-            bbox_head=dict(
-                type="RetinaHead",
-                num_classes=classes,
-                in_channels=model.fpn_channels,
-                stacked_convs=model.stacked_convs,
-                feat_channels=model.head_channels,
-                anchor_generator=dict(
-                    type="AnchorGenerator",
-                    octave_base_scale=model.anchors.base_scale,
-                    scales_per_octave=model.anchors.scales_per_octave,
-                    ratios=list(model.anchors.ratios),
-                    strides=strides,
-                ),
-                bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
-                loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-                loss_bbox=dict(type="L1Loss", loss_weight=1.0),
-            ),
-            train_cfg=dict(assigner=assigner, sampler=dict(type="PseudoSampler"), allowed_border=-1, pos_weight=-1),
-            test_cfg=dict(
-                nms_pre=1000,
-                min_bbox_size=0,
-                score_thr=evaluate.score_threshold,
-                nms=dict(type="nms", iou_threshold=evaluate.nms_iou),
-                max_per_img=evaluate.max_per_image,
-            ),
-        )
+    sizes, evaluate = parameters.model, parameters.evaluate
+    model = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs/_base_/models/retinanet_r50_fpn.py").model
+    model.backbone.update(depth=18, base_channels=sizes.base_channels, init_cfg=None)
+    model.neck.update(
+        in_channels=[sizes.base_channels * 2**stage for stage in range(4)],
+        out_channels=sizes.fpn_channels,
+        num_outs=sizes.levels,
     )
+    model.bbox_head.update(
+        num_classes=classes,
+        in_channels=sizes.fpn_channels,
+        stacked_convs=sizes.stacked_convs,
+        feat_channels=sizes.head_channels,
+    )
+    model.bbox_head.anchor_generator.update(
+        octave_base_scale=sizes.anchors.base_scale,
+        scales_per_octave=sizes.anchors.scales_per_octave,
+        ratios=list(sizes.anchors.ratios),
+        strides=[8 * 2**level for level in range(sizes.levels)],
+    )
+    model.test_cfg.update(score_thr=evaluate.score_threshold, max_per_img=evaluate.max_per_image)
+    model.test_cfg.nms.iou_threshold = evaluate.nms_iou
+    torch.manual_seed(0)
+    detector: Any = MODELS.build(model)
     with torch.no_grad():
         for name, value in detector.state_dict().items():
             if value.ndim == 4:
@@ -288,7 +259,7 @@ def retinanet(given: params.Params, classes: int) -> Any:
 
 
 @pytest.fixture
-def given(workspace: Path) -> params.Params:
+def parameters(workspace: Path) -> params.Params:
     """The tiny parameters with the reference's head, one variant, and a detector to start from instead of training."""
     loaded = params.load()
     return replace(
@@ -299,11 +270,11 @@ def given(workspace: Path) -> params.Params:
     )
 
 
-def start_from(given: params.Params, state: dict[str, Tensor]) -> Path:
+def start_from(parameters: params.Params, state: dict[str, Tensor]) -> Path:
     """Run the stages up to training; return the folder of the run."""
     torch.save(openmmlab(state), "zoo-own.pth")
-    backbones.prepare(given)
-    training.train(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    backbones.prepare(parameters)
+    training.train(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
     return Path("runs/ghmc_ghmr/seed_0")
 
 
@@ -314,58 +285,58 @@ def predictions(detector: Any, image: Tensor) -> dict[str, Tensor]:
     return {"boxes": found.bboxes, "scores": found.scores, "labels": found.labels}
 
 
-def test_a_detector_of_mmdet_predicts_here_what_it_predicts_there(given: params.Params):
-    theirs = retinanet(given, classes=10)
-    run = start_from(given, theirs.state_dict())
-    own: Any = MODELS.build(training.build_config(given, "ghmc_ghmr", 0).model)
+def test_a_detector_of_mmdet_predicts_here_what_it_predicts_there(parameters: params.Params):
+    theirs = retinanet(parameters, classes=10)
+    run = start_from(parameters, theirs.state_dict())
+    own: Any = MODELS.build(training.build_config(parameters, "ghmc_ghmr", 0).model)
     own.load_state_dict(torch.load(run / "model.pth", weights_only=True)["state_dict"])
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     expected = predictions(theirs, image)
     assert len(expected["scores"]) > 20 and expected["scores"].std() > 0.01
     for name, value in predictions(own.eval(), image).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
-    record = backbones.read_record(given)
+    record = backbones.read_record(parameters)
     assert record["detector"]["source"] == "zoo-own.pth"
     assert sorted(path.name for path in Path("weights").iterdir()) == [record["detector"]["file"], "resnet18.json"]
 
 
-def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_and_reported(given: params.Params):
-    run = start_from(given, retinanet(given, classes=10).state_dict())
+def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_and_reported(parameters: params.Params):
+    run = start_from(parameters, retinanet(parameters, classes=10).state_dict())
     names = ["config.py", "context.json", "gradient_norms.csv", "log.csv", "model.pth", "validation.csv"]
     assert sorted(path.name for path in run.iterdir()) == names
     assert list(pd.read_csv(run / "log.csv").columns)[:3] == ["step", "epoch", "loss"]
     assert len(pd.read_csv(run / "log.csv")) == 0
     assert pd.read_csv(run / "gradient_norms.csv")["epoch"].unique().tolist() == [0]
     before = (run / "model.pth").read_bytes()
-    training.train(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    training.train(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"))
     assert (run / "model.pth").read_bytes() == before
-    metrics = evaluation.evaluate(given, "ghmc_ghmr", Path("runs/ghmc_ghmr"), Path("detections/ghmc_ghmr"))
+    metrics = evaluation.evaluate(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"), Path("detections/ghmc_ghmr"))
     evaluation.files.write_json(Path("metrics/ghmc_ghmr.json"), metrics)
-    report.write(given, Path())
+    report.write(parameters, Path())
     assert "all weights from a trained detector (zoo-own.pth)" in Path("reports/ap_table.md").read_text()
 
 
 def test_another_number_of_classes_keeps_all_but_the_layer_that_names_them(
-    given: params.Params, caplog: pytest.LogCaptureFixture
+    parameters: params.Params, caplog: pytest.LogCaptureFixture
 ):
-    state = retinanet(given, classes=7).state_dict()
+    state = retinanet(parameters, classes=7).state_dict()
     with caplog.at_level(logging.INFO, "ghm"):
-        run = start_from(given, {f"module.{name}": value for name, value in state.items()})
+        run = start_from(parameters, {f"module.{name}": value for name, value in state.items()})
     own = torch.load(run / "model.pth", weights_only=True)["state_dict"]
     classes = {"bbox_head.retina_cls.weight", "bbox_head.retina_cls.bias"}
     assert {name for name in state if not torch.equal(own[name], state[name])} == classes
     assert "another number of classes: bbox_head.retina_cls.bias and bbox_head.retina_cls.weight" in caplog.text
-    training.train(replace(given, train=replace(given.train, epochs=1)), "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+    training.train(replace(parameters, train=replace(parameters.train, epochs=1)), "ghmc_ghmr", Path("runs/ghmc_ghmr"))
     assert np.isfinite(pd.read_csv(run / "log.csv")["loss"]).all()
     tuned = torch.load(run / "model.pth", weights_only=True)["state_dict"]
     assert not any(torch.equal(tuned[name], own[name]) for name in classes)
 
 
-def test_a_detector_that_does_not_fit_is_refused(given: params.Params):
-    state = retinanet(given, classes=10).state_dict()
+def test_a_detector_that_does_not_fit_is_refused(parameters: params.Params):
+    state = retinanet(parameters, classes=10).state_dict()
     del state["neck.fpn_convs.0.conv.weight"]
     with pytest.raises(InputError, match="1 tensor missing, 0 of another shape, for example neck.fpn_convs.0"):
-        start_from(given, state)
+        start_from(parameters, state)
     assert not Path("runs/ghmc_ghmr").exists()
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from ghm import fingerprint, losses, params
-from ghm.backbones import SOURCES_HERE
+from ghm import fingerprint, losses, params, pretraining
 
 ROOT = Path(__file__).parents[1]
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
@@ -60,7 +59,7 @@ def test_a_training_depends_on_what_its_fingerprint_is_taken_of():
         "${item.box}",
         "variants.${key}",
     ]
-    assert listed("backbone") == {*SOURCES_HERE, "checkpoints.py"}
+    assert listed("backbone") == {*pretraining.SOURCES, "backbones.py", "checkpoints.py"}
 
 
 def test_every_file_that_a_training_runs_through_shapes_its_weights_or_is_said_not_to():

@@ -2,30 +2,58 @@
 
 import json
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ghm import files
 from ghm.data import content, manifest
-from ghm.data.links import check_place, link
 from ghm.data.sets import Located, locate, memory, store
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.words import count
 
-__all__ = ["ensure", "manifest_path", "prepare", "read_manifest", "store"]
+__all__ = ["annotation_file", "ensure", "folder", "image_folder", "manifest_path", "prepare", "read_manifest", "store"]
 
 FOLDER = Path("data")
 _log = logging.getLogger(__name__)
 
 
-def manifest_path(params: Params) -> Path:
-    """Where the manifest of the data set lies, relative to the repository's root."""
-    return FOLDER / f"{params.data.name}.json"
+def folder(parameters: Params, root: Path = Path()) -> Path:
+    """The link to the data set in the repository `root`: `data/<name>`."""
+    return root / FOLDER / parameters.data.name
 
 
-def prepare(params: Params) -> None:
+def manifest_path(parameters: Params, root: Path = Path()) -> Path:
+    """Where the manifest of the data set lies in the repository `root`: `data/<name>.json`."""
+    return root / FOLDER / f"{parameters.data.name}.json"
+
+
+def read_manifest(parameters: Params, root: Path = Path()) -> dict[str, Any]:
+    """The manifest that `prepare` wrote.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = manifest_path(parameters, root)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path} is missing: run `dvc repro data`") from None
+
+
+def annotation_file(parameters: Params, split: str, root: Path = Path()) -> Path:
+    """The COCO annotation file of a split."""
+    return folder(parameters, root) / read_manifest(parameters, root)["splits"][split]["annotations"]
+
+
+def image_folder(parameters: Params, split: str, root: Path = Path()) -> Path:
+    """The folder that file names in the annotations of a split are relative to."""
+    return folder(parameters, root) / read_manifest(parameters, root)["splits"][split]["folder"]
+
+
+def prepare(parameters: Params) -> None:
     """Get the data set, link it to `data/<name>`, check it, write its manifest `data/<name>.json`.
 
     A manifest that was written for these very data is left as it is: then only sizes and times are looked at.
@@ -33,79 +61,85 @@ def prepare(params: Params) -> None:
     Raises:
         InputError: the data set cannot be had, is malformed, or has errors.
     """
-    if params.data.root is None and params.data.source is None:  # say so before 20 GB are fetched
-        place = FOLDER / params.data.name
-        if not (place.is_symlink() and store() in place.readlink().parents):
-            check_place(place, store(), wanted=f"a link into {store()}")
-    located = locate(params)
-    _link(params, located)
-    path, known, checks = manifest_path(params), memory(), _checks(params, located)
-    if path.is_file() and known.is_known(checks, files.digest(path)) and _difference(params, located) is None:
-        images = sum(split["images"] for split in read_manifest(params)["splits"].values())
-        _log.info("%s: nothing has changed, %s", FOLDER / params.data.name, count(images, "image"))
+    data = parameters.data
+    if data.root is None and data.source is None:  # say so before 20 GB are fetched
+        _require_replaceable(folder(parameters), f"a link into {store()}")
+    located = locate(parameters)
+    _link(parameters, located)
+    path, known, checks = manifest_path(parameters), memory(), _checks(parameters, located)
+    if path.is_file() and known.is_known(checks, files.digest(path)) and _difference(parameters, located) is None:
+        images = sum(split["images"] for split in read_manifest(parameters)["splits"].values())
+        _log.info("%s: nothing has changed, %s", folder(parameters), count(images, "image"))
         return
     described = manifest.describe(
-        params.data.name,
+        data.name,
         located.root,
         located.splits,
         known,
-        check_images=params.machine.check_images,
-        max_bad_images=params.data.max_bad_images,
+        check_images=parameters.machine.check_images,
+        max_bad_images=data.max_bad_images,
     )
     files.write_json(path, described)
     known.remember(checks, files.digest(path))
 
 
-def ensure(params: Params) -> None:
+def ensure(parameters: Params) -> None:
     """Require that the data are those that the manifest describes, by content, and link them.
 
-    A stage calls this before it reads images, and a training once more at its end.
+    A stage calls this before it reads images, and a training run once more at its end.
 
     Raises:
         InputError: annotations or images have changed.
     """
-    located = locate(params)
-    _link(params, located)
-    changed = _difference(params, located)
+    located = locate(parameters)
+    _link(parameters, located)
+    changed = _difference(parameters, located)
     if changed:
         raise InputError(
-            f"the data are not those that {manifest_path(params)} describes: {changed}. Run `dvc repro`, which checks "
-            "them and runs what depends on them, or restore the files"
+            f"the data are not those that {manifest_path(parameters)} describes: {changed}. Run `dvc repro`, which "
+            "checks them and runs what depends on them, or restore the files"
         )
 
 
-def read_manifest(params: Params) -> dict[str, Any]:
-    """The manifest that `prepare` wrote.
-
-    Raises:
-        InputError: it is not there.
-    """
-    path = manifest_path(params)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path} is missing: run `dvc repro data`") from None
-
-
-def _difference(params: Params, located: Located) -> str | None:
-    """What is otherwise than the manifest says, in words; None where nothing is."""
-    known = memory()
-    for name, described in read_manifest(params)["splits"].items():
+def _difference(parameters: Params, located: Located) -> str | None:
+    """What differs from the manifest, in words; None where nothing does."""
+    for name, described in read_manifest(parameters)["splits"].items():
         split = located.splits.get(name)
-        found = content.difference(known, located.root, described, split.source if split else None)
-        if found:
-            return found
+        if changed := content.difference(memory(), located.root, described, split.source if split else None):
+            return changed
     return None
 
 
-def _checks(params: Params, located: Located) -> str:
+def _checks(parameters: Params, located: Located) -> str:
     """All that a manifest follows from, but for the data themselves."""
     code = {path.name: files.digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
     splits = {name: asdict(split) for name, split in located.splits.items()}
-    checks = [params.data.name, splits, params.machine.check_images, params.data.max_bad_images, code]
+    checks = [parameters.data.name, splits, parameters.machine.check_images, parameters.data.max_bad_images, code]
     return json.dumps(checks, sort_keys=True, default=str)
 
 
-def _link(params: Params, located: Located) -> None:
-    for name, target in {params.data.name: located.root, **located.links}.items():
-        link(target, FOLDER / name, replaceable=store())
+def _link(parameters: Params, located: Located) -> None:
+    for name, target in {parameters.data.name: located.root, **located.links}.items():
+        path = FOLDER / name
+        if path.is_symlink() and path.readlink() == target:
+            continue
+        _require_replaceable(path, f"a link to {target}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.symlink_to(target)
+        temporary.replace(path)
+
+
+def _require_replaceable(path: Path, wanted: str) -> None:
+    """Only a link into the store may be replaced, to what this program made or fetched; all else is somebody's.
+
+    Raises:
+        InputError: something else is at `path`, where `wanted` should be.
+    """
+    if path.is_symlink():
+        current = path.readlink()
+        if store() not in current.parents:
+            remedy = f"remove it or set data.root to {current}" if path.exists() else "it is broken, remove it"
+            raise InputError(f"{path} is a link to {current}, not {wanted}: {remedy}")
+    elif path.exists():
+        raise InputError(f"{path} is in the way of {wanted}: move it and set data.root to where it is")

@@ -76,30 +76,37 @@ def read(path: Path, kind: type[Content]) -> Content:
     try:
         text = path.read_bytes()
     except OSError as error:
-        said = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise InputError(f"the annotation file {path} {said}") from None
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise InputError(f"the annotation file {path} {reason}") from None
     if not text.strip():
         raise InputError(f"the annotation file {path} is empty")
-    encoding = json.detect_encoding(text)
-    if encoding != "utf-8" and kind is not LooseAnnotations:
-        raise InputError(f"the annotation file {path} must be UTF-8 without a byte-order mark, it is {encoding}")
+    encoding, is_strict = json.detect_encoding(text), kind is not LooseAnnotations
+    remedy = " (`data.name: custom` reads more)" if is_strict else ""
+    if is_strict and encoding != "utf-8":
+        raise InputError(
+            f"the annotation file {path} must be UTF-8 without a byte-order mark, it is {encoding}{remedy}"
+        )
     try:
-        if kind is not LooseAnnotations and not text.isascii():
+        if encoding != "utf-8":
+            text = text.decode(encoding).encode()
+        elif is_strict and not text.isascii():
             text.decode()  # msgspec passes over what it does not need, pycocotools does not
-        return _require_content(path, _decode(text, encoding, kind))
+        content = _decode(text, kind)
     except UnicodeDecodeError:
         raise InputError(
             f"the annotation file {path} is neither UTF-8 nor UTF-16, perhaps GBK or Latin-1: save it as UTF-8"
         ) from None
     except msgspec.ValidationError as error:
-        raise InputError(f"the annotation file {path} is not in COCO format: {error}") from None
+        raise InputError(f"the annotation file {path} is not in COCO format: {error}{remedy}") from None
     except ValueError as error:
         raise InputError(f"the annotation file {path} is not JSON: {error}") from None
+    for key in ("images", "categories"):
+        if not getattr(content, key):
+            raise InputError(f"the annotation file {path} holds no {key}: there is nothing to train on or to measure")
+    return content
 
 
-def _decode(text: bytes, encoding: str, kind: type[Content]) -> Content:
-    if encoding != "utf-8":
-        text = text.decode(encoding).encode()
+def _decode(text: bytes, kind: type[Content]) -> Content:
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.ValidationError:
@@ -107,10 +114,3 @@ def _decode(text: bytes, encoding: str, kind: type[Content]) -> Content:
     except msgspec.DecodeError:
         # Python's own reader knows NaN and Infinity, which are no JSON; what holds them is found by `validation`.
         return msgspec.convert(json.loads(text), kind)
-
-
-def _require_content(path: Path, content: Content) -> Content:
-    for key in ("images", "categories"):
-        if not getattr(content, key):
-            raise InputError(f"the annotation file {path} holds no {key}: there is nothing to train on or to measure")
-    return content

@@ -14,19 +14,18 @@ Ids of images and of the training split's classes stay, since results refer to t
 
 import json
 import logging
-from functools import cache
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import msgspec
 
 from ghm import files
 from ghm.data import annotations
-from ghm.data.annotations import Annotations, Box, LooseAnnotations, LooseBox, Unlabelled
+from ghm.data.annotations import Annotations, Box, LooseAnnotations, LooseBox
 from ghm.data.manifest import Split
 from ghm.data.validation import leaves_folder
 
-MISSING = "missing.json"  # split -> file names that no image had
 _log = logging.getLogger(__name__)
 
 
@@ -37,65 +36,31 @@ def convert(splits: dict[str, Split], root: Path, out: Path) -> None:
         InputError: a file is missing or malformed.
     """
     contents = {name: annotations.read(root / split.annotations, LooseAnnotations) for name, split in splits.items()}
-    missing = {}
     for name, content in contents.items():
-        missing[name] = _rename(content, root / splits[name].folder)
+        _spell(content, root / splits[name].folder)
         if name != "train":
             _align(name, content, contents["train"])
         boxes = [_plain(number, box) for number, box in enumerate(content.annotations, start=1)]
         plain = Annotations(content.images, content.categories, boxes)
         text = json.dumps(msgspec.to_builtins(plain), separators=(",", ":"))  # what is not finite is found later
         files.write_text(out / "annotations" / f"instances_{name}.json", text)
-    files.write_json(out / MISSING, missing)
 
 
-def is_outdated(splits: dict[str, Split], root: Path, out: Path) -> bool:
-    """Whether an image that `convert` did not find is there now, under another spelling."""
-    missing: dict[str, list[str]] = json.loads((out / MISSING).read_text(encoding="utf-8"))
-    for name, names in missing.items():
-        disk = _Disk(root / splits[name].folder)
-        if any(disk.spelling(each) not in (None, each) for each in names):
-            return True
-    return False
-
-
-def _rename(content: Unlabelled, folder: Path) -> list[str]:
-    """Give images the names that their files have, and return the names of those that have none."""
-    disk, missing = _Disk(folder), []
+def _spell(content: LooseAnnotations, folder: Path) -> None:
+    """Give images the names of their files: with one character for an accented letter, or two, as the disk has it."""
+    names = {
+        Path(parent, name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    }
+    by_form = {normalize("NFC", name): name for name in sorted(names)}
     for image in content.images:
         image.file_name = image.file_name.replace("\\", "/")
-        found = None if leaves_folder(image.file_name) else disk.spelling(image.file_name)
-        if found is None:
-            missing.append(image.file_name)
-        else:
-            image.file_name = found
-    return [name for name in missing if not leaves_folder(name)]
-
-
-class _Disk:
-    """The names below a folder, each folder listed once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._listed = cache(self._list)
-
-    def spelling(self, name: str) -> str | None:
-        """How the disk spells a name: one character for an accented letter, or two. None where it has no such file."""
-        found: list[str] = []
-        for part in name.split("/"):
-            if part in ("", "."):
-                continue
-            names, by_form = self._listed("/".join(found))
-            spelled = part if part in names else by_form.get(normalize("NFC", part))
-            if spelled is None:
-                return None
-            found.append(spelled)
-        return "/".join(found)
-
-    def _list(self, folder: str) -> tuple[set[str], dict[str, str]]:
-        path = self._folder / folder
-        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-        return names, {normalize("NFC", name): name for name in sorted(names)}
+        name = PurePosixPath(image.file_name).as_posix()
+        if name not in names:
+            name = by_form.get(normalize("NFC", name))
+        if name is not None and not leaves_folder(image.file_name):
+            image.file_name = name
 
 
 def _align(name: str, content: LooseAnnotations, train: LooseAnnotations) -> None:

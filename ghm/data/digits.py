@@ -5,9 +5,6 @@ regions of one split are never used in another.
 """
 
 import dataclasses
-import errno
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ghm.data import digits_render as render
-from ghm.errors import InputError
 from ghm.files import write_json
 from ghm.params import Digits
 
@@ -119,29 +115,11 @@ def write(digits: Digits, label_noise: float, root: Path) -> None:
     """Write `root/annotations/instances_{train,val,test}.json` and `root/{train,val,test}/000001.jpg`, ...
 
     With the same libraries and arguments every byte is the same, on every processor. Only the classes of training boxes
-    depend on `label_noise`. `root` is whole or absent. A data set that is there, or that another process finishes
-    first, stays as it is, so name `root` after the arguments.
-
-    Raises:
-        InputError: `root` exists and holds something else.
+    depend on `label_noise`.
     """
-    if _is_whole(root):
-        return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-    try:
-        temporary.chmod(0o755)
-        for split in SPLITS:
-            noise = label_noise if split == "train" else 0.0
-            write_json(_annotation_file(temporary, split), _write_split(digits, split, noise, temporary / split))
-        temporary.rename(root)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise
-        if not _is_whole(root):
-            raise InputError(f"{root} exists and is no digits data set: remove it or choose another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    for split in SPLITS:
+        noise = label_noise if split == "train" else 0.0
+        write_json(root / "annotations" / f"instances_{split}.json", _write_split(digits, split, noise, root / split))
 
 
 def crops(digits: Digits, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,48 +152,36 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _annotation_file(root: Path, split: str) -> Path:
-    return root / "annotations" / f"instances_{split}.json"
-
-
-def _is_whole(root: Path) -> bool:
-    return all(_annotation_file(root, split).is_file() for split in SPLITS)
-
-
 def _write_split(digits: Digits, split: str, label_noise: float, folder: Path) -> dict[str, Any]:
     """Write the pictures of a split into a new folder and return its COCO annotations."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     source = material(split, digits.seed)
     count = {"train": digits.train_images, "val": digits.val_images, "test": digits.test_images}[split]
     side = digits.image_size
     images: list[dict[str, Any]] = []
-    found: list[tuple[int, render.Sprite]] = []
+    shown: list[tuple[int, render.Sprite]] = []
     for number in tqdm(range(1, count + 1), desc=f"digits {split}", unit="image", disable=None):
         photo, sprites = picture(digits.seed, split, number, source, side)
         name = f"{number:06d}.jpg"
         Image.fromarray(photo).save(folder / name, quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": name, "width": side, "height": side})
-        found += [(number, sprite) for sprite in sprites]
-    labels = noisy_labels(np.array([sprite.label for _, sprite in found], np.int64), label_noise, digits.seed)
+        shown += [(number, sprite) for sprite in sprites]
+    labels = noisy_labels(np.array([sprite.label for _, sprite in shown], np.int64), label_noise, digits.seed)
     return {
         "info": _INFO,
         "licenses": _LICENSES,
         "categories": [{"id": i + 1, "name": name, "supercategory": "digit"} for i, name in enumerate(CLASSES)],
         "images": images,
         "annotations": [
-            _annotation(i + 1, number, sprite.box, int(label) + 1)
-            for i, ((number, sprite), label) in enumerate(zip(found, labels, strict=True))
+            {
+                "id": i,
+                "image_id": number,
+                "category_id": int(label) + 1,
+                "bbox": list(sprite.box),
+                "area": sprite.box[2] * sprite.box[3],
+                "iscrowd": 0,
+                "segmentation": [],
+            }
+            for i, ((number, sprite), label) in enumerate(zip(shown, labels, strict=True), start=1)
         ],
-    }
-
-
-def _annotation(identity: int, image: int, box: tuple[int, int, int, int], category: int) -> dict[str, Any]:
-    return {
-        "id": identity,
-        "image_id": image,
-        "category_id": category,
-        "bbox": list(box),
-        "area": box[2] * box[3],
-        "iscrowd": 0,
-        "segmentation": [],
     }

@@ -59,6 +59,7 @@ class Findings:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._sentences: dict[str, str] = {}
+        self._refusals: list[str] = []
 
     def add(self, kind: str, examples: Sequence[Any], words: Callable[[Any], str] = str) -> None:
         """Note `len(examples)` findings of a kind, if any; `words` says the first one."""
@@ -69,7 +70,7 @@ class Findings:
 
     def refuse(self, sentence: str) -> None:
         """Note an error that is none of a number of findings."""
-        self._sentences[f"refused {len(self._sentences)}"] = sentence
+        self._refusals.append(sentence)
 
     def counts(self, severity: str) -> dict[str, int]:
         """The findings that are an "error" or a "warning"."""
@@ -78,8 +79,7 @@ class Findings:
 
     def errors(self) -> list[str]:
         """What is said of the errors."""
-        refused = [sentence for kind, sentence in self._sentences.items() if kind not in self._counts]
-        return [*map(self.sentence, self.counts("error")), *refused]
+        return [*map(self.sentence, self.counts("error")), *self._refusals]
 
     def stop_at_errors(self, path: Path) -> None:
         """Raise one `InputError` that names all errors of the annotation file `path`, if there are any."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ghm.data import annotations, validation
-from ghm.data.annotations import Annotations, Box, Unlabelled
-from ghm.data.content import Content, Memory, combined
+from ghm.data.annotations import Annotations, Unlabelled
+from ghm.data.content import Memory, combined
 from ghm.data.findings import BY_DECODING, Findings
 from ghm.errors import InputError
 from ghm.words import count
@@ -42,38 +42,36 @@ def describe(
 
     Returns:
         `name`, `classes` in the order of their labels and their `category_ids`, and for each split its images, boxes,
-        boxes per class and size, images without boxes, warnings, unreadable images, files, bytes and checksums. Paths
-        are relative to the root.
+        boxes per class and size, images without boxes, warnings, unreadable images and checksums. Paths are relative to
+        the root.
 
     Raises:
         InputError: a file is missing or malformed, the splits differ in their classes, or `validation` finds an error.
     """
-    try:
-        return _describe_all(name, root, splits, memory, check_images, max_bad_images)
-    except InputError as error:
-        if name != "coco":
-            raise
-        raise InputError(f"{error} (files of your own belong to `data.name: custom`, which reads more)") from None
-
-
-def _describe_all(
-    name: str, root: Path, splits: dict[str, Split], memory: Memory, check_images: str, max_bad_images: int
-) -> dict[str, Any]:
-    described, categories, seen = {}, {}, {}
+    described, categories, checksums = {}, {}, {}
     for split_name, split in splits.items():
-        content = annotations.read(root / split.annotations, Annotations if split.labelled else Unlabelled)
+        path, folder = root / split.annotations, root / split.folder
+        content = annotations.read(path, Annotations if split.labelled else Unlabelled)
         categories[split_name] = content.categories  # mmdet numbers labels in this order
-        found = _contents(memory, root / split.folder, content)
+        if not folder.is_dir():
+            raise InputError(f"the image folder {folder} is missing")
+        names = [image.file_name for image in content.images]
+        contents = memory.contents(folder, [name for name in names if not validation.leaves_folder(name)])
         findings = Findings()
         purpose = "train on" if split_name == "train" else "measure"
-        bad = validation.check(content, root / split.folder, found, check_images, max_bad_images, purpose, findings)
-        seen[split_name] = {f"{split.folder}/{file}": entry.sha256 for file, entry in found.items()}
+        bad = validation.check(content, folder, contents, check_images, max_bad_images, purpose, findings)
+        checksums[split_name] = {f"{split.folder}/{file}": entry.sha256 for file, entry in contents.items()}
         if split_name != "train":
-            validation.check_overlap(seen["train"], seen[split_name], findings)
-        findings.stop_at_errors(split.source or root / split.annotations)
+            validation.check_overlap(checksums["train"], checksums[split_name], findings)
+        findings.stop_at_errors(split.source or path)
         described[split_name] = {
-            **_describe(content, findings, split, root, memory, found),
+            **_counts(content),
+            "annotations": split.annotations,
+            "annotations_sha256": memory.contents(path.parent, [path.name], images=False)[path.name].sha256,
+            "folder": split.folder,
+            "files_sha256": combined(names, contents),
             "unreadable": sorted(bad),
+            "warnings": {kind: n for kind, n in findings.counts("warning").items() if kind not in BY_DECODING},
         }
         _log_summary(f"{name} {split_name}", described[split_name], findings)
     classes = {split_name: [entry.name for entry in entries] for split_name, entries in categories.items()}
@@ -84,58 +82,31 @@ def _describe_all(
     return {"name": name, "classes": classes["train"], "category_ids": ids, "splits": described}
 
 
-def _other_classes(name: str, split: str, theirs: list[str], ours: list[str]) -> str:
-    """What differs between the classes of a split and those of train, and both lists."""
-    differences = {"train": sorted({*ours} - {*theirs}), split: sorted({*theirs} - {*ours})}
-    only = "; ".join(f"only {place} has {_quoted(names)}" for place, names in differences.items() if names)
-    return (
-        f"{name}'s splits train and {split} must have the same classes: {only or 'their order differs'}; "
-        f"train: {_quoted(ours)}; {split}: {_quoted(theirs)}"
-    )
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(map(repr, names))
-
-
-def _describe(
-    content: Unlabelled, findings: Findings, split: Split, root: Path, memory: Memory, found: dict[str, Content]
-) -> dict[str, Any]:
+def _counts(content: Unlabelled) -> dict[str, Any]:
     boxes = content.annotations if isinstance(content, Annotations) else []
     per_category = Counter(box.category_id for box in boxes)
-    path = root / split.annotations
-    own = memory.contents(path.parent, [path.name], images=False)[path.name]
+    per_size = np.histogram([box.area for box in boxes], bins=[-np.inf, *SIZES.values()])[0].tolist()
     return {
-        "annotations": split.annotations,
-        "annotations_bytes": own.size,
-        "annotations_sha256": own.sha256,
-        "folder": split.folder,
-        "files_bytes": sum(entry.size for entry in found.values()),
-        "files_sha256": combined((image.file_name for image in content.images), found),
         "images": len(content.images),
         "images_without_boxes": len(content.images) - len({box.image_id for box in boxes}),
         "boxes": len(boxes),
         "boxes_per_class": {entry.name: per_category[entry.id] for entry in content.categories},
-        "boxes_per_size": _per_size(boxes),
-        "warnings": {kind: n for kind, n in findings.counts("warning").items() if kind not in BY_DECODING},
+        "boxes_per_size": dict(zip(SIZES, per_size, strict=True)),
     }
 
 
-def _per_size(boxes: list[Box]) -> dict[str, int]:
-    counts = np.histogram([box.area for box in boxes], bins=[-np.inf, *SIZES.values()])[0]
-    return dict(zip(SIZES, map(int, counts), strict=True))
+def _other_classes(name: str, split: str, theirs: list[str], ours: list[str]) -> str:
+    """What differs between the classes of a split and those of train, and both lists."""
 
+    def quoted(names: list[str]) -> str:
+        return ", ".join(map(repr, names))
 
-def _contents(memory: Memory, folder: Path, content: Unlabelled) -> dict[str, Content]:
-    """Name -> content of those images that are there.
-
-    Raises:
-        InputError: the folder is missing.
-    """
-    if not folder.is_dir():
-        raise InputError(f"the image folder {folder} is missing")
-    names = [image.file_name for image in content.images]
-    return memory.contents(folder, [name for name in names if not validation.leaves_folder(name)])
+    differences = {"train": sorted({*ours} - {*theirs}), split: sorted({*theirs} - {*ours})}
+    only = "; ".join(f"only {key} has {quoted(names)}" for key, names in differences.items() if names)
+    return (
+        f"{name}'s splits train and {split} must have the same classes: {only or 'their order differs'}; "
+        f"train: {quoted(ours)}; {split}: {quoted(theirs)}"
+    )
 
 
 def _log_summary(name: str, described: dict[str, Any], findings: Findings) -> None:

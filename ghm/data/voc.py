@@ -11,9 +11,8 @@ Source: Everingham et al., "The PASCAL Visual Object Classes Challenge 2007", de
 """
 
 import math
-import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -71,21 +70,18 @@ def convert(voc: Voc, root: Path, out: Path) -> None:
         files.write_json(out / f"instances_{split}.json", _content(voc.classes, root, progress))
 
 
-def fingerprint(voc: Voc, root: Path) -> str:
-    """Text that changes when a file that `convert` reads does: names, sizes and times of the annotations and lists.
+def sources(voc: Voc, root: Path) -> list[Path]:
+    """The folders whose files `convert` reads.
 
     Raises:
-        InputError: a folder is missing.
+        InputError: one is missing.
     """
-    lines = [str(root)]
-    for folder in sorted({part.folder for parts in voc.splits.values() for part in parts}):
-        for place in (root / folder / "Annotations", root / folder / "ImageSets" / "Main"):
-            if not place.is_dir():
-                raise InputError(f"the folder {place} is missing")
-            with os.scandir(place) as entries:
-                stats = {entry.name: entry.stat() for entry in entries}
-            lines += [f"{place} {name} {stats[name].st_size} {stats[name].st_mtime_ns}" for name in sorted(stats)]
-    return "\n".join(lines)
+    names = sorted({part.folder for parts in voc.splits.values() for part in parts})
+    folders = [root / name / below for name in names for below in ("Annotations", "ImageSets/Main")]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"the folder {folder} is missing")
+    return folders
 
 
 def _names(root: Path, part: Part) -> list[str]:
@@ -107,17 +103,22 @@ def _content(classes: tuple[str, ...], root: Path, names: Iterable[tuple[str, st
         image = PurePath(folder, "JPEGImages", _text(tree, "filename", path)).as_posix()
         size = {key: int(_number(tree, f"size/{key}", path)) for key in ("width", "height")}
         images.append({"id": number, "file_name": image, **size})
-        for label, box, difficult in _objects(tree, path, labels):
-            boxes.append(
-                {
-                    "id": len(boxes) + 1,
-                    "image_id": number,
-                    "category_id": label,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": int(difficult),
-                }
-            )
+        for entry in tree.iter("object"):
+            label = _text(entry, "name", path)
+            if label not in labels:
+                raise InputError(f"{path} has an object of class {label!r}, which is none of {', '.join(labels)}")
+            corners = (_number(entry, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = corners
+            width, height = right - left + 1, bottom - top + 1
+            box = {
+                "id": len(boxes) + 1,
+                "image_id": number,
+                "category_id": labels[label],
+                "bbox": (left - 1, top - 1, width, height),
+                "area": width * height,
+                "iscrowd": int((entry.findtext("difficult") or "0").strip() == "1"),
+            }
+            boxes.append(box)
     categories = [{"id": number, "name": name} for name, number in labels.items()]
     return {"images": images, "annotations": boxes, "categories": categories}
 
@@ -129,19 +130,6 @@ def _parse(path: Path) -> ET.Element:
         raise InputError(f"the annotation file {path} is missing") from None
     except (ET.ParseError, ValueError, LookupError) as error:  # of an encoding that the parser does not know
         raise InputError(f"the annotation file {path} is not XML that can be read: {error}") from None
-
-
-def _objects(
-    tree: ET.Element, path: Path, labels: dict[str, int]
-) -> Iterator[tuple[int, tuple[float, float, float, float], bool]]:
-    """Label from 1, box [x, y, width, height] and the mark `difficult` of each object."""
-    for entry in tree.iter("object"):
-        name = _text(entry, "name", path)
-        if name not in labels:
-            raise InputError(f"{path} has an object of class {name!r}, which is none of {', '.join(labels)}")
-        left, top, right, bottom = (_number(entry, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
-        box = (left - 1, top - 1, right - left + 1, bottom - top + 1)
-        yield labels[name], box, (entry.findtext("difficult") or "0").strip() == "1"
 
 
 def _text(entry: ET.Element, key: str, path: Path) -> str:

@@ -83,7 +83,7 @@ def run_all(wanted: Iterable[Trial], splits: Sequence[str], jobs: int) -> None:
 
 def _run(trial: Trial, splits: Sequence[str], threads: int) -> bool:
     trial.folder.mkdir(parents=True, exist_ok=True)
-    with files.alone(trial.folder / ".lock", f"the training run {trial.folder}"):
+    with files.locked(trial.folder / ".lock", f"the training run {trial.folder}"):
         YAML(typ="safe").dump(trial.content, trial.folder / PARAMS)
         root = sections.read(PARAMS)
         for shared, shaping in SHARED.items():

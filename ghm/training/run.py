@@ -110,7 +110,7 @@ def _trained(params: Params, variant: str, seed: int, out: Path, processes: Proc
     key, name = fingerprint.key(parts), f"{variant}-seed_{seed}-"
     folder = runs.state_folder() / f"{name}{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.alone(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
+    with files.locked(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
         done = processes.share(_find(folder, out, seed, key) if processes.first else None)
         if done:
             _log.info(

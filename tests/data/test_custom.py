@@ -6,22 +6,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from unicodedata import normalize
 
 import pytest
 from mmdet.datasets import CocoDataset
 from pycocotools.coco import COCO
 
-from ghm import data, params
+from ghm import data
 from ghm.errors import InputError
 from ghm.params import Custom, CustomSplit
-from tests.conftest import ROOT
-from tests.data.coco_files import content, write
+from tests.data.conftest import SHARED, content, parameters, write
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 CUSTOM = Custom(
     train=CustomSplit("annotations/train.json", "train"), val=CustomSplit("annotations/val.json", "val"), test=None
 )
@@ -37,30 +34,16 @@ Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder; the current folder is an empty repository with a store of its own."""
-    monkeypatch.setenv("GHM_DATA_ROOT", str(tmp_path / "store"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+def root(here: Path) -> Path:
+    """The user's folder."""
     for split in ("train", "val"):
-        write(tmp_path / "own", split, content(split))
-    return tmp_path / "own"
-
-
-def given(root: Path, custom: Custom = CUSTOM, check_images: Any = "sample", **changes: Any) -> params.Params:
-    loaded = params.load(ROOT / "params.yaml")
-    return replace(
-        loaded,
-        data=replace(loaded.data, name="custom", root=str(root), **changes),
-        custom=custom,
-        evaluate=replace(loaded.evaluate, split="val"),
-        machine=replace(loaded.machine, check_images=check_images),
-    )
+        write(here / "own", split, content(split))
+    return here / "own"
 
 
 def prepared(root: Path, custom: Custom = CUSTOM, **changes: Any) -> dict[str, Any]:
     """The manifest that the stage `data` writes."""
-    setting = given(root, custom, **changes)
+    setting = parameters("custom", custom=custom, root=str(root), **changes)
     data.prepare(setting)
     data.ensure(setting)
     return data.read_manifest(setting)
@@ -73,8 +56,8 @@ def read(split: str) -> dict[str, Any]:
 
 def change(root: Path, split: str, *changes: Change) -> None:
     file = content(split)
-    for each in changes:
-        each(file)
+    for edit in changes:
+        edit(file)
     write(root, split, file)
 
 
@@ -105,7 +88,7 @@ def test_an_annotation_file_that_changed_is_not_the_one_of_the_manifest(root: Pa
     prepared(root)
     change(root, "train", lambda file: file["annotations"].pop())
     with pytest.raises(InputError, match=r"data/custom\.json describes: .*own/annotations/train\.json has changed"):
-        data.ensure(given(root))
+        data.ensure(parameters("custom", custom=CUSTOM, root=str(root)))
     assert prepared(root)["splits"]["train"]["boxes"] == 2
 
 
@@ -126,25 +109,10 @@ def test_every_encoding_of_unicode_is_read(root: Path, encoding: str):
     ("text", "words"),
     [
         (TEXT.replace("seven", "汽车和行人").encode("gbk"), "is neither UTF-8 nor UTF-16, perhaps GBK or Lat"),
-        (b"", "is empty"),
         (b"\xff\xfe", "is not JSON"),
         (TEXT.encode("utf-16")[:-3], "is neither UTF-8 nor UTF-16"),
-        (
-            TEXT.replace('"id": 1,', '"id": "1",', 1).encode(),
-            r"Expected `int`, got `str` - at `\$.images",
-        ),
-        (
-            TEXT.replace('"id": 2', f'"id": {2**63}', 1).encode(),
-            r"Expected `int` <= 92.* at `\$.images",
-        ),
-        (
-            TEXT.replace('"id": 3, "n', f'"id": {2**63}, "n').encode(),
-            r"Expected `int` <= .*categories",
-        ),
-        (
-            TEXT.replace("train2.jpg", "tr\\u0000ain2.jpg").encode(),
-            "1 file name leaves the image folder or",
-        ),
+        (TEXT.replace('"id": 1,', '"id": "1",', 1).encode(), r"Expected `int`, got `str` - at `\$.images"),
+        (TEXT.replace("train2.jpg", "tr\\u0000ain2.jpg").encode(), "1 file name leaves the image folder or"),
         (TEXT.replace("20, 25", "20, NaN").encode(), r"1 box holds a number that is not .* \(train1"),
     ],
 )
@@ -221,17 +189,6 @@ def test_a_name_is_found_in_either_form_of_unicode_and_written_as_on_the_disk(ro
     assert read("train")["images"][0]["file_name"] == expected
 
 
-def test_two_names_that_differ_in_their_form_alone_are_two_files(root: Path):
-    names = [normalize(form, "é.jpg") for form in get_args(Form)]
-    for number, name in enumerate(names, start=1):
-        (root / "train" / f"train{number}.jpg").rename(root / "train" / name)
-    if len(list((root / "train").iterdir())) < 2:
-        pytest.skip("this file system takes both names for one file")
-    change(root, "train", rename(1, names[0]), rename(2, names[1]))
-    prepared(root)
-    assert [image["file_name"] for image in read("train")["images"]] == names
-
-
 def test_an_image_that_comes_later_under_another_spelling_is_found(root: Path):
     decomposed, composed = normalize("NFD", "é.jpg"), normalize("NFC", "é.jpg")
     lost = (root / "train" / "train1.jpg").rename(root / "away.jpg")
@@ -280,41 +237,13 @@ def test_classes_of_another_order_or_other_ids_are_those_of_train(root: Path, ch
     manifest = prepared(root)
     assert manifest == expected
     assert labels("val", manifest["classes"]) == before != []
-    assert (
-        read("val")["categories"]
-        == read("train")["categories"]
-        == [
-            {"id": 7, "name": "seven"},
-            {"id": 3, "name": "three"},
-        ]
-    )
-
-
-def test_one_class_more_or_less_is_refused_with_both_lists(root: Path):
-    change(root, "val", lambda file: file["categories"].append({"id": 9, "name": "nine"}))
-    with pytest.raises(InputError) as caught:
-        prepared(root)
-    assert str(caught.value) == (
-        "custom's splits train and val must have the same classes: only val has 'nine'; train: 'seven', 'three'; "
-        "val: 'seven', 'three', 'nine'"
-    )
+    classes = [{"id": 7, "name": "seven"}, {"id": 3, "name": "three"}]
+    assert read("val")["categories"] == read("train")["categories"] == classes
 
 
 def test_a_class_that_no_category_names_is_refused_and_never_taken_for_another(root: Path):
     change(root, "val", renumber, lambda file: file["categories"].__setitem__(0, {"id": 4, "name": "seven"}))
     with pytest.raises(InputError, match=r"val\.json: 2 boxes name a category that the file does not have.* 3"):
-        prepared(root)
-
-
-def test_a_bad_image_is_named_in_the_manifest_and_missing_ones_count(root: Path):
-    (root / "train" / "train1.jpg").write_bytes(b"")
-    (root / "val" / "val2.jpg").unlink()
-    manifest = prepared(root, max_bad_images=1)
-    assert {name: split["unreadable"] for name, split in manifest["splits"].items()} == {
-        "train": ["train1.jpg"],
-        "val": ["val2.jpg"],
-    }
-    with pytest.raises(InputError, match=r"train\.json: 1 image cannot be decoded, .*data\.max_bad_images is 0"):
         prepared(root)
 
 
@@ -328,10 +257,8 @@ def test_an_export_of_roboflow_is_the_same_data_in_every_encoding(root: Path, tm
     assert boxes == {"train": 1056, "val": 386, "test": 376}
     assert all(set(split["warnings"]) <= {"classes_without_boxes"} for split in expected["splits"].values())
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs, ours = (
-            COCO(str(own / "test/_annotations.coco.json")),
-            COCO("data/custom/annotations/instances_test.json"),
-        )
+        theirs = COCO(str(own / "test/_annotations.coco.json"))
+        ours = COCO("data/custom/annotations/instances_test.json")
     assert sorted(ours.anns) == list(range(1, 377)) and sorted(theirs.anns) == list(range(376))
     kept = ("image_id", "category_id", "bbox", "area", "iscrowd")
     assert [[box[key] for key in kept] for box in ours.dataset["annotations"]] == [
@@ -348,10 +275,9 @@ def test_an_export_of_roboflow_is_the_same_data_in_every_encoding(root: Path, tm
 
 
 @pytest.mark.skipif(not (SHARED / "carla").exists(), reason="a copy of CARLA is not there")
-@pytest.mark.parametrize("split", ["train", "val", "test", "trainval"])
+@pytest.mark.parametrize("split", ["train", "val"])
 def test_broken_coco_files_of_the_wild_are_refused_in_one_sentence(root: Path, split: str):
     part = CustomSplit(f"annotations/{split}.json", "images")
-    with pytest.raises(
-        InputError, match=r"carla/annotations/.*\.json is not in COCO format: Expected `int`, got `str`"
-    ):
-        prepared(SHARED / "carla", replace(CUSTOM, train=part, val=part))
+    words = r"carla/annotations/.*\.json is not in COCO format: Expected `int`, got `str`"
+    with pytest.raises(InputError, match=words):
+        prepared(SHARED / "carla", Custom(train=part, val=part, test=None))

@@ -17,7 +17,6 @@ from pycocotools.coco import COCO
 
 from ghm.data import digits as data
 from ghm.data import digits_render as render
-from ghm.errors import InputError
 from ghm.params import Digits
 
 PARAMS = Digits(seed=0, image_size=128, train_images=90, val_images=8, test_images=8)
@@ -95,7 +94,7 @@ def iou(a: list[int], b: list[int]) -> float:
 
 
 @pytest.mark.parametrize("processor", OLD_PROCESSORS)
-def test_the_bytes_do_not_depend_on_the_processor(tmp_path: Path, processor: str) -> None:
+def test_the_bytes_do_not_depend_on_the_processor(tmp_path: Path, processor: str):
     program = "import pathlib, sys; from tests.data import test_digits as t; print(t.digest(pathlib.Path(sys.argv[1])))"
     ran = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "there"],
@@ -107,18 +106,11 @@ def test_the_bytes_do_not_depend_on_the_processor(tmp_path: Path, processor: str
     assert ran.stdout.split() == [digest(tmp_path / "here")]
 
 
-def test_the_bytes_are_the_published_ones(tmp_path: Path) -> None:
+def test_the_bytes_are_the_published_ones(tmp_path: Path):
     assert digest(tmp_path) == DIGEST
 
 
-def test_two_writes_give_the_same_bytes(tmp_path: Path) -> None:
-    data.write(SMALL, NOISE, tmp_path / "one")
-    data.write(SMALL, NOISE, tmp_path / "two")
-    assert len(content(tmp_path / "one")) == 3 + 6 + 2 + 2
-    assert content(tmp_path / "one") == content(tmp_path / "two")
-
-
-def test_another_seed_gives_other_pictures_in_every_split(tmp_path: Path) -> None:
+def test_another_seed_gives_other_pictures_in_every_split(tmp_path: Path):
     data.write(SMALL, 0.0, tmp_path / "one")
     data.write(dataclasses.replace(SMALL, seed=1), 0.0, tmp_path / "two")
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
@@ -126,17 +118,7 @@ def test_another_seed_gives_other_pictures_in_every_split(tmp_path: Path) -> Non
     assert not [name for name in one if one[name] == two[name]]
 
 
-def test_no_picture_appears_twice(clean: Path) -> None:
-    pictures = [body for name, body in content(clean).items() if name.endswith(".jpg")]
-    assert len(set(pictures)) == len(pictures)
-
-
-def test_each_split_has_its_own_random_stream(clean: Path) -> None:
-    counts = [[len(boxes_of_images(clean, split)[image]) for image in range(1, 9)] for split in data.SPLITS]
-    assert all(a != b for a, b in combinations(counts, 2))
-
-
-def test_a_longer_data_set_begins_with_the_shorter_one(clean: Path, tmp_path: Path) -> None:
+def test_a_longer_data_set_begins_with_the_shorter_one(clean: Path, tmp_path: Path):
     data.write(SMALL, 0.0, tmp_path / "short")
     short, long = content(tmp_path / "short"), content(clean)
     for name, body in short.items():
@@ -147,7 +129,7 @@ def test_a_longer_data_set_begins_with_the_shorter_one(clean: Path, tmp_path: Pa
         assert short_boxes == {image: long_boxes[image] for image in short_boxes}
 
 
-def test_splits_share_no_digit_and_use_all() -> None:
+def test_splits_share_no_digit_and_use_all():
     labels = np.random.default_rng(0).integers(0, 10, 1797)
     parts = data.split_digits(labels)
     together = np.concatenate([parts[split] for split in data.SPLITS])
@@ -156,7 +138,7 @@ def test_splits_share_no_digit_and_use_all() -> None:
     assert np.abs(counts - np.outer([0.6, 0.2, 0.2], np.bincount(labels))).max() <= 1
 
 
-def test_splits_share_no_photo_region() -> None:
+def test_splits_share_no_photo_region():
     photo = np.arange(5 * 640).reshape(5, 640, 1) * np.ones((1, 1, 3), int)
     parts = data.split_photos([photo, photo + photo.size])
     pixels = {split: {pixel for strip in strips for pixel in np.unique(strip)} for split, strips in parts.items()}
@@ -164,14 +146,14 @@ def test_splits_share_no_photo_region() -> None:
     assert set(data.SPLITS) == {split for split, found in pixels.items() if found}
 
 
-def test_materials_share_no_scan_and_no_clutter() -> None:
+def test_materials_share_no_scan_and_no_clutter():
     parts = [data.material(split, seed=0) for split in data.SPLITS]
     for kind in ("patterns", "clutter"):
         scans = [{scan.tobytes() for scan in getattr(part, kind)} for part in parts]
         assert all(not a & b for a, b in combinations(scans, 2))
 
 
-def test_each_split_is_made_of_its_own_material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_split_is_made_of_its_own_material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     drawn: list[tuple[str, ...]] = []
     original = data.picture
 
@@ -185,14 +167,14 @@ def test_each_split_is_made_of_its_own_material(tmp_path: Path, monkeypatch: pyt
     assert drawn == [(split, split) for split in data.SPLITS]
 
 
-def test_boxes_lie_inside_and_overlap_little(clean: Path) -> None:
+def test_boxes_lie_inside_and_overlap_little(clean: Path):
     for split in data.SPLITS:
         for boxes in boxes_of_images(clean, split).values():
             assert all(x >= 0 and y >= 0 and x + w <= 128 and y + h <= 128 for x, y, w, h in boxes)
             assert all(iou(a, b) <= 0.2 for a, b in combinations(boxes, 2))
 
 
-def test_boxes_are_tight(source: render.Material) -> None:
+def test_boxes_are_tight(source: render.Material):
     rng = np.random.default_rng(0)
     for height in (20, 33.3, 60):
         for make in (render.digit, render.clutter):
@@ -210,15 +192,7 @@ def test_boxes_are_tight(source: render.Material) -> None:
             assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
 
 
-def test_digits_have_about_the_height_that_was_asked_for(source: render.Material) -> None:
-    rng = np.random.default_rng(0)
-    for height in (12, 20, 60):
-        heights = [render.digit(rng, source, height).box[3] for _ in range(100)]
-        assert 0.9 * height < np.mean(heights) < 1.15 * height
-        assert max(heights) < 1.35 * height
-
-
-def test_digits_scale_with_the_image(tmp_path: Path) -> None:
+def test_digits_scale_with_the_image(tmp_path: Path):
     params = Digits(seed=0, image_size=64, train_images=20, val_images=1, test_images=1)
     data.write(params, 0.0, tmp_path / "digits")
     with Image.open(tmp_path / "digits/train/000001.jpg") as photo:
@@ -228,7 +202,7 @@ def test_digits_scale_with_the_image(tmp_path: Path) -> None:
     assert max(heights) <= 1.35 * 30
 
 
-def test_small_and_medium_boxes_empty_and_crowded_images_appear(clean: Path) -> None:
+def test_small_and_medium_boxes_empty_and_crowded_images_appear(clean: Path):
     boxes = boxes_of_images(clean, "train")
     areas = np.array([w * h for found in boxes.values() for _, _, w, h in found])
     counts = np.array([len(found) for found in boxes.values()])
@@ -239,7 +213,7 @@ def test_small_and_medium_boxes_empty_and_crowded_images_appear(clean: Path) -> 
     assert counts.max() <= 8
 
 
-def test_clutter_is_no_digit_but_has_as_much_ink(source: render.Material) -> None:
+def test_clutter_is_no_digit_but_has_as_much_ink(source: render.Material):
     assert len(source.clutter) > render.CLUTTER_TRIES / 2
     patterns, clutter = (scans / render.PATTERN_INK for scans in (source.patterns, source.clutter))
     assert clutter.sum((1, 2)).min() >= patterns.sum((1, 2)).min()
@@ -247,15 +221,7 @@ def test_clutter_is_no_digit_but_has_as_much_ink(source: render.Material) -> Non
         assert np.sqrt(np.square(patterns - piece).sum((1, 2)).min()) > 0.99 * render.CLUTTER_DISTANCE
 
 
-def test_ink_stands_out_from_what_lies_under_it() -> None:
-    rng = np.random.default_rng(0)
-    for under in (0, 40, 128, 220, 255):
-        for _ in range(100):
-            colour = render.ink_colour(rng, Image.new("RGB", (9, 9), (under, under, under)))
-            assert abs(np.dot(colour, render.LUMA) - under) > 20
-
-
-def test_coco_file_is_complete_and_pycocotools_loads_it(clean: Path) -> None:
+def test_coco_file_is_complete_and_pycocotools_loads_it(clean: Path):
     counts = {"train": PARAMS.train_images, "val": PARAMS.val_images, "test": PARAMS.test_images}
     for split in data.SPLITS:
         coco = COCO(str(clean / "annotations" / f"instances_{split}.json"))
@@ -269,7 +235,7 @@ def test_coco_file_is_complete_and_pycocotools_loads_it(clean: Path) -> None:
         assert "CC BY 4.0" in json.dumps(annotations(clean, split)["info"])
 
 
-def test_classes_are_the_digits_on_the_picture(clean: Path, source: render.Material) -> None:
+def test_classes_are_the_digits_on_the_picture(clean: Path, source: render.Material):
     """The file's classes and boxes are those of the sprites, in order."""
     coco = annotations(clean, "train")
     for number in (1, 2, 3, 4, 5):
@@ -278,32 +244,17 @@ def test_classes_are_the_digits_on_the_picture(clean: Path, source: render.Mater
         assert found == [(sprite.label, sprite.box) for sprite in sprites]
 
 
-def test_wrong_labels_have_the_exact_share_and_are_nested() -> None:
-    labels = np.random.default_rng(0).integers(0, 10, 997)
-    before = np.zeros(len(labels), bool)
+def test_wrong_labels_have_the_exact_share_and_are_nested():
+    labels = before = np.random.default_rng(0).integers(0, 10, 997)
     for share in (0.0, 0.1, 0.3, 0.75, 1.0):
         noisy = data.noisy_labels(labels, share, seed=0)
-        wrong = noisy != labels
-        assert wrong.sum() == round(share * len(labels))
-        assert wrong[before].all()
+        assert (noisy != labels).sum() == round(share * len(labels))
+        assert (noisy == before)[before != labels].all()
         assert ((noisy >= 0) & (noisy <= 9)).all()
-        before = wrong
+        before = noisy
 
 
-def test_a_wrong_label_stays_the_same_at_a_larger_share() -> None:
-    labels = np.random.default_rng(0).integers(0, 10, 997)
-    some, more = (data.noisy_labels(labels, share, seed=0) for share in (0.1, 0.3))
-    assert (some == more)[some != labels].all()
-
-
-def test_wrong_labels_are_uniform_over_the_nine_others() -> None:
-    noisy = data.noisy_labels(np.full(9000, 3), 1.0, seed=0)
-    counts = np.bincount(noisy, minlength=10)
-    assert counts[3] == 0
-    assert np.abs(np.delete(counts, 3) - 1000).max() < 150
-
-
-def test_label_noise_changes_nothing_but_training_classes(clean: Path, noisy: Path) -> None:
+def test_label_noise_changes_nothing_but_training_classes(clean: Path, noisy: Path):
     without, with_noise = content(clean), content(noisy)
     assert [name for name in without if without[name] != with_noise[name]] == ["annotations/instances_train.json"]
     before, after = annotations(clean, "train"), annotations(noisy, "train")
@@ -315,59 +266,8 @@ def test_label_noise_changes_nothing_but_training_classes(clean: Path, noisy: Pa
     assert before == after
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
-        assert list(tmp_path.rglob("*.jpg")), "the interruption must come in the middle"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(data, "write_json", stop)
-    with pytest.raises(KeyboardInterrupt):
-        data.write(SMALL, 0.0, tmp_path / "digits")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_folder_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, original = tmp_path / "digits", data.picture
-
-    def spy(*arguments: Any) -> Any:
-        assert not root.exists()
-        return original(*arguments)
-
-    monkeypatch.setattr(data, "picture", spy)
-    data.write(SMALL, 0.0, root)
-    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
-
-
-def test_the_process_that_finishes_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, original = tmp_path / "digits", data.picture
-
-    def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(data, "picture", original)
-        data.write(dataclasses.replace(SMALL, seed=5), 0.0, root)
-        return original(*arguments)
-
-    monkeypatch.setattr(data, "picture", overtaken)
-    data.write(SMALL, 0.0, root)
-    data.write(dataclasses.replace(SMALL, seed=5), 0.0, tmp_path / "expected")
-    assert content(root) == content(tmp_path / "expected")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "expected"]
-
-
-def test_a_data_set_that_is_there_is_not_made_again(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "picture", lambda *_: pytest.fail("a picture was made"))
-    data.write(PARAMS, 0.0, clean)
-
-
-def test_a_folder_with_something_else_is_refused_and_kept(tmp_path: Path) -> None:
-    (tmp_path / "digits").mkdir()
-    (tmp_path / "digits" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="is no digits data set"):
-        data.write(SMALL, 0.0, tmp_path / "digits")
-    assert content(tmp_path / "digits") == {"thesis.txt": b"mine"}
-
-
 @pytest.mark.parametrize(("count", "size", "image_size"), [(0, 64, 128), (35, 64, 128), (23, 32, 160), (12, 128, 64)])
-def test_crops_have_the_size_asked_for_and_balanced_labels(count: int, size: int, image_size: int) -> None:
+def test_crops_have_the_size_asked_for_and_balanced_labels(count: int, size: int, image_size: int):
     images, labels = data.crops(dataclasses.replace(PARAMS, image_size=image_size), count, size)
     assert images.shape == (count, size, size, 3) and images.dtype == np.uint8
     assert labels.shape == (count,) and labels.dtype == np.int64
@@ -375,7 +275,7 @@ def test_crops_have_the_size_asked_for_and_balanced_labels(count: int, size: int
     assert len(counts) == 11 and counts.max() - counts.min() <= 1
 
 
-def test_crops_depend_on_the_seed_alone() -> None:
+def test_crops_depend_on_the_seed_alone():
     images, labels = data.crops(PARAMS, 25, 64)
     fewer_images, fewer_labels = data.crops(dataclasses.replace(PARAMS, train_images=1), 12, 64)
     assert (images[:12] == fewer_images).all() and (labels[:12] == fewer_labels).all()
@@ -383,7 +283,7 @@ def test_crops_depend_on_the_seed_alone() -> None:
     assert (other != fewer_images).any((1, 2, 3)).all()
 
 
-def test_crops_show_training_material_and_the_labelled_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_show_training_material_and_the_labelled_digit(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
     shown: list[int] = []
     original_material, original_draw = data.material, render.draw
@@ -392,7 +292,7 @@ def test_crops_show_training_material_and_the_labelled_digit(monkeypatch: pytest
         asked.append(split)
         return original_material(split, seed)
 
-    def draw(rng: np.random.Generator, canvas: Image.Image, sprites: list[render.Sprite]) -> None:
+    def draw(rng: np.random.Generator, canvas: Image.Image, sprites: list[render.Sprite]):
         found = [sprite.label for sprite in sprites if sprite.label != render.CLUTTER]
         assert len(found) <= 1
         shown.append(found[0] if found else len(data.CLASSES))

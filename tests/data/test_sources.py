@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,29 @@ import pytest
 from PIL import Image
 
 from ghm import data, params
-from ghm.data import sources, unpack
+from ghm.data import sources
 from ghm.data.download import Remote
 from ghm.data.sources import Archive
 from ghm.errors import InputError
-from tests.conftest import ROOT
-from tests.data.coco_files import content, write
-from tests.data.conftest import BCCD
-from tests.data.server import Reply, Server, serving
+from tests.data.conftest import SHARED, Reply, Server, content, parameters, serving, write, write_coco
 
+BCCD = SHARED / "bccd"
 NAMES = ("annotations", "train2017", "val2017")
+CUSTOM = params.Custom(
+    train=params.CustomSplit("annotations/instances_train2017.json", "train2017"),
+    val=params.CustomSplit("annotations/instances_val2017.json", "val2017"),
+    test=None,
+)
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository, and a store of its own."""
-    monkeypatch.setenv("GHM_DATA_ROOT", str(tmp_path / "store"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path
+def place(here: Path) -> Path:
+    return here
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A data set with the layout of COCO."""
-    root = tmp_path / "copy"
-    for split in ("train", "val"):
-        write(root, split, content(split), folder=f"{split}2017")
-        (root / "annotations" / f"{split}.json").rename(root / "annotations" / f"instances_{split}2017.json")
-    return root
+    return write_coco(tmp_path / "copy")
 
 
 def zipped(root: Path, names: tuple[str, ...], top: str = "") -> bytes:
@@ -73,19 +66,12 @@ def server(archives: dict[str, bytes]) -> Iterator[Server]:
         yield running
 
 
-def given(name: str = "coco", split: str = "val", **changes: Any) -> params.Params:
-    loaded = params.load(ROOT / "params.yaml")
-    return replace(
-        loaded, data=replace(loaded.data, name=name, **changes), evaluate=replace(loaded.evaluate, split=split)
-    )
-
-
 def linked(name: str = "coco") -> Path:
     return (Path("data") / name).resolve()
 
 
 def test_what_is_missing_is_fetched_verified_unpacked_and_linked(place: Path, server: Server, copy: Path):
-    setting = given(source=server.url("/"))
+    setting = parameters("coco", source=server.url("/"))
     data.prepare(setting)
     assert linked() == place / "store" / "coco"
     for path in copy.rglob("*.*"):
@@ -108,15 +94,15 @@ def test_room_for_the_archives_and_what_is_in_them_is_needed_before_anything_is_
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match="coco needs .* are free: make room"):
         patch.setattr("shutil.disk_usage", lambda place: Usage)
-        data.prepare(given(source=server.url()))
+        data.prepare(parameters("coco", source=server.url()))
     assert not server.log
     Usage.free = needed
     monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
-    data.prepare(given(source=server.url()))
+    data.prepare(parameters("coco", source=server.url()))
 
 
 def test_only_the_part_that_is_missing_is_fetched(server: Server):
-    setting = given(source=server.url())
+    setting = parameters("coco", source=server.url())
     data.prepare(setting)
     shutil.rmtree(linked() / "val2017")
     data.prepare(setting)
@@ -124,34 +110,34 @@ def test_only_the_part_that_is_missing_is_fetched(server: Server):
 
 
 def test_an_existing_copy_is_linked_and_neither_copied_nor_completed(place: Path, copy: Path, server: Server):
-    data.prepare(given(root=str(copy)))
+    data.prepare(parameters("coco", root=str(copy)))
     assert linked() == copy
     assert [path.name for path in (place / "store").iterdir()] == ["index"]  # checksums, and no copy
     shutil.rmtree(copy / "val2017")
     with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; correct data.root"):
-        data.prepare(given(root=str(copy)))
+        data.prepare(parameters("coco", root=str(copy)))
     assert not server.log
 
 
 def test_a_copy_below_the_data_root_is_used_without_a_network(place: Path, copy: Path):
     shutil.copytree(copy, place / "store" / "coco")
-    data.prepare(given())
+    data.prepare(parameters("coco"))
     assert linked() == place / "store" / "coco"
 
 
 def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
     place: Path, copy: Path, archives: dict[str, bytes]
 ):
-    data.prepare(given(source=str(copy)))
+    data.prepare(parameters("coco", source=str(copy)))
     assert linked() == copy
     Path("data/coco").unlink()
     folder = place / "archives"
     folder.mkdir()
     with pytest.raises(InputError, match=r"holds neither a copy of coco nor annotations\.zip, train2017\.zip"):
-        data.prepare(given(source=str(folder)))
+        data.prepare(parameters("coco", source=str(folder)))
     for name, data_ in archives.items():
         (folder / name).write_bytes(data_)
-    data.prepare(given(source=str(folder)))
+    data.prepare(parameters("coco", source=str(folder)))
     assert linked() == place / "store" / "coco"
     assert sorted(path.name for path in folder.iterdir()) == sorted(archives)
 
@@ -160,31 +146,40 @@ def test_an_archive_with_a_wrong_checksum_is_not_unpacked(place: Path, archives:
     for name, data_ in archives.items():
         (place / name).write_bytes(data_[:-1] + b"x")
     with pytest.raises(InputError, match=r"annotations\.zip is not the file that it should be: its md5 is"):
-        data.prepare(given(source=str(place)))
+        data.prepare(parameters("coco", source=str(place)))
     assert not (place / "store" / "coco").exists()
     assert not Path("data").exists()
 
 
-def test_an_unpacking_that_was_interrupted_is_taken_up_again(
+def test_an_unpacking_that_was_interrupted_is_begun_again(
     place: Path, archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ):
     for name, data_ in archives.items():
         (place / name).write_bytes(data_)
-    whole, count = unpack._blocks, 0
+    extract = zipfile.ZipFile.extract
 
-    def broken(*arguments: Any) -> Iterator[bytes]:
-        nonlocal count
-        count += 1
-        if count == 4:  # the second file of train2017
+    def broken(archive: zipfile.ZipFile, member: zipfile.ZipInfo, *rest: Any) -> str:
+        if member.filename == "train2017/train2.jpg":
             raise KeyboardInterrupt
-        yield from whole(*arguments)
+        return extract(archive, member, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(unpack, "_blocks", broken)
-        data.prepare(given(source=str(place)))
-    assert (place / "store" / "coco" / "train2017").is_dir()
-    data.prepare(given(source=str(place)))
-    assert data.read_manifest(given())["splits"]["train"]["images"] == 2
+        patch.setattr(zipfile.ZipFile, "extract", broken)
+        data.prepare(parameters("coco", source=str(place)))
+    assert [path.name for path in (place / "store" / "coco").iterdir()] == ["annotations"]
+    (place / "store" / ".coco.unpacking" / "train2017").mkdir(parents=True)  # of a process that was killed
+    data.prepare(parameters("coco", source=str(place)))
+    assert data.read_manifest(parameters("coco"))["splits"]["train"]["images"] == 2
+    assert not list((place / "store").glob(".*.unpacking"))
+
+
+def test_a_fetched_archive_that_is_damaged_and_has_no_checksum_is_fetched_again(place: Path, copy: Path):
+    setting = parameters("custom", custom=CUSTOM)
+    with serving(b"", **{"own.zip": [Reply(content=b"PK"), Reply(content=zipped(copy, NAMES))]}) as running:
+        setting = parameters("custom", custom=CUSTOM, source=running.url("/own.zip"))
+        with pytest.raises(InputError, match="is no whole zip or tar archive"):
+            data.prepare(setting)
+        data.prepare(setting)
 
 
 @pytest.mark.parametrize(
@@ -198,59 +193,64 @@ def test_an_unpacking_that_was_interrupted_is_taken_up_again(
 def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str, words: str):
     Path("file.zip").write_bytes(b"")
     with pytest.raises(InputError, match=words):
-        data.prepare(given(source=source))
+        data.prepare(parameters("coco", source=source))
 
 
 def test_what_lies_in_the_way_is_reported_before_anything_is_fetched(copy: Path, archives: dict[str, bytes]):
-    Path("data").mkdir()
-    Path("data/coco").symlink_to(copy)
+    place = Path("data/coco")
+    place.mkdir(parents=True)
+    with pytest.raises(InputError, match="data/coco is in the way of a link"):
+        data.prepare(parameters("coco"))
+    place.rmdir()
+    place.symlink_to(copy)
     with pytest.raises(InputError, match="data/coco is a link to .*copy, not .*set data.root to .*copy"):
-        data.prepare(given())
+        data.prepare(parameters("coco"))
+    copy.rename(copy.with_name("moved"))
+    with pytest.raises(InputError, match="data/coco is a link to .*copy, not .*: it is broken, remove it"):
+        data.prepare(parameters("coco"))
+    assert place.readlink() == copy
+
+
+def test_a_link_into_the_store_is_ours_and_moves(place: Path, copy: Path):
+    Path("data").mkdir()
+    Path("data/coco").symlink_to(place / "store" / "gone")
+    data.prepare(parameters("coco", root=str(copy)))
     assert linked() == copy
+    assert sorted(path.name for path in Path("data").iterdir()) == ["coco", "coco.json"]
 
 
 def test_test2017_is_a_split_without_labels(copy: Path):
     unlabelled = content("val")
     del unlabelled["annotations"]
-    write(copy, "image_info_test-dev2017", unlabelled, folder="test2017")
-    for image, path in zip(unlabelled["images"], sorted((copy / "test2017").iterdir()), strict=True):
-        path.rename(copy / "test2017" / image["file_name"])
-    setting = given(root=str(copy), test2017=True)
+    write(copy, "val", unlabelled, folder="test2017", name="image_info_test-dev2017")
+    for path in (copy / "test2017").iterdir():
+        path.write_bytes(path.read_bytes() + b"\0")  # another image than the one of val
+    setting = parameters("coco", root=str(copy), test2017=True)
     data.prepare(setting)
     assert data.read_manifest(setting)["splits"]["test-dev"]["images"] == 2
     assert "test-dev" not in setting.splits()
 
 
 def test_a_data_set_of_ones_own_needs_no_list_of_classes(copy: Path, place: Path):
-    custom = params.Custom(
-        train=params.CustomSplit("annotations/instances_train2017.json", "train2017"),
-        val=params.CustomSplit("annotations/instances_val2017.json", "val2017"),
-        test=None,
-    )
-    setting = replace(given("custom", root=str(copy)), custom=custom)
-    data.prepare(setting)
-    assert data.read_manifest(setting)["classes"] == ["seven", "three"]
+    data.prepare(parameters("custom", root=str(copy), custom=CUSTOM))
+    assert data.read_manifest(parameters("custom"))["classes"] == ["seven", "three"]
     packed = zipped(copy, NAMES)
-    with serving(packed) as running:
-        for checksum in ("", f"#sha256={hashlib.sha256(packed).hexdigest()}"):
-            Path("data/custom").unlink()
-            setting = replace(given("custom", source=running.url("/own.zip") + checksum), custom=custom)
-            data.prepare(setting)
-            assert data.read_manifest(setting)["classes"] == ["seven", "three"]
-            assert linked("custom").parent == place / "store"
-        for source in (running.url(""), running.url("/own.zip#sha256=12"), running.url("/own.zip#crc=12345678")):
-            with pytest.raises(InputError, match=r"data\.source .* cannot be used: .* must be"):
-                data.prepare(replace(given("custom", source=source), custom=custom))
-        with pytest.raises(InputError, match=r"own\.zip could not be fetched .*sha256"):
-            data.prepare(
-                replace(given("custom", source=running.url("/own.zip") + "#sha256=" + "0" * 64), custom=custom)
-            )
-    Path("data/custom").unlink()
     (place / "own.tar").write_bytes(packed)
-    data.prepare(replace(given("custom", source=str(place / "own.tar")), custom=custom))
-    assert linked("custom").parent == place / "store"
+    with serving(packed) as running:
+        address = running.url("/own.zip")
+        for source in (address, f"{address}#sha256={hashlib.sha256(packed).hexdigest()}", str(place / "own.tar")):
+            Path("data/custom").unlink()
+            shutil.rmtree(place / "store")
+            data.prepare(parameters("custom", source=source, custom=CUSTOM))
+            assert data.read_manifest(parameters("custom"))["classes"] == ["seven", "three"]
+            assert linked("custom").parent == place / "store"
+        for source in (running.url(""), f"{address}#sha256=12", f"{address}#crc=12345678"):
+            with pytest.raises(InputError, match=r"data\.source .* cannot be used: .* must "):
+                data.prepare(parameters("custom", source=source, custom=CUSTOM))
+        with pytest.raises(InputError, match=r"own\.zip could not be fetched .*sha256"):
+            data.prepare(parameters("custom", source=f"{address}#sha256={'0' * 64}", custom=CUSTOM))
     with pytest.raises(InputError, match="has no annotations/instances_train2017.json, .*, train2017, .*set data.root"):
-        data.prepare(replace(given("custom"), custom=custom))
+        data.prepare(parameters("custom", custom=CUSTOM))
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="a copy of BCCD is not there")
@@ -259,8 +259,8 @@ def test_bccd_is_verified_file_by_file_whatever_way_it_is_packed(place: Path, tm
     shutil.copytree(BCCD, root)
     top = "BCCD_Dataset-d272fb14cdff6e473fafeeeba32aba5f560e9e43/"
     with serving(zipped(root, ("BCCD", "LICENSE"), top)) as running:
-        data.prepare(given("bccd", split="test", source=running.url("/BCCD.zip")))
-    manifest = data.read_manifest(given("bccd", split="test"))
+        data.prepare(parameters("bccd", source=running.url("/BCCD.zip")))
+    manifest = data.read_manifest(parameters("bccd"))
     assert {name: split["images"] for name, split in manifest["splits"].items()} == {
         "train": 205,
         "val": 87,
@@ -274,7 +274,7 @@ def test_bccd_is_verified_file_by_file_whatever_way_it_is_packed(place: Path, tm
         serving(zipped(root, ("BCCD", "LICENSE"), top)) as running,
         pytest.raises(InputError, match="are not those that were published"),
     ):
-        data.prepare(given("bccd", split="test", source=running.url("/BCCD.zip")))
+        data.prepare(parameters("bccd", source=running.url("/BCCD.zip")))
     assert not (place / "store" / "bccd").exists()
 
 
@@ -286,8 +286,7 @@ def test_voc_appears_where_the_reference_has_it(place: Path, monkeypatch: pytest
     for year, name, split in (("2007", "1", "trainval"), ("2007", "2", "test"), ("2012", "3", "trainval")):
         write_voc(root, f"VOC{year}", name, thing("dog") + thing("cat", difficult="1"), split)
         Image.new("RGB", (9, 8), (int(name), 0, 0)).save(root / f"VOC{year}" / "JPEGImages" / f"{name}.jpg")
-    setting = given("voc", split="test", root=str(root))
-    setting = replace(setting, machine=replace(setting.machine, check_images="none"))
+    setting = parameters("voc", "none", root=str(root))
     data.prepare(setting)
     assert Path("data/VOCdevkit").resolve() == root
     train = data.read_manifest(setting)["splits"]["train"]

@@ -1,20 +1,21 @@
 """Laws of validation: every fault is found, counted and named; errors stop, warnings do not, nothing is dropped."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset
 from PIL import Image
 
 from ghm.data.manifest import Split
 from ghm.errors import InputError
-from tests.data import coco_files
-from tests.data.coco_files import SPLITS, content, write
+from tests.data.conftest import PLACES, content, describe, write
 
-PLACES = {name: Split(f"annotations/{name}.json", name) for name in SPLITS}
 Change = Callable[[dict[str, Any]], None]
+ONLY_ITS_ENDS = b"\xff\xd8" + bytes(100) + b"\xff\xd9"  # of a JPEG
 
 
 def setter(section: str, key: str, value: Any) -> Change:
@@ -26,11 +27,42 @@ def setter(section: str, key: str, value: Any) -> Change:
     return change
 
 
-def counted(root: Path, file: Any, check_images: str = "all") -> dict[str, int]:
-    """The warnings about a training split."""
-    write(root, "train", file)
+def described(root: Path, file: dict[str, Any], check_images: str = "all", most: int = 0) -> dict[str, Any]:
+    """What the manifest says of a training split whose file this is; its first two images are written where absent."""
+    for split in ("train", "val"):
+        if not (root / split / f"{split}1.jpg").exists():
+            write(root, split, content(split))
+    write_file(root, "train", file)
+    return describe(root, PLACES, check_images, most)["splits"]["train"]
+
+
+def write_file(root: Path, split: str, file: dict[str, Any]) -> None:
+    (root / "annotations" / f"{split}.json").write_text(json.dumps(file))
+
+
+def with_images(root: Path, **images: bytes | Image.Image) -> dict[str, Any]:
+    """A training split with further images, `<name>.jpg` of 40 x 30, and these contents."""
+    write(root, "train", content())
     write(root, "val", content("val"))
-    return coco_files.describe("own", root, PLACES, check_images)["splits"]["train"]["warnings"]
+    file = content()
+    for number, (name, image) in enumerate(images.items(), start=3):
+        file["images"].append({"id": number, "file_name": f"{name}.jpg", "width": 40, "height": 30})
+        path = root / "train" / f"{name}.jpg"
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        else:
+            image.save(path)
+    return file
+
+
+def refusal(root: Path, file: dict[str, Any], *arguments: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        described(root, file, *arguments)
+    assert str(caught.value).startswith(str(root / "annotations" / "train.json")) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+PLAIN = Image.new("RGB", (40, 30))
 
 
 @pytest.mark.parametrize(
@@ -39,49 +71,40 @@ def counted(root: Path, file: Any, check_images: str = "all") -> dict[str, int]:
         (setter("images", "id", 1), "1 image has an id that another one has, for example 1"),
         (setter("annotations", "id", 1), "1 box has an id that another one has, for example 1"),
         (setter("categories", "id", 7), "1 category has the id or the name of another one, for example 7"),
-        (setter("categories", "name", "seven"), "1 category has the id or the name of another one, .* 'seven'"),
+        (setter("categories", "name", "seven"), "has the id or the name of another one, for example 'seven'"),
         (setter("annotations", "image_id", 9), "1 box names an image that the file does not have, for example 9"),
-        (setter("annotations", "category_id", 9), "1 box names a category that the file does not have, .* 9"),
-        (
-            setter("annotations", "bbox", [0, float("nan"), 1, 1]),
-            r"1 box holds a number that is not finite.*of image 1",
-        ),
+        (setter("annotations", "category_id", 9), "1 box names a category that the file does not have, for example 9"),
+        (setter("annotations", "bbox", [0, float("nan"), 1, 1]), "1 box holds a number that is not finite"),
         (setter("annotations", "bbox", [0, 0, float("inf"), 1]), "1 box holds a number that is not finite"),
         (setter("annotations", "area", float("nan")), "1 box holds a number that is not finite"),
-        (setter("images", "width", 0), r"1 image has a width or height below 1, for example train2\.jpg"),
-        (setter("images", "file_name", "../train/train2.jpg"), r"1 file name leaves the image folder or .*'\.\./train"),
-        (
-            setter("images", "file_name", "/etc/passwd"),
-            "1 file name leaves the image folder or .*'/etc/passwd'",
-        ),
+        (setter("images", "width", 0), "1 image has a width or height below 1, for example train2.jpg"),
+        (setter("images", "file_name", "../train/train2.jpg"), "1 file name leaves the image folder or "),
+        (setter("images", "file_name", "/etc/passwd"), "for example '/etc/passwd'"),
         (setter("images", "file_name", "a\\b.jpg"), "1 file name leaves the image folder"),
-        (setter("images", "file_name", "a\0b.jpg"), r"1 file name leaves the image folder or cannot be .*'a\\x00b"),
+        (setter("images", "file_name", "a\0b.jpg"), r"for example 'a\x00b"),
         (
             setter("images", "file_name", "a\ud800b.jpg"),
-            r"1 file name leaves the image folder or cannot be a file's name",
+            "1 file name leaves the image folder or cannot be a file's name",
         ),
         (setter("images", "file_name", ""), "1 file name leaves the image folder or cannot be a file's name"),
-        (setter("categories", "name", "a\0b"), r"1 class has a name that is no text, for example 'a\\x00b'"),
-        (setter("categories", "name", "\udcff"), r"1 class has a name that is no text, for example '\\udcff'"),
-        (setter("annotations", "id", 0), r"1 box has the id 0, which .* example \[5\.5, 5\.0, 20\.0, 25\.0\]"),
-        (setter("images", "file_name", "none.jpg"), r"1 image is not in the image folder, for example none\.jpg"),
+        (setter("categories", "name", "a\0b"), r"1 class has a name that is no text, for example 'a\x00b'"),
+        (setter("categories", "name", "\udcff"), r"1 class has a name that is no text, for example '\udcff'"),
+        (setter("annotations", "id", 0), "1 box has the id 0, which "),
+        (setter("images", "file_name", "none.jpg"), "1 image is not in the image folder, for example none.jpg"),
     ],
 )
 def test_an_error_stops_and_is_named(tmp_path: Path, change: Change, words: str):
     file = content()
     change(file)
-    with pytest.raises(InputError, match=words) as caught:
-        counted(tmp_path, file)
-    assert str(tmp_path / "annotations" / "train.json") in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert words in refusal(tmp_path, file)
 
 
 def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path):
     file = content()
     file["images"][0]["file_name"] = "none.jpg"
     file["annotations"][0]["category_id"] = 9
-    with pytest.raises(InputError, match=r"names a category.*; .*not in the image folder"):
-        counted(tmp_path, file)
+    message = refusal(tmp_path, file)
+    assert "names a category" in message and "; 1 image is not in the image folder" in message
 
 
 @pytest.mark.parametrize(
@@ -105,12 +128,10 @@ def test_a_warning_is_counted_in_the_manifest_and_nothing_is_dropped(
 ):
     file = content()
     change(file)
-    assert counted(tmp_path, file) == warnings
+    assert described(tmp_path, file)["warnings"] == warnings
 
 
 def test_boxes_said_to_be_left_out_are_those_that_mmdet_leaves_out(tmp_path: Path):
-    from mmdet.datasets import CocoDataset
-
     rng = np.random.default_rng(0)
     file = content()
     for box in range(4, 500):
@@ -119,97 +140,54 @@ def test_boxes_said_to_be_left_out_are_those_that_mmdet_leaves_out(tmp_path: Pat
             x, y, width, height = 1, 1, 20, 20
         entry = {"id": box, "image_id": 1, "category_id": 3, "bbox": [x, y, width, height], "area": width * height}
         file["annotations"].append({**entry, "iscrowd": 0, "area": float(rng.choice([0, 9, 9, 9]))})
-    warnings = counted(tmp_path, file)
-    data = CocoDataset(
-        str(tmp_path / "annotations" / "train.json"), metainfo={"classes": ("seven", "three")}, data_prefix={"img": ""}
-    )
+    warnings = described(tmp_path, file)["warnings"]
+    path = str(tmp_path / "annotations" / "train.json")
+    data = CocoDataset(path, metainfo={"classes": ("seven", "three")}, data_prefix={"img": ""})
     kept = sum(len(data.get_data_info(index)["instances"]) for index in range(len(data)))
     assert warnings["boxes_without_area"] > 0 < warnings["boxes_of_area_0"]
     assert warnings["boxes_without_area"] + warnings["boxes_of_area_0"] == len(file["annotations"]) - kept
 
 
 @pytest.mark.parametrize("check_images", ["none", "sample", "all"])
-def test_an_image_that_ends_too_early_or_is_none_is_found_however_little_is_checked(tmp_path: Path, check_images: str):
-    write(tmp_path, "val", content("val"))
-    whole = (tmp_path / "val" / "val1.jpg").read_bytes()
-    file = content()
-    for data in (whole[:-200], b"no image", b""):
-        file["images"][1]["file_name"] = "spoilt.jpg"
-        (tmp_path / "train").mkdir(exist_ok=True)
-        (tmp_path / "train" / "spoilt.jpg").write_bytes(data)
-        with pytest.raises(
-            InputError, match=r"1 image cannot be decoded, for example spoilt\.jpg \(.*raise it to leave"
-        ):
-            counted(tmp_path, file, check_images)
-
-
-def spoil(root: Path, images: int, names: tuple[str, ...], missing: tuple[str, ...]) -> dict[str, Any]:
-    """A training split of which some images are damaged in the middle, cut off, or not there."""
-    file = content()
-    (root / "train").mkdir(exist_ok=True)
-    for number in range(3, images + 1):
-        file["images"].append({"id": number, "file_name": f"{number}.png", "width": 40, "height": 30})
-        Image.new("RGB", (40, 30), (number, 0, 0)).save(root / "train" / f"{number}.png")
-    for name in names:
-        (root / "train" / name).write_bytes(b"")
-    for name in missing:
-        (root / "train" / name).unlink()
-    return file
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8" + bytes(50)])
+def test_an_image_that_ends_too_early_or_is_none_is_found_however_little_is_checked(
+    tmp_path: Path, check_images: str, content: bytes
+):
+    message = refusal(tmp_path, with_images(tmp_path, spoilt=content), check_images)
+    assert "1 image cannot be decoded, for example spoilt.jpg (" in message and "raise it to leave them out" in message
 
 
 def test_what_is_found_by_decoding_is_said_and_changes_no_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    file = content()
+    file = with_images(tmp_path, damaged=ONLY_ITS_ENDS)
     file["images"][0]["height"] = 31
-    write(tmp_path, "train", file)
-    write(tmp_path, "val", content("val"))
-    damaged = tmp_path / "train" / "train2.jpg"
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:200] + b"\xff\xc4\x00\x02" + whole[-2:])  # begins and ends as it should
-    found = [coco_files.describe("own", tmp_path, PLACES, level, 1) for level in ("none", "all")]
-    assert found[0] == found[1]
+    assert described(tmp_path, file, "none", 1) == described(tmp_path, file, "all", 1)
     assert (
         "1 image has another size than the file says, for example train1.jpg, (40, 30) and not (40, 31)" in caplog.text
     )
-    assert "1 image is missing or cannot be decoded, and left out, for example train2.jpg" in caplog.text
+    assert "1 image is missing or cannot be decoded, and left out, for example damaged.jpg" in caplog.text
+    assert "1 image cannot be decoded, for example damaged.jpg" in refusal(tmp_path, file, "all", 0)
 
 
 @pytest.mark.parametrize("check_images", ["none", "sample", "all"])
 def test_as_many_images_may_be_bad_as_the_parameter_says_and_they_are_named(tmp_path: Path, check_images: str):
-    file = spoil(tmp_path, 8, names=("4.png", "7.png"), missing=("5.png",))
-    write(tmp_path, "train", file)
-    write(tmp_path, "val", content("val"))
-    described = coco_files.describe("own", tmp_path, PLACES, check_images, 3)["splits"]["train"]
-    assert described["unreadable"] == ["4.png", "5.png", "7.png"]
-    assert described["warnings"] == {}
-    with pytest.raises(InputError) as caught:
-        coco_files.describe("own", tmp_path, PLACES, check_images, 2)
+    file = with_images(tmp_path, a=PLAIN, b=b"", c=PLAIN, d=b"")
+    (tmp_path / "train" / "c.jpg").unlink()
+    split = described(tmp_path, file, check_images, 3)
+    assert (split["unreadable"], split["warnings"]) == (["b.jpg", "c.jpg", "d.jpg"], {})
+    message = refusal(tmp_path, file, check_images, 2)
     for words in (
-        "1 image is not in the image folder, for example 5.png",
-        "2 images cannot be decoded, for example 4.png (the file is empty)",
+        "1 image is not in the image folder, for example c.jpg",
+        "2 images cannot be decoded, for example b.jpg (the file is empty)",
         "data.max_bad_images is 2: mend or add them, or raise it to leave them out",
     ):
-        assert words in str(caught.value)
-
-
-def test_an_image_that_only_decoding_shows_to_be_bad_counts_like_the_others(tmp_path: Path):
-    file = spoil(tmp_path, 4, (), ())
-    whole = (tmp_path / "train" / "4.png").read_bytes()
-    (tmp_path / "train" / "4.png").write_bytes(whole[:20] + bytes(len(whole) - 32) + whole[-12:])
-    write(tmp_path, "train", file)
-    write(tmp_path, "val", content("val"))
-    assert coco_files.describe("own", tmp_path, PLACES, "all", 1)["splits"]["train"]["unreadable"] == []
-    with pytest.raises(InputError, match=r"1 image cannot be decoded, for example 4\.png"):
-        coco_files.describe("own", tmp_path, PLACES, "all", 0)
+        assert words in message
 
 
 def test_a_split_without_a_single_good_image_is_refused_whatever_may_be_left_out(tmp_path: Path):
-    file = spoil(tmp_path, 2, (), ())
-    write(tmp_path, "train", file)
-    write(tmp_path, "val", content("val"))
+    file = with_images(tmp_path)
     for name in ("train1.jpg", "train2.jpg"):
         (tmp_path / "train" / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"2 images cannot be decoded.*; no image is left"):
-        coco_files.describe("own", tmp_path, PLACES, "all", 100)
+    assert refusal(tmp_path, file, "all", 100).endswith("; no image is left")
 
 
 def boxes(number: int, **keys: Any) -> list[dict[str, Any]]:
@@ -246,75 +224,56 @@ USELESS = [
 def test_a_split_without_boxes_of_use_is_refused_with_the_reason(
     tmp_path: Path, split: str, purpose: str, annotations: list[dict[str, Any]], words: str
 ):
-    for name in SPLITS:
-        write(tmp_path, name, {**content(name), "annotations": annotations} if name == split else content(name))
+    with_images(tmp_path)
+    write_file(tmp_path, split, {**content(split), "annotations": annotations})
     with pytest.raises(InputError, match=words.format(purpose)) as caught:
-        coco_files.describe("own", tmp_path, PLACES, "all")
+        describe(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / "annotations" / f"{split}.json"))
 
 
 def test_half_of_the_boxes_may_be_useless_and_any_share_crowd(tmp_path: Path):
     file = {**content(), "annotations": mixed(boxes(4), boxes(4, area=0), boxes(50, iscrowd=1))}
-    assert counted(tmp_path, file) == {"boxes_of_area_0": 4, "crowd_boxes": 50, "classes_without_boxes": 1}
+    warnings = {"boxes_of_area_0": 4, "crowd_boxes": 50, "classes_without_boxes": 1}
+    assert described(tmp_path, file)["warnings"] == warnings
 
 
 def test_boxes_marked_ignore_are_nothing_to_train_on_and_count_in_the_evaluation(tmp_path: Path):
-    for name in SPLITS:
-        write(tmp_path, name, {**content(name), "annotations": boxes(3, ignore=1)} if name == "val" else content(name))
-    coco_files.describe("own", tmp_path, PLACES, "all")
-    write(tmp_path, "train", {**content(), "annotations": boxes(3, ignore=1)})
-    with pytest.raises(InputError, match="3 of 3 boxes cannot be used: 3 marked `ignore`.*nothing to train on"):
-        coco_files.describe("own", tmp_path, PLACES, "all")
+    file = with_images(tmp_path)
+    write_file(tmp_path, "val", {**content("val"), "annotations": boxes(3, ignore=1)})
+    described(tmp_path, file)
+    message = refusal(tmp_path, {**content(), "annotations": boxes(3, ignore=1)})
+    assert "3 of 3 boxes cannot be used: 3 marked `ignore`" in message and "nothing to train on" in message
 
 
-def test_an_image_turned_by_exif_has_the_size_that_training_sees(tmp_path: Path):
-    write(tmp_path, "val", content("val"))
+def test_an_image_turned_by_exif_has_the_size_that_training_sees(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = with_images(tmp_path, turned=PLAIN, odd=PLAIN)
     exif = Image.Exif()
     exif[0x0112] = 6
-    (tmp_path / "train").mkdir()
     Image.new("RGB", (30, 40)).save(tmp_path / "train" / "turned.jpg", exif=exif)
-    file = content()
-    file["images"][1]["file_name"] = "turned.jpg"
-    assert counted(tmp_path, file) == {}
+    letter = bytes.fromhex("4d4d002a00000008000101120002000000024100000000000000")  # as orientation
+    PLAIN.save(tmp_path / "train" / "odd.jpg", exif=b"Exif\0\0" + letter)
+    assert described(tmp_path, file)["warnings"] == {}
+    assert "another size" not in caplog.text
 
 
-def test_an_orientation_that_is_none_does_not_make_an_image_unreadable(tmp_path: Path):
-    write(tmp_path, "val", content("val"))
-    (tmp_path / "train").mkdir()
-    letter = bytes.fromhex("4d4d002a00000008000101120002000000024100000000000000")
-    Image.new("RGB", (40, 30)).save(tmp_path / "train" / "odd.jpg", exif=b"Exif\0\0" + letter)
-    with Image.open(tmp_path / "train" / "odd.jpg") as picture:
-        assert picture.getexif()[0x0112] == "A"
-    file = content()
-    file["images"][1]["file_name"] = "odd.jpg"
-    assert counted(tmp_path, file) == {}
-
-
-def test_a_sample_is_spread_over_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_sample_is_evenly_spaced_over_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ghm.data.validation.SAMPLE", 2)
-    file = content()
-    (tmp_path / "train").mkdir()
-    for number in range(3, 10):
-        file["images"].append({"id": number, "file_name": f"{number}.jpg", "width": 40, "height": 30})
-        Image.new("RGB", (40, 30)).save(tmp_path / "train" / f"{number}.jpg")
-    only_its_ends = b"\xff\xd8" + bytes(100) + b"\xff\xd9"
-    (tmp_path / "train" / "5.jpg").write_bytes(only_its_ends)
-    assert counted(tmp_path, file, "sample") == {}
-    (tmp_path / "train" / "9.jpg").write_bytes(only_its_ends)
-    with pytest.raises(InputError, match=r"1 image cannot be decoded, for example 9\.jpg"):
-        counted(tmp_path, file, "sample")
+    file = with_images(tmp_path, a=PLAIN, b=ONLY_ITS_ENDS, c=PLAIN)
+    assert described(tmp_path, file, "sample")["warnings"] == {}
+    (tmp_path / "train" / "c.jpg").write_bytes(ONLY_ITS_ENDS)
+    assert "1 image cannot be decoded, for example c.jpg" in refusal(tmp_path, file, "sample")
 
 
 def test_an_image_of_the_training_split_in_another_one_stops(tmp_path: Path):
-    other = content("val")
+    file, other = with_images(tmp_path), content("val")
     other["images"][1]["file_name"] = "train1.jpg"
-    write(tmp_path, "train", content())
-    write(tmp_path, "val", other)
-    (tmp_path / "val" / "train1.jpg").write_bytes((tmp_path / "val" / "val1.jpg").read_bytes())
-    coco_files.describe("own", tmp_path, PLACES, "all")  # the same name alone is no copy
-    (tmp_path / "val" / "train1.jpg").write_bytes((tmp_path / "train" / "train1.jpg").read_bytes())
+    write_file(tmp_path, "val", other)
+    copy, original = tmp_path / "val" / "train1.jpg", tmp_path / "train" / "train1.jpg"
+    copy.write_bytes((tmp_path / "val" / "val1.jpg").read_bytes())
+    described(tmp_path, file)  # the same name alone is no copy
+    copy.write_bytes(original.read_bytes())
     with pytest.raises(InputError, match=r"1 image is in the training split too, for example val/train1\.jpg"):
-        coco_files.describe("own", tmp_path, PLACES, "all")
+        describe(tmp_path)
     write(tmp_path, "val", other, folder="train")
     with pytest.raises(InputError, match=r"1 image is in the training split too, for example train/train1\.jpg"):
-        coco_files.describe("own", tmp_path, {**PLACES, "val": Split("annotations/val.json", "train")}, "all")
+        describe(tmp_path, {**PLACES, "val": Split("annotations/val.json", "train")})

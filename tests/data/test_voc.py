@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from ghm.data import voc
+from ghm.data import sources, voc
+from ghm.data.sets import locate
 from ghm.data.voc import Part, Voc
 from ghm.errors import InputError
-from tests.data.conftest import BCCD
+from tests.data.conftest import SHARED, parameters
+
+BCCD = SHARED / "bccd"
 
 FORMAT = Voc(("cat", "dog"), {"train": (Part("A", "trainval"), Part("B", "trainval")), "test": (Part("A", "test"),)})
 
@@ -101,14 +104,19 @@ def test_a_missing_list_or_annotation_is_named(root: Path):
         converted(root)
 
 
-def test_the_fingerprint_changes_with_what_is_read(root: Path):
-    before = voc.fingerprint(FORMAT, root)
-    assert voc.fingerprint(FORMAT, root) == before
+def test_a_file_that_changes_is_converted_again_and_a_missing_folder_is_named(
+    root: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(voc.SETS, "voc", FORMAT)
+    monkeypatch.setitem(sources.ARCHIVES, "voc", ())
+    setting = parameters("voc", root=str(root))
+    first = locate(setting).root
+    assert locate(setting).root == first
     write(root, "B", "2", "", "trainval")
-    assert voc.fingerprint(FORMAT, root) != before
+    assert locate(setting).root != first
     shutil.rmtree(root / "B" / "Annotations")
     with pytest.raises(InputError, match=r"the folder .*B/Annotations is missing"):
-        voc.fingerprint(FORMAT, root)
+        locate(setting)
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="a copy of BCCD is not there")
