@@ -1,10 +1,9 @@
 """Laws of `params.yaml` at the door, and of its text: what `dvc exp run -S` changes in it."""
 
 import contextlib
-import copy
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,10 @@ from ruamel.yaml import YAML
 
 from ghm import params
 from ghm.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, changed, comments, flat
 
 TEXT = (ROOT / "params.yaml").read_text()
 COMMITTED = YAML(typ="safe").load(TEXT)
-
-
-def change(changes: dict[str, Any]) -> dict[str, Any]:
-    content = copy.deepcopy(COMMITTED)
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        value_of(content, path)[last] = value
-    return content
-
-
-def value_of(content: Any, path: list[str]) -> Any:
-    for name in path:
-        content = content[name]
-    return content
 
 
 def test_the_committed_file_is_valid_and_frozen():
@@ -89,13 +74,13 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
 )
 def test_a_wrong_value_is_refused_with_key_value_and_remedy(changes: dict[str, Any], words: str):
     with pytest.raises(InputError) as caught:
-        params.parse(change(changes))
+        params.parse(changed(COMMITTED, changes))
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)
 
 
 def test_all_mistakes_are_named_at_once_a_line_each():
-    content = change({"train.lr": -1, "train.workers": 4, "variants.fl_sl1.box": 5, "losses": {}})
+    content = changed(COMMITTED, {"train.lr": -1, "train.workers": 4, "variants.fl_sl1.box": 5, "losses": {}})
     del content["digits"]["seed"], content["custom"]
     with pytest.raises(InputError) as caught:
         params.parse(content)
@@ -109,17 +94,20 @@ def test_all_mistakes_are_named_at_once_a_line_each():
     ]
     changes = {"data.label_noise": 0.3, "data.name": "coco", "data.root": "a", "data.source": "b"}
     with pytest.raises(InputError) as caught:
-        params.parse(change({**changes, "model.head_channels": 40}))
+        params.parse(changed(COMMITTED, {**changes, "model.head_channels": 40}))
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_a_third_pair_of_a_custom_data_set_can_be_reported_on():
-    assert params.parse(change({"custom.test": TEST_PAIR, "data.name": "custom"})).splits() == ("val", "test")
+    assert params.parse(changed(COMMITTED, {"custom.test": TEST_PAIR, "data.name": "custom"})).splits() == (
+        "val",
+        "test",
+    )
 
 
 def test_a_variant_is_one_line_and_so_is_a_loss_section():
     giou = {"type": "GIoULoss", "loss_weight": 2.0}
-    loaded = params.parse(change({"variants.fl_giou": {"cls": "focal", "box": "giou"}, "giou": giou}))
+    loaded = params.parse(changed(COMMITTED, {"variants.fl_giou": {"cls": "focal", "box": "giou"}, "giou": giou}))
     assert loaded.losses["giou"] == params.Loss("GIoULoss", {"loss_weight": 2.0})
     assert loaded.variant("fl_giou") == params.Variant("focal", "giou")
     with pytest.raises(InputError, match="must be one of fl_sl1, ghmc_sl1, ghmc_ghmr.*got 'fl'"):
@@ -169,16 +157,7 @@ HOSTILE = (
 @given(key=st.sampled_from(HOSTILE), value=VALUES)
 def test_no_value_whatever_ends_in_anything_but_params_or_an_input_error(key: str, value: object):
     with contextlib.suppress(InputError):
-        params.parse(change({key: value}))
-
-
-def keys(content: Mapping[str, Any] = COMMITTED, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all values that are no sections."""
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+        params.parse(changed(COMMITTED, {key: value}))
 
 
 def word(value: object) -> str:
@@ -200,10 +179,6 @@ def other(value: Any) -> Any:
     return "text" if value is None else "other"
 
 
-def comments(text: str) -> list[str]:
-    return [line.split("#", 1)[1].strip() for line in text.splitlines() if "#" in line]
-
-
 @pytest.fixture
 def override(tmp_path: Path) -> Any:
     """`dvc exp run -S key=value ...` on a text of params.yaml: nothing else may change, and no comment."""
@@ -213,11 +188,7 @@ def override(tmp_path: Path) -> Any:
         path.write_text(text)
         apply_overrides(path, [f"{key}={word(value)}" for key, value in values.items()])
         after = path.read_text()
-        meant = YAML(typ="safe").load(text)
-        for key, value in values.items():
-            *names, last = key.split(".")
-            value_of(meant, names)[last] = value
-        assert YAML(typ="safe").load(after) == meant
+        assert YAML(typ="safe").load(after) == changed(YAML(typ="safe").load(text), values)
         assert comments(after) == comments(text)
         return after
 
@@ -225,10 +196,10 @@ def override(tmp_path: Path) -> Any:
 
 
 def test_values_that_change_go_back_to_the_same_bytes(override: Any):
-    before = {key: value_of(COMMITTED, key.split(".")) for key in keys()}
+    before = flat(COMMITTED)
     assert override(TEXT, before) == TEXT
-    changed = override(TEXT, {key: other(value) for key, value in before.items()})
-    assert override(changed, before) == TEXT
+    text = override(TEXT, {key: other(value) for key, value in before.items()})
+    assert override(text, before) == TEXT
 
 
 CHANGES = [
@@ -243,5 +214,4 @@ CHANGES = [
 
 @pytest.mark.parametrize(("key", "value"), CHANGES, ids=word)
 def test_a_list_or_null_takes_another_value_and_goes_back_to_the_same_bytes(override: Any, key: str, value: object):
-    changed = override(TEXT, {key: value})
-    assert override(changed, {key: value_of(COMMITTED, key.split("."))}) == TEXT
+    assert override(override(TEXT, {key: value}), {key: flat(COMMITTED)[key]}) == TEXT

@@ -1,7 +1,5 @@
 """Laws of presets: one command, comments kept, the difference shown, nothing written when the result is wrong."""
 
-import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from ruamel.yaml import YAML
 
 from ghm import params, presets
 from ghm.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, changed, comments, flat
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 OVERRIDES: dict[str, Any] = {  # valid with all presets
@@ -44,45 +42,26 @@ def read() -> dict[str, Any]:
     return YAML(typ="safe").load(text())
 
 
-def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(copy.deepcopy(content))
-    for key, value in changes.items():
-        result[key] = merged(result.get(key, {}), value) if isinstance(value, Mapping) else value
-    return result
-
-
 def preset(name: str) -> dict[str, Any]:
     content = YAML(typ="safe").load(ROOT / "presets" / f"{name}.yaml")
     base = content.pop("_base_", None)
-    return merged(preset(base), content) if base else content
+    return (preset(base) if base else {}) | flat(content)
 
 
-def override(values: dict[str, Any]) -> dict[str, Any]:
-    """As `dvc exp run -S key=value ...` does. Returns the values as sections."""
+def override(values: dict[str, Any]) -> None:
+    """As `dvc exp run -S key=value ...` does."""
     apply_overrides("params.yaml", [f"{key}={str(value).replace('None', 'null')}" for key, value in values.items()])
-    content: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, last = key.split(".")
-        section = content
-        for part in path:
-            section = section.setdefault(part, {})
-        section[last] = value
-    return content
-
-
-def comments() -> list[str]:
-    return [line.split("#", 1)[1].strip() for line in text().splitlines() if "#" in line]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_gives_valid_parameters_shows_them_and_keeps_every_comment(name: str):
-    before = comments()
+    before = comments(text())
     difference = presets.apply(name)
     after = text()
     params.load()
-    assert comments() == before
-    changed = [line[1:] for line in difference.splitlines() if line.startswith("+ ")]
-    assert changed and set(changed) <= {line.rstrip() for line in after.splitlines()}
+    assert comments(after) == before
+    shown = [line[1:] for line in difference.splitlines() if line.startswith("+ ")]
+    assert shown and set(shown) <= {line.rstrip() for line in after.splitlines()}
     assert presets.apply(name) == ""
     assert text() == after
 
@@ -107,11 +86,11 @@ def test_a_preset_means_the_same_whatever_presets_came_before():
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_and_overrides_in_any_order_mean_what_they_should(name: str):
     before = read()
-    values = override(OVERRIDES)
-    presets.apply(name)
-    assert read() == merged(merged(before, values), preset(name))
     override(OVERRIDES)
-    assert read() == merged(merged(before, preset(name)), values)
+    presets.apply(name)
+    assert read() == changed(before, OVERRIDES | preset(name))
+    override(OVERRIDES)
+    assert read() == changed(before, preset(name) | OVERRIDES)
     params.load()
 
 
@@ -123,12 +102,7 @@ def test_a_preset_leaves_the_form_that_dvc_leaves(name: str):
     override({"ghmc.bins": 30})
     assert text() == after
     Path("params.yaml").write_text(fresh)
-    flat = {}
-    for section, values in preset(name).items():
-        for key, value in values.items():
-            inner = value.items() if isinstance(value, Mapping) else [("", value)]
-            flat |= {f"{section}.{key}.{last}".rstrip("."): item for last, item in inner}
-    override(flat)
+    override(preset(name))
     assert text() == after
 
 
