@@ -42,7 +42,7 @@ class Variant(Section):
     cls: str
     box: str
     # section -> arguments
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"words": "one of these sections"})
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,9 @@ class Model(Section):
         if self.base_channels != 64 and self.backbone.startswith("resnext"):
             yield f"model.base_channels must be 64 with model.backbone: {self.backbone}, got {self.base_channels}"
         if self.pretrained_sha256 and pretrained in (None, "digits"):
-            setting = f"model.pretrained: {pretrained or 'null'}"
-            yield f"model.pretrained_sha256 must be null with {setting}, got {self.pretrained_sha256!r}"
+            yield f"model.pretrained_sha256 must be null with model.pretrained: {pretrained}, got {self.pretrained_sha256!r}"
         if pretrained is None and self.load_from is None and self.frozen_stages >= 0:
-            stages = f"got {self.frozen_stages}: random weights would stay random"
-            yield f"model.frozen_stages must be -1 when model.pretrained is null, {stages}"
+            yield f"model.frozen_stages must be -1 when model.pretrained is null, got {self.frozen_stages}"
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     machine: Machine
-    losses: dict[str, Loss] = field(default_factory=dict, metadata={"words": "loss sections, which have a `type`"})
+    losses: dict[str, Loss] = field(default_factory=dict)
 
     def broken(self) -> Iterator[str]:
         for name, variant in self.variants.items():
@@ -232,8 +230,7 @@ class Params(Section):
         if self.train.epochs == 0 and self.model.load_from is None:
             yield "train.epochs must be 1 or greater when model.load_from is null, got 0"
         if self.train.resume_from and self.model.load_from:
-            resumed = f"got {self.train.resume_from!r}: a training run starts from one checkpoint"
-            yield f"train.resume_from must be null when model.load_from is set, {resumed}"
+            yield f"train.resume_from must be null when model.load_from is set, got {self.train.resume_from!r}"
         if self.evaluate.split not in self.splits():
             allowed = f"{' or '.join(self.splits())} with data.name: {self.data.name}"
             yield f"evaluate.split must be {allowed}, got {self.evaluate.split!r}"

@@ -25,7 +25,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 # Type of pydantic's error -> what is allowed, where pydantic names types of Python.
 ALLOWED = {
     "bool_type": "true or false",
-    "dataclass_type": "a section with {keys}",
+    "dataclass_type": "a section",
     "dict_type": "a section",
     "string_pattern_mismatch": "a text like {pattern}",
     "string_type": "a text",
@@ -62,9 +62,8 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run from the repository's root, or restore it with git") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         line = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
         raise InputError(f"{path} is not valid YAML{line}: {problem}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold sections like `train:`, got {type(content).__name__}")
@@ -95,8 +94,7 @@ def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda
         elif isinstance(context.get("error"), InputError):  # of `Section.broken`, whose sentences are whole
             sentences.append(str(context["error"]))
         else:
-            keys = ", ".join(_keys(cls, path)) if kind == "dataclass_type" else ""
-            words = ALLOWED.get(kind, "").format(**context, keys=keys)
+            words = ALLOWED.get(kind, "").format(**context)
             words = words or re.sub("^(Input should be|Value error,) ", "", problem["msg"])
             sentences.append(f"{key} must be {words}, got {value!r}")
     raise InputError("\n".join(sentences))
@@ -116,11 +114,11 @@ def dotted(key: Key) -> str:
 
 
 def _keys(cls: Any, path: Key) -> list[str]:
-    """The keys of the section that `path` leads to, or the words for what a field of it gathers."""
+    """The keys of the section that `path` leads to."""
     for part in path:
         if dataclasses.is_dataclass(cls):
             cls = get_type_hints(cls)[str(part)]
             cls = get_args(cls)[0] if type(None) in get_args(cls) else cls
         else:  # dict[str, X] or tuple[X, ...]
             cls = next(filter(dataclasses.is_dataclass, get_args(cls)))
-    return [field.metadata.get("words", field.name) for field in dataclasses.fields(cls)]
+    return [field.name for field in dataclasses.fields(cls)]

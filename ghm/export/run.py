@@ -86,7 +86,6 @@ def plain_config(cfg: Config, variant: str) -> Config:
     load, resize, pack = loader.dataset.pipeline
     load.type, resize.type = "LoadImageFromFile", "Resize"
     loader.dataset.pipeline = [load, resize, {"type": "LoadAnnotations", "with_bbox": True}, pack]
-    evaluator.format_only = False
     return Config(
         {
             "default_scope": "mmdet",
