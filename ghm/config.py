@@ -25,11 +25,8 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
     """Write the config of one training run of `variant` and of its evaluation.
 
     Args:
-        params: the checked parameters.
-        variant: a name from `params.variants`.
         manifest: of the data set, for its classes and files.
         weights: the pretrained backbone, None to start from random weights.
-        seed: of everything random.
 
     Raises:
         InputError: a loss is for the other role, is unknown, or has wrong arguments.
@@ -42,16 +39,21 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
             **_training(params, manifest, seed),
             **_testing(params, manifest),
             randomness=dict(seed=seed),
-            env_cfg=dict(cudnn_benchmark=False, dist_cfg=dict(backend="nccl")),
             log_level="WARNING",
             visualizer=dict(type="Visualizer", vis_backends=None),
             # What `ghm.training` does by itself, and the weights depend on.
             speed={name: getattr(params.train, name) for name in ("precision", "channels_last", "compile", "tf32")},
             grad_clip=params.train.grad_clip,
-            resume=False,
             load_from=None,
         )
     )
+
+
+def for_run(params: Params, variant: str, seed: int) -> Config:
+    """The config of one training run and its evaluation, from what the stages `data` and `backbone` left."""
+    from ghm import backbones, data  # which build a backbone by this module
+
+    return build(params, variant, data.read_manifest(params), backbones.weights_path(params), seed)
 
 
 def backbone(model: Model) -> dict[str, Any]:
@@ -73,11 +75,7 @@ def preprocessor() -> dict[str, Any]:
 
 
 def steps(train: Train, manifest: dict[str, Any]) -> int:
-    """How many steps an epoch has.
-
-    Raises:
-        InputError: no image is left to train on.
-    """
+    """How many steps an epoch has. Raises InputError where no image is left to train on."""
     split = manifest["splits"]["train"]
     images = split["images"] - (split["images_without_boxes"] if train.filter_empty else 0)
     if images < 1:
@@ -89,7 +87,6 @@ def _detector(params: Params, variant: str, classes: int, weights: Path | None) 
     model, evaluate = params.model, params.evaluate
     expansion = 4 if BACKBONES[model.backbone]["depth"] >= 50 else 1
     init = dict(type="Pretrained", checkpoint=str(weights)) if weights else None
-    thresholds = dict(pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
     return dict(
         type="RetinaNet",
         data_preprocessor=preprocessor(),
@@ -104,8 +101,7 @@ def _detector(params: Params, variant: str, classes: int, weights: Path | None) 
         ),
         bbox_head=_head(params, variant, classes),
         train_cfg=dict(
-            assigner=dict(type="MaxIoUAssigner", **thresholds),
-            sampler=dict(type="PseudoSampler"),
+            assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
             allowed_border=-1,
             pos_weight=-1,
             debug=False,
@@ -143,7 +139,6 @@ def _head(params: Params, variant: str, classes: int) -> dict[str, Any]:
             ratios=list(model.anchors.ratios),
             strides=[8 * 2**level for level in range(model.levels)],
         ),
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
         reg_decoded_bbox=losses["box"]["type"].endswith("IoULoss"),  # these compare boxes, the others deltas
         loss_cls=losses["cls"],
         loss_bbox=losses["box"],
@@ -171,9 +166,9 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
             num_workers=params.machine.workers,
             persistent_workers=params.machine.workers > 0,
             sampler=dict(type="DefaultSampler", shuffle=True),
-            batch_sampler=dict(type="ghm.PlacedBatches"),
+            batch_sampler=dict(type="ghm.ResumableBatches"),
             collate_fn=dict(type="ghm.collate"),
-            worker_init_fn=dict(type="ghm.deaf_worker"),
+            worker_init_fn=dict(type="ghm.ignore_signals"),
             dataset=dict(type="ghm.Samples", seed=seed, dataset=images),
         ),
         train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=train.epochs),

@@ -116,14 +116,13 @@ class Model(Section):
     anchors: Anchors
 
     def broken(self) -> Iterator[str]:
-        channels, pretrained = self.head_channels, self.pretrained
-        if self.head_norm == "GN" and channels % GROUPS:
+        if self.head_norm == "GN" and (channels := self.head_channels) % GROUPS:
             yield f"model.head_channels must be a multiple of {GROUPS} with model.head_norm: GN, got {channels}"
         if self.base_channels != 64 and self.backbone.startswith("resnext"):
             yield f"model.base_channels must be 64 with model.backbone: {self.backbone}, got {self.base_channels}"
-        if self.pretrained_sha256 and pretrained in (None, "digits"):
-            yield f"model.pretrained_sha256 must be null with model.pretrained: {pretrained}, got {self.pretrained_sha256!r}"
-        if pretrained is None and self.load_from is None and self.frozen_stages >= 0:
+        if self.pretrained_sha256 and self.pretrained in (None, "digits"):
+            yield f"model.pretrained_sha256 must be null without a file to check, got {self.pretrained_sha256!r}"
+        if self.pretrained is None and self.load_from is None and self.frozen_stages >= 0:
             yield f"model.frozen_stages must be -1 when model.pretrained is null, got {self.frozen_stages}"
 
 
@@ -191,7 +190,7 @@ class Machine(Section):
     """How the work is done here. No stage depends on it."""
 
     workers: CountOrZero
-    launcher: Literal["none", "pytorch", "slurm"]
+    launcher: Literal["none", "pytorch"]
     checkpoint_minutes: Positive
     check_images: Literal["none", "sample", "all"]
     trackers: tuple[Literal["tensorboard"], ...]
@@ -242,11 +241,7 @@ class Params(Section):
         return {"coco": ("val",), "voc": ("test",)}.get(self.data.name, ("val", "test"))
 
     def variant(self, name: str) -> Variant:
-        """Return the variant `name`.
-
-        Raises:
-            InputError: there is no such variant.
-        """
+        """The variant `name`. Raises InputError where there is none."""
         if name not in self.variants:
             raise InputError(f"the variant must be one of {', '.join(self.variants)}, got {name!r}")
         return self.variants[name]
