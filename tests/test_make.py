@@ -143,8 +143,8 @@ def pipeline(copy: Copy) -> Copy:
     dvc = copy.root / ".venv" / "bin" / "dvc"
     dvc.write_text(f"#!{copy.root}/.venv/bin/python\nfrom dvc.cli import main\nimport sys\nsys.exit(main())\n")
     dvc.chmod(0o755)
-    for name in ("ghm", "stages", "params.yaml"):
-        (copy.root / name).symlink_to(ROOT / name)
+    (copy.root / "ghm").symlink_to(ROOT / "ghm")
+    shutil.copy(ROOT / "params.yaml", copy.root)
     (copy.root / "dvc.yaml").write_text(STAGES)
     (copy.root / "report.py").write_text(REPORT)
     (copy.root / "input.md").write_text(f"## Result\n\n{TABLE}\n\n## How sure\n\n{TABLE}\n\n## Published\n")
@@ -158,8 +158,11 @@ def test_repro_prints_one_table_whether_the_report_ran_or_not(pipeline: Copy):
         assert words in printed
         assert printed.count(TABLE) == printed.count("| variant") == 1
         assert printed.endswith("Details: reports/ap_table.md\n")
-    (pipeline.root / "report.py").write_text("raise SystemExit('broken')")
     (pipeline.root / "input.md").write_text("otherwise")
+    (pipeline.root / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("bins: 30", "bins: 0"))
+    assert pipeline.refused("repro").startswith("error: ghmc.bins must be a whole number, 1 or greater, got 0")
+    (pipeline.root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (pipeline.root / "report.py").write_text("raise SystemExit('broken')")
     done = pipeline.run("repro")
     assert done.returncode != 0 and "| variant" not in done.stdout and "Details" not in done.stdout
 
