@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StrictBool
 
 from ghm import sections
 from ghm.errors import InputError
-from ghm.sections import Count, CountOrZero, Key, NotNegative, Positive, Section, Seed, Share
+from ghm.sections import Count, CountOrZero, NotNegative, Positive, Section, Seed, Share
 
 
 def _inside(value: str) -> str:
@@ -260,11 +260,7 @@ class Params(Section):
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
-    """Read and check a parameter file.
-
-    Raises:
-        InputError: the file is missing, is no YAML mapping, or keys or values in it are wrong.
-    """
+    """Read and check a parameter file. Raises InputError where it is missing, no such file, or wrong: see `parse`."""
     return parse(sections.read(path))
 
 
@@ -278,7 +274,7 @@ def parse(content: Mapping[str, Any]) -> Params:
     known["losses"] = {name: _gathered(loss, Loss, "arguments") for name, loss in known["losses"].items()}
     if isinstance(variants := known.get("variants"), Mapping):
         known["variants"] = {name: _gathered(variant, Variant, "overrides") for name, variant in variants.items()}
-    return sections.build(Params, known, _key)
+    return sections.build(Params, known, hidden=("losses", "arguments", "overrides"))
 
 
 def _gathered(content: Any, cls: type, into: str) -> Any:
@@ -288,9 +284,3 @@ def _gathered(content: Any, cls: type, into: str) -> Any:
     names = {section.name for section in fields(cls)} - {into}
     named = {name: value for name, value in content.items() if name in names}
     return {**named, into: {name: value for name, value in content.items() if name not in names}}
-
-
-def _key(key: Key) -> Key:
-    """A key in `params.yaml`, from that in `Params`."""
-    added = {(0, "losses"), (2, "arguments"), (2, "overrides")}
-    return tuple(part for place, part in enumerate(key) if (place, part) not in added)

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -33,7 +33,6 @@ ALLOWED = {
     "tuple_type": "a list",
 }
 Built = TypeVar("Built")
-Key = tuple[str | int, ...]
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
@@ -52,11 +51,7 @@ class Section:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a YAML file with sections, unchecked.
-
-    Raises:
-        InputError: the file is missing or is no YAML mapping.
-    """
+    """The content of a YAML file with sections, unchecked. Raises InputError where it is missing or no such file."""
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,11 +65,11 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda key: key) -> Built:
+def build(cls: type[Built], content: object, hidden: Container[str] = ()) -> Built:
     """Make a dataclass from a section.
 
     Args:
-        name: the key in the file, from that in `content`.
+        hidden: names of fields that gather what the file has one level higher.
 
     Raises:
         InputError: all that is wrong, a line each: key, what is allowed, value.
@@ -86,7 +81,7 @@ def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda
     sentences = []
     for problem in problems:
         kind, path, value, context = problem["type"], problem["loc"], problem["input"], problem.get("ctx", {})
-        key = dotted(name(path))
+        key = _dotted([part for part in path if part not in hidden])
         if kind == "missing":
             sentences.append(f"{key} is missing")
         elif kind in ("unexpected_keyword_argument", "invalid_key"):
@@ -107,13 +102,13 @@ def unknown(key: str, value: object, known: Iterable[str]) -> str:
     return f"{key} is not a known key, got {value!r}{meant} allowed: {', '.join(known)}"
 
 
-def dotted(key: Key) -> str:
+def _dotted(key: Sequence[str | int]) -> str:
     """A key as people type it: `train.image_scale[0]`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in key]
     return "".join(parts).removeprefix(".").removesuffix(".[key]")
 
 
-def _keys(cls: Any, path: Key) -> list[str]:
+def _keys(cls: Any, path: Sequence[str | int]) -> list[str]:
     """The keys of the section that `path` leads to."""
     for part in path:
         if dataclasses.is_dataclass(cls):

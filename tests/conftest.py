@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from tqdm import tqdm
 
 # Before torch is imported: importing mmengine may start CUDA, and what is forked after that cannot use it. Tests that
@@ -54,6 +55,17 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in content.items():
         values |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return values
+
+
+def override_file(path: Path, values: Mapping[str, Any]) -> None:
+    """As `dvc exp run -S key=value ...` does."""
+
+    def word(value: object) -> str:
+        if isinstance(value, Mapping):
+            return "{" + ",".join(f"{name}: {word(item)}" for name, item in value.items()) + "}"
+        return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+    apply_overrides(path, [f"{key}={word(value)}" for key, value in values.items()])
 
 
 def comments(text: str) -> list[str]:

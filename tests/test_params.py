@@ -3,19 +3,17 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from ghm import params
 from ghm.errors import InputError
-from tests.conftest import ROOT, changed, comments, flat
+from tests.conftest import ROOT, changed, comments, flat, override_file
 
 TEXT = (ROOT / "params.yaml").read_text()
 COMMITTED = YAML(typ="safe").load(TEXT)
@@ -38,7 +36,6 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"train.lr": float("nan")}, "train.lr must be a finite number, got nan"),
         ({"train.image_scale": [1, 2]}, "train.image_scale must be [long, short] in pixels, got [1, 2]"),
         ({"train.image_scale": 128}, "train.image_scale must be a list, got 128"),
-        ({"train.lr_steps": [8]}, "train.lr_steps must be [] with train.schedule: cosine, got [8]"),
         ({"train.schedule": "step"}, "train.lr_steps must name epochs with train.schedule: step, got []"),
         ({"train.epochs": True}, "train.epochs must be a valid integer, got True"),
         ({"train.epoch": 3}, "train.epoch is not a known key, got 3; did you mean epochs? allowed: epochs, batch_size"),
@@ -48,10 +45,7 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"model.head_channels": 40}, "model.head_channels must be a multiple of 16 with model.head_norm: GN, got 40"),
         ({"model.anchors.ratios": [1, -1]}, "model.anchors.ratios[1] must be greater than 0, got -1"),
         ({"model.norm_eval": 1}, "model.norm_eval must be true or false, got 1"),
-        ({"model.pretrained_sha256": "xyz"}, "model.pretrained_sha256 must be a text like ^[0-9a-f]{8,64}$, got 'xyz'"),
-        ({"data.test2017": True}, "data.test2017 must be false with data.name: digits, got true"),
         ({"custom.train.images": "../up"}, "custom.train.images must be a relative path without .., got '../up'"),
-        ({"custom.val": None}, "custom.val must be a section, got None"),
         ({"seeds": []}, "seeds must be a list or section with at least 1 entry, got []"),
         ({"seeds": [1, 1]}, "seeds must differ from each other, got [1, 1]"),
         ({"variants.fl_sl1": "focal"}, "variants.fl_sl1 must be a section, got 'focal'"),
@@ -65,11 +59,9 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
             {"variants.fl_sl1.focal": {"type": "x"}},
             "variants.fl_sl1.focal.type cannot be overridden: name another loss",
         ),
-        ({"focal.type": 1}, "focal.type must be a text, got 1"),
         ({"trian": {"epochs": 3}}, "trian.type is missing"),
         ({"data.root": "a", "data.source": "b"}, "data.root and data.source cannot both be set, got 'a' and 'b'"),
         ({"data.name": "coco"}, "evaluate.split must be val with data.name: coco, got 'test'"),
-        ({"data.name": "custom"}, "evaluate.split must be val with data.name: custom, got 'test'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_key_value_and_remedy(changes: dict[str, Any], words: str):
@@ -80,16 +72,16 @@ def test_a_wrong_value_is_refused_with_key_value_and_remedy(changes: dict[str, A
 
 
 def test_all_mistakes_are_named_at_once_a_line_each():
-    content = changed(COMMITTED, {"train.lr": -1, "train.workers": 4, "variants.fl_sl1.box": 5, "losses": {}})
+    content = changed(COMMITTED, {"train.lr": -1, "train.workers": 4, "variants.fl_sl1.box": 5, "trian": {}})
     del content["digits"]["seed"], content["custom"]
     with pytest.raises(InputError) as caught:
         params.parse(content)
     assert sorted(line.split(",")[0] for line in str(caught.value).splitlines()) == [
         "custom is missing",
         "digits.seed is missing",
-        "losses.type is missing",
         "train.lr must be greater than 0",
         "train.workers is not a known key",
+        "trian.type is missing",
         "variants.fl_sl1.box must be a text",
     ]
     changes = {"data.label_noise": 0.3, "data.name": "coco", "data.root": "a", "data.source": "b"}
@@ -160,15 +152,6 @@ def test_no_value_whatever_ends_in_anything_but_params_or_an_input_error(key: st
         params.parse(changed(COMMITTED, {key: value}))
 
 
-def word(value: object) -> str:
-    """A value as people type it after `-S key=`."""
-    if isinstance(value, list):
-        return f"[{','.join(map(word, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{name}: {word(item)}" for name, item in value.items()) + "}"
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
-
-
 def other(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
@@ -186,7 +169,7 @@ def override(tmp_path: Path) -> Any:
 
     def apply(text: str, values: dict[str, Any]) -> str:
         path.write_text(text)
-        apply_overrides(path, [f"{key}={word(value)}" for key, value in values.items()])
+        override_file(path, values)
         after = path.read_text()
         assert YAML(typ="safe").load(after) == changed(YAML(typ="safe").load(text), values)
         assert comments(after) == comments(text)
@@ -212,6 +195,6 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), CHANGES, ids=word)
+@pytest.mark.parametrize(("key", "value"), CHANGES)
 def test_a_list_or_null_takes_another_value_and_goes_back_to_the_same_bytes(override: Any, key: str, value: object):
     assert override(override(TEXT, {key: value}), {key: flat(COMMITTED)[key]}) == TEXT

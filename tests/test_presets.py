@@ -1,15 +1,15 @@
 """Laws of presets: one command, comments kept, the difference shown, nothing written when the result is wrong."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
 from ghm import params, presets
 from ghm.errors import InputError
-from tests.conftest import ROOT, changed, comments, flat
+from tests.conftest import ROOT, changed, comments, flat, override_file
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 OVERRIDES: dict[str, Any] = {  # valid with all presets
@@ -27,9 +27,7 @@ OVERRIDES: dict[str, Any] = {  # valid with all presets
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "presets").mkdir()
-    for path in (ROOT / "presets").glob("*.yaml"):
-        (tmp_path / "presets" / path.name).write_text(path.read_text())
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -46,11 +44,6 @@ def preset(name: str) -> dict[str, Any]:
     content = YAML(typ="safe").load(ROOT / "presets" / f"{name}.yaml")
     base = content.pop("_base_", None)
     return (preset(base) if base else {}) | flat(content)
-
-
-def override(values: dict[str, Any]) -> None:
-    """As `dvc exp run -S key=value ...` does."""
-    apply_overrides("params.yaml", [f"{key}={str(value).replace('None', 'null')}" for key, value in values.items()])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,10 +79,10 @@ def test_a_preset_means_the_same_whatever_presets_came_before():
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_and_overrides_in_any_order_mean_what_they_should(name: str):
     before = read()
-    override(OVERRIDES)
+    override_file(Path("params.yaml"), OVERRIDES)
     presets.apply(name)
     assert read() == changed(before, OVERRIDES | preset(name))
-    override(OVERRIDES)
+    override_file(Path("params.yaml"), OVERRIDES)
     assert read() == changed(before, preset(name) | OVERRIDES)
     params.load()
 
@@ -99,10 +92,10 @@ def test_a_preset_leaves_the_form_that_dvc_leaves(name: str):
     fresh = text()
     presets.apply(name)
     after = text()
-    override({"ghmc.bins": 30})
+    override_file(Path("params.yaml"), {"ghmc.bins": 30})
     assert text() == after
     Path("params.yaml").write_text(fresh)
-    override(preset(name))
+    override_file(Path("params.yaml"), preset(name))
     assert text() == after
 
 
