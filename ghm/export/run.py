@@ -83,7 +83,6 @@ def plain_config(cfg: Config) -> Config:
     load, resize, pack = loader.dataset.pipeline
     load.type, resize.type = "LoadImageFromFile", "Resize"
     loader.dataset.pipeline = [load, resize, {"type": "LoadAnnotations", "with_bbox": True}, pack]
-    evaluator.format_only = False
     return Config(
         {
             "default_scope": "mmdet",
