@@ -50,7 +50,7 @@ class Memory:
 
     def contents(self, root: Path, names: Sequence[str], *, images: bool = True) -> dict[str, Content]:
         """The content of those files `names` below `root` that are there; what is not remembered is read."""
-        path = self._path(str(root.resolve()), "images" if images else "annotations")
+        path = self.folder / f"{_sha256(f'{root.resolve()} {images}')[:24]}.json"
         try:
             known = msgspec.json.decode(path.read_bytes(), type=dict[str, Content])
         except (OSError, msgspec.MsgspecError):  # missing, of an earlier form, or damaged: made again
@@ -59,30 +59,16 @@ class Memory:
         changed = [name for name, stamp in stamps.items() if name not in known or known[name].stamp != stamp]
         if changed:
             known |= _read_all(root, changed, sum(stamps[name][0] for name in changed), images)
-            self._write(path, known)
+            try:
+                files.write_text(path, msgspec.json.encode(known).decode())
+            except OSError as error:
+                _log.warning(
+                    "checksums cannot be kept in %s (%s): all data are read again next time. Set GHM_DATA_ROOT to a "
+                    "folder that can be written, and data.root to where the data are",
+                    self.folder,
+                    error.strerror,
+                )
         return {name: known[name] for name in stamps if name in known}
-
-    def is_known(self, *texts: str) -> bool:
-        """Whether `remember` was told of these texts."""
-        return self._path(*texts).exists()
-
-    def remember(self, *texts: str) -> None:
-        """Keep in mind that something is true of these texts."""
-        self._write(self._path(*texts), [])
-
-    def _path(self, *texts: str) -> Path:
-        return self.folder / f"{_sha256(chr(0).join(texts))[:24]}.json"
-
-    def _write(self, path: Path, content: Any) -> None:
-        try:
-            files.write_text(path, msgspec.json.encode(content).decode())
-        except OSError as error:
-            _log.warning(
-                "checksums cannot be kept in %s (%s): all data are read again next time. Set GHM_DATA_ROOT to a folder "
-                "that can be written, and data.root to where the data are",
-                self.folder,
-                error.strerror,
-            )
 
 
 def combined(names: Iterable[str], contents: dict[str, Content]) -> str:
