@@ -87,12 +87,9 @@ def existing_copy(name: str, root: Path, archives: tuple[Archive, ...]) -> Path:
     Raises:
         InputError: it is not there, or lacks something; nothing is fetched into a folder that a person named.
     """
-    if not root.is_dir():
-        needed = ", ".join(path for archive in archives for path in archive.provides)
-        raise InputError(f"{root} is missing: set data.root or GHM_DATA_ROOT to a copy of {name} with {needed}")
     missing = [path for archive in archives for path in archive.provides if not (root / path).exists()]
     if missing:
-        raise InputError(f"{root} is no copy of {name}: {', '.join(missing)} missing below it; correct data.root")
+        raise InputError(f"{root} is no copy of {name}: {', '.join(missing)} missing below it; set data.root to one")
     return root
 
 
@@ -111,15 +108,14 @@ def find_or_fetch(name: str, root: Path, archives: tuple[Archive, ...], source: 
     """
     local = Path(source).expanduser().absolute() if source and not _is_url(source) else None
     if local is not None:
-        if not local.exists():
-            raise InputError(f"data.source must be a URL or an existing folder or archive, got {source!r}")
         if local.is_dir() and not _missing(archives, local):
             return local
-        absent = [archive.remote.name for archive in archives if not (local / archive.remote.name).is_file()]
-        if local.is_dir() and absent:
-            raise InputError(f"data.source: {local} holds neither a copy of {name} nor {', '.join(absent)}")
-        if local.is_file() and len(archives) > 1:
-            raise InputError(f"data.source must be the folder that holds {', '.join(absent)}, got the file {local}")
+        names = [archive.remote.name for archive in archives]
+        is_archive = local.is_file() and len(archives) == 1
+        if absent := [name for name in names if not (is_archive or (local / name).is_file())]:
+            raise InputError(
+                f"data.source must be a URL, a copy of {name} or a folder with {', '.join(absent)}, got {source!r}"
+            )
     if not _missing(archives, root):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -161,13 +157,9 @@ def _at(source: str | None, remote: Remote, is_only: bool) -> Remote:
     """The remote file at the address that `data.source` names."""
     if source is None:
         return remote
-    if not urlsplit(source).path.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")):
-        return replace(remote, urls=(f"{source.rstrip('/')}/{remote.name}",))
-    if not is_only:
-        raise InputError(
-            f"data.source must be the URL of the folder that holds {remote.name} and the others, got {source!r}"
-        )
-    return replace(remote, urls=(source,))
+    if is_only and urlsplit(source).path.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")):
+        return replace(remote, urls=(source,))
+    return replace(remote, urls=(f"{source.rstrip('/')}/{remote.name}",))
 
 
 def _unpack(archive: Archive, file: Path, root: Path) -> None:
@@ -181,7 +173,7 @@ def _unpack(archive: Archive, file: Path, root: Path) -> None:
                 f"the files in {file} are not those that were published: SHA-256 of their list must be "
                 f"{archive.tree_sha256}, got {actual}"
             )
-        unpack.merge(new, root, last=archive.provides)
+        unpack.merge(new, root, last=[root / path for path in archive.provides])
     except OSError as error:
         raise InputError(
             f"{file} cannot be unpacked into {root} ({error.strerror}): clear what is there away"

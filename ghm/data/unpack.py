@@ -5,7 +5,7 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -68,25 +68,20 @@ def tree_sha256(folder: Path) -> str:
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 
-def merge(source: Path, target: Path, last: Collection[str]) -> None:
-    """Move all that is below one folder to another, what holds the paths `last` after all else.
+def merge(source: Path, target: Path, last: Collection[Path]) -> None:
+    """Move all that is below one folder to another, what is or holds the paths `last` after all else.
 
-    So whoever sees those has everything, whenever the process was killed.
+    So whoever sees those has everything, whenever the process was killed. A folder is moved at once where the target
+    lacks it.
     """
     target.mkdir(parents=True, exist_ok=True)
-    moves = list(_moves(source, target))
-    for old, new in sorted(moves, key=lambda move: any((target / name).is_relative_to(move[1]) for name in last)):
-        old.replace(new)
-
-
-def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder is moved at once where the target lacks it."""
-    for old in source.iterdir():
+    moves = [(any(target / old.name in (path, *path.parents) for path in last), old) for old in source.iterdir()]
+    for _, old in sorted(moves):
         new = target / old.name
         if old.is_dir() and new.is_dir() and not new.is_symlink():
-            yield from _moves(old, new)
+            merge(old, new, last)
         else:
-            yield old, new
+            old.replace(new)
 
 
 def _chosen(archive: Path, members: dict[str, Any], strip: int, wanted: Collection[str]) -> dict[str, Any]:

