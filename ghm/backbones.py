@@ -93,8 +93,7 @@ def _write(state: dict[str, Tensor], folder: Path, name: str) -> dict[str, str]:
     path = folder / f"{name}.pth"
     checkpoints.write(state, path)
     checksum = files.digest(path)
-    path.rename(folder / f"{name}-{checksum[:8]}.pth")
-    return {"file": f"{name}-{checksum[:8]}.pth", "sha256": checksum}
+    return {"file": path.rename(folder / f"{name}-{checksum[:8]}.pth").name, "sha256": checksum}
 
 
 def _pretrained(parameters: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,10 +105,9 @@ def _pretrained(parameters: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
         return pretraining.weights(parameters)
     if source in SOURCES:
+        known = ", ".join(SOURCES[source])
         if model.backbone not in SOURCES[source]:
-            others = "".join(f"; {name} has them" for name, known in SOURCES.items() if model.backbone in known)
-            known = ", ".join(SOURCES[source])
-            raise InputError(f"model.pretrained: {source} has weights for {known}, not for {model.backbone}{others}")
+            raise InputError(f"model.pretrained: {source} has weights for {known}, not for {model.backbone}")
         if model.base_channels != 64:
             raise InputError(
                 f"model.base_channels must be 64 with model.pretrained: {source}, got {model.base_channels}"
@@ -120,19 +118,16 @@ def _pretrained(parameters: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _obtain(value: str, key: str, checksum: str | None) -> tuple[Path, dict[str, str]]:
-    """Find or fetch a checkpoint.
+    """Find or fetch the checkpoint that the parameter `key` names by the URL or file `value`.
 
     Args:
-        value: a URL or a file.
-        key: the parameter that names it.
         checksum: the first digits of its SHA-256, None to take those in its name.
 
     Returns:
         Where it lies, and for the record where it is from and its checksum.
 
     Raises:
-        InputError: it is not there, cannot be fetched, or is not that of the checksum; or nothing says what the
-            checksum of a file to fetch must be.
+        InputError: it cannot be had, is not that of the checksum, or nothing says what that of a fetched file must be.
     """
     is_url = bool(re.match(r"https?://.", value))
     name = re.split("[?#]", value)[0].rpartition("/")[2] if is_url else Path(value).name

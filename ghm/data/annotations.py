@@ -73,25 +73,18 @@ def read(path: Path, kind: type[Content]) -> Content:
         InputError: it is missing, is in another encoding, is no JSON, lacks a key or holds a value of another type, has
             no images or no categories.
     """
+    is_strict = kind is not LooseAnnotations
+    remedy = " (`data.name: custom` reads more)" if is_strict else ""
     try:
         text = path.read_bytes()
+        encoding = json.detect_encoding(text)
+        if is_strict and encoding != "utf-8":
+            raise InputError(
+                f"the annotation file {path} must be UTF-8 without a byte-order mark, it is {encoding}{remedy}"
+            )
+        content = _decode(text.decode(encoding).encode(), kind)
     except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise InputError(f"the annotation file {path} {reason}") from None
-    if not text.strip():
-        raise InputError(f"the annotation file {path} is empty")
-    encoding, is_strict = json.detect_encoding(text), kind is not LooseAnnotations
-    remedy = " (`data.name: custom` reads more)" if is_strict else ""
-    if is_strict and encoding != "utf-8":
-        raise InputError(
-            f"the annotation file {path} must be UTF-8 without a byte-order mark, it is {encoding}{remedy}"
-        )
-    try:
-        if encoding != "utf-8":
-            text = text.decode(encoding).encode()
-        elif is_strict and not text.isascii():
-            text.decode()  # msgspec passes over what it does not need, pycocotools does not
-        content = _decode(text, kind)
+        raise InputError(f"the annotation file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(
             f"the annotation file {path} is neither UTF-8 nor UTF-16, perhaps GBK or Latin-1: save it as UTF-8"

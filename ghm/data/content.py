@@ -58,7 +58,10 @@ class Memory:
         stamps = {name: stamp for name in names if (stamp := _stamp(root / name))}
         changed = [name for name, stamp in stamps.items() if name not in known or known[name].stamp != stamp]
         if changed:
-            known |= _read_all(root, changed, sum(stamps[name][0] for name in changed), images)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                read = pool.map(lambda name: _read(root / name, images), changed)
+                bar = tqdm(read, f"checksums of {root.name}", len(changed), unit="file", delay=1, leave=False)
+                known |= {name: content for name, content in zip(changed, bar, strict=True) if content}
             try:
                 files.write_text(path, msgspec.json.encode(known).decode())
             except OSError as error:
@@ -104,20 +107,8 @@ def _stamp(path: Path) -> Stamp | None:
         status = path.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def _read_all(root: Path, names: Sequence[str], size: int, images: bool) -> dict[str, Content]:
-    bar = tqdm(total=size, desc=f"checksums of {root.name}", unit="B", unit_scale=True, delay=1, leave=False)
-    contents: dict[str, Content] = {}
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, content in zip(names, pool.map(lambda name: _read(root / name, images), names), strict=True):
-            if content is not None:
-                contents[name] = content
-                bar.update(content.stamp[0])
-    return contents
+    is_file = stat.S_ISREG(status.st_mode)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino) if is_file else None
 
 
 def _read(path: Path, is_image: bool) -> Content | None:

@@ -12,7 +12,7 @@ from ghm.data import annotations, custom, sources, voc
 from ghm.data.content import Memory
 from ghm.data.manifest import Split
 from ghm.errors import InputError
-from ghm.params import CustomSplit, Params
+from ghm.params import Params
 
 IMAGES = "images"  # the link to the user's folder in a custom data set of ours
 COCO_SPLITS = {name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")}
@@ -78,7 +78,8 @@ def _voc(parameters: Params) -> Located:
     home = {"voc": "VOCdevkit", "bccd": "bccd"}[name]
     images = _published(parameters, home, sources.ARCHIVES[name])
     format_ = voc.SETS[name]
-    listing = _listing(voc.sources(format_, images), stats=True)
+    folders = {images / folder for parts in format_.splits.values() for folder, _ in parts}
+    listing = _listing([folder / below for folder in folders for below in ("Annotations", "ImageSets")], stats=True)
     root = store() / f"{name}-{_key(Path(voc.__file__).read_bytes(), [str(images), listing])}"
 
     def fill(folder: Path) -> None:
@@ -92,15 +93,11 @@ def _voc(parameters: Params) -> Located:
 
 def _custom(parameters: Params) -> Located:
     """The user's files stay as they are: plain COCO files made from them lie in a folder of ours, beside a link."""
-    sections: dict[str, CustomSplit | None] = {
-        name: getattr(parameters.custom, name) for name in ("train", "val", "test")
-    }
+    sections = {name: getattr(parameters.custom, name) for name in ("train", "val", "test")}
     theirs = {name: Split(section.annotations, section.images) for name, section in sections.items() if section}
     home = _custom_root(parameters, theirs)
     texts = [_digest(home / split.annotations) for split in theirs.values()]
-    listing = _listing(
-        [home / split.folder for split in theirs.values()]
-    )  # files are known by how the disk spells them
+    listing = _listing([home / split.folder for split in theirs.values()])  # names as the disk spells them
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (custom, annotations))
     root = store() / f"custom-{_key(code, [str(home), texts, listing, asdict(parameters.custom)])}"
 

@@ -9,13 +9,13 @@ import pytest
 
 from ghm.data import sources, voc
 from ghm.data.sets import locate
-from ghm.data.voc import Part, Voc
+from ghm.data.voc import Voc
 from ghm.errors import InputError
 from tests.data.conftest import SHARED, parameters
 
 BCCD = SHARED / "bccd"
 
-FORMAT = Voc(("cat", "dog"), {"train": (Part("A", "trainval"), Part("B", "trainval")), "test": (Part("A", "test"),)})
+FORMAT = Voc(("cat", "dog"), {"train": (("A", "trainval"), ("B", "trainval")), "test": (("A", "test"),)})
 
 
 def thing(name: str, box: str = "2 3 4 5", difficult: str | None = "0") -> str:
@@ -115,7 +115,7 @@ def test_a_file_that_changes_is_converted_again_and_a_missing_folder_is_named(
     write(root, "B", "2", "", "trainval")
     assert locate(setting).root != first
     shutil.rmtree(root / "B" / "Annotations")
-    with pytest.raises(InputError, match=r"the folder .*B/Annotations is missing"):
+    with pytest.raises(InputError, match=r"B/Annotations/.*xml is missing"):
         locate(setting)
 
 
