@@ -1,18 +1,18 @@
 """`python -m ghm.check`: check `params.yaml` and the losses of its variants; `--schema` writes its JSON schema.
 
-The losses of this package are checked by their own signatures, which takes torch alone; others by building them.
+The losses of this package need torch alone; others are built by mmdet.
 """
 
 import argparse
-import dataclasses
 import inspect
 import json
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from torch import nn
 
 from ghm import files, params, sections
@@ -30,15 +30,14 @@ def losses(parameters: Params) -> None:
     Raises:
         InputError: all that is wrong, a line each.
     """
-    sentences = []
-    for variant in parameters.variants:
-        for role in ("cls", "box"):
-            try:
-                build(parameters, variant, role)
-            except InputError as error:
-                sentences += str(error).splitlines()
+    sentences: dict[str, None] = {}  # each once, though variants share losses
+    for variant, role in product(parameters.variants, get_args(Role)):
+        try:
+            build(parameters, variant, role)
+        except InputError as error:
+            sentences |= dict.fromkeys(str(error).splitlines())
     if sentences:
-        raise InputError("\n".join(dict.fromkeys(sentences)))
+        raise InputError("\n".join(sentences))
 
 
 def build(parameters: Params, variant: str, role: Role) -> nn.Module:
@@ -66,24 +65,15 @@ def _ours(loss: Loss, key: Callable[[str], str]) -> nn.Module:
         known = ", ".join(f"ghm.{name}" for name in package.__all__)
         raise InputError(f"{key('type')} must be one of {known}, or of mmdet's losses, got {loss.type!r}")
     cls = getattr(package, name)
-    sections.build(_signature(cls), loss.arguments, lambda path: (key(str(path[0])), *path[1:]))
+    known = inspect.signature(cls).parameters
+    unknown = [name for name in loss.arguments if name not in known]
+    if unknown:
+        raise InputError("\n".join(sections.unknown(key(name), loss.arguments[name], known) for name in unknown))
     try:
         return cls(**loss.arguments)
-    except ValueError as error:
+    except ValueError as error:  # its message begins with the argument
         argument, _, rest = str(error).partition(" ")
         raise InputError(f"{key(argument)} {rest}") from None
-
-
-@cache
-def _signature(cls: type) -> type:
-    """The arguments of a class as a dataclass that pydantic checks."""
-    hints = get_type_hints(cls.__init__)
-    arguments = []
-    for name, parameter in inspect.signature(cls).parameters.items():
-        hint = Annotated[hints[name], Field(strict=True)] if hints[name] in (bool, int, float) else hints[name]
-        default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
-        arguments.append((name, hint, dataclasses.field(default=default)))
-    return dataclasses.make_dataclass(cls.__name__, arguments, bases=(sections.Section,), kw_only=True)
 
 
 def _registered(loss: Loss, section: str) -> nn.Module:

@@ -5,23 +5,25 @@ keys, their values and what is allowed. The arguments of losses are checked by `
 torch nor mmdet.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import AfterValidator, Field, StrictBool
 
 from ghm import sections
 from ghm.errors import InputError
-from ghm.sections import Count, CountOrZero, Key, NotNegative, Positive, Section, Seed, Share, allowed
+from ghm.sections import Count, CountOrZero, Key, NotNegative, Positive, Section, Seed, Share
 
-Inside = Annotated[
-    str,
-    allowed("a relative path without ..", lambda v: not PurePath(v).is_absolute() and ".." not in PurePath(v).parts),
-]
-Checksum = Annotated[str, allowed("8 to 64 hex digits", lambda v: bool(re.fullmatch(r"[0-9a-f]{8,64}", v)))]
+
+def _inside(value: str) -> str:
+    if PurePath(value).is_absolute() or ".." in PurePath(value).parts:
+        raise ValueError("a relative path without ..")
+    return value
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
 Role = Literal["cls", "box"]
 
 
@@ -102,7 +104,7 @@ class Model(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d"]
     base_channels: Count
     pretrained: str | None
-    pretrained_sha256: Checksum | None
+    pretrained_sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None
     load_from: str | None
     frozen_stages: Annotated[int, Field(strict=True, ge=-1, le=4)]
     norm_eval: StrictBool
@@ -191,7 +193,7 @@ class Machine(Section):
     """How the work is done here. No stage depends on it."""
 
     workers: CountOrZero
-    launcher: Literal["none", "pytorch", "slurm"]
+    launcher: Literal["none", "pytorch"]
     checkpoint_minutes: Positive
     check_images: Literal["none", "sample", "all"]
     trackers: tuple[Literal["tensorboard"], ...]
@@ -265,16 +267,6 @@ class Params(Section):
         return f"variants.{variant}.{key}" if argument in self.variants[variant].overrides.get(section, {}) else key
 
 
-# Keys of earlier versions -> where they went.
-MOVED = {
-    "data.check_images": "machine.check_images",
-    "train.checkpoint_minutes": "machine.checkpoint_minutes",
-    "train.launcher": "machine.launcher",
-    "train.trackers": "machine.trackers",
-    "train.workers": "machine.workers",
-}
-
-
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file.
 
@@ -290,29 +282,20 @@ def parse(content: Mapping[str, Any]) -> Params:
     Raises:
         InputError: unknown or missing keys, wrong types, values out of range: all of them, a line each.
     """
-    fixed = {section.name for section in fields(Params)} - {"losses"}
-    known: dict[str, Any] = {"losses": {}}
-    for key, value in content.items():
-        if key not in fixed and isinstance(value, Mapping) and "type" in value:
-            arguments = {name: argument for name, argument in value.items() if name != "type"}
-            known["losses"][key] = {"type": value["type"], "arguments": arguments}
-        elif key == "variants" and isinstance(value, Mapping):
-            known[key] = {name: _variant(variant) for name, variant in value.items()}
-        else:
-            (known["losses"] if key == "losses" else known)[key] = value
-    return sections.build(Params, known, _key, MOVED)
+    known = _gathered(content, Params, "losses")
+    known["losses"] = {name: _gathered(loss, Loss, "arguments") for name, loss in known["losses"].items()}
+    if isinstance(variants := known.get("variants"), Mapping):
+        known["variants"] = {name: _gathered(variant, Variant, "overrides") for name, variant in variants.items()}
+    return sections.build(Params, known, _key)
 
 
-def _variant(content: Any) -> Any:
-    """The content of a variant with its overrides in a section of their own."""
+def _gathered(content: Any, cls: type, into: str) -> Any:
+    """A section as `cls` has it: keys that are no fields are gathered in the field `into`."""
     if not isinstance(content, Mapping):
         return content
-    overrides = {
-        name: value
-        for name, value in content.items()
-        if name not in ("cls", "box") and (isinstance(value, Mapping) or name == "overrides")
-    }
-    return {name: value for name, value in content.items() if name not in overrides} | {"overrides": overrides}
+    names = {section.name for section in fields(cls)} - {into}
+    named = {name: value for name, value in content.items() if name in names}
+    return {**named, into: {name: value for name, value in content.items() if name not in names}}
 
 
 def _key(key: Key) -> Key:

@@ -38,11 +38,11 @@ def table(parameters: Params, report: str) -> str:
     if [row[0] for row in rows] != [names.markdown(name) for name in parameters.variants]:
         raise InputError(f"{REPORT} is not of the variants of params.yaml: run `dvc repro`")
     shown = [place for place, cell in enumerate(head) if COLUMNS.fullmatch(cell)]
-    written = [["variant", *(head[place] for place in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
+    cells = [["variant", *(head[place] for place in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
     for name, row in zip(parameters.variants, rows, strict=True):
         losses = " + ".join(_name(parameters.loss(name, role)) for role in ("cls", "box"))
-        written.append([names.code(name), *(row[place] for place in shown), losses])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in written)
+        cells.append([names.code(name), *(row[place] for place in shown), losses])
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _name(loss: Loss) -> str:

@@ -34,6 +34,14 @@ def index(content: Record) -> COCO:
     return indexed
 
 
+def results(truth: COCO, detections: list[Record]) -> COCO:
+    """Detections in COCO's result format as pycocotools wants them; its own `loadRes` fails where there are none."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        if detections:
+            return truth.loadRes(detections)  # type: ignore[arg-type]
+    return index({**truth.dataset, "annotations": []})
+
+
 def counts(box: Record) -> bool:
     """Whether a box must be found, as COCOeval has it for objects of all sizes; the others count neither way."""
     return not box["iscrowd"] and AREA[0] <= box["area"] <= AREA[1]

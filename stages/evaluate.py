@@ -12,8 +12,8 @@ from stages import run
 def main() -> None:
     variant = sys.argv[1]
     with processes.join("none", []):
-        found = evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
-    files.write_json(Path("metrics") / f"{variant}.json", {name: found[name] for name in HEADLINE})
+        metrics = evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
+    files.write_json(Path("metrics") / f"{variant}.json", {name: metrics[name] for name in HEADLINE})
 
 
 if __name__ == "__main__":

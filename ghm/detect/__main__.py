@@ -6,136 +6,30 @@ annotations have scores. With `--config` and `--checkpoint` in place of `--varia
 """
 
 import argparse
-import logging
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from ghm import files, params
 from ghm.cli import run
-from ghm.data.images import UnreadableError
-from ghm.detect import drawing, images, submission
-from ghm.detect.detector import Detections, Detector, Sample, Source, find_run
-from ghm.detect.images import Listed
 from ghm.errors import InputError
-from ghm.words import count
-
-DETECTIONS = "detections.json"
-_log = logging.getLogger(__name__)
-
-
-def detect(
-    detector: Detector, places: Sequence[Path], out: Path, *, score: float, batch_size: int, pictures: bool
-) -> None:
-    """Detect on images and write what is found into the folder `out`.
-
-    Args:
-        places: images, and folders to search for images.
-        score: detections below it are left out.
-        batch_size: images at once, at most. Results do not depend on it.
-        pictures: whether to draw.
-
-    Raises:
-        InputError: a place is not there, or no image can be read: then nothing is written. Or some images cannot be
-            read: then everything else is.
-    """
-    listed = images.collect(places, out)
-    if pictures:
-        images.require_apart(listed, out)
-    record = _Record(detector)
-    drawn = {image.path: out / image.picture for image in listed} if pictures else {}
-    unreadable: list[Path] = []
-    with tqdm(total=len(listed), unit="image", disable=None) as bar, logging_redirect_tqdm():
-        for batch in detector.batches(_read(detector, listed, unreadable), batch_size):
-            for sample, every in zip(batch, detector(batch), strict=True):
-                found = every.above(score)
-                record.add(sample, found)
-                if pictures:
-                    _draw(detector, sample, found, drawn[sample.path])
-            bar.update(len(record.images) + len(unreadable) - bar.n)
-    if not record.images:
-        raise InputError(f"none of {count(len(listed), 'file')} is an image that can be read, see above")
-    files.write_json(out / DETECTIONS, record.content())
-    boxes, shown = count(len(record.boxes), "box|boxes"), count(len(record.images), "image")
-    _log.info("%s on %s: %s", boxes, shown, out / DETECTIONS)
-    if unreadable:
-        raise InputError(
-            f"{len(unreadable):,} of {count(len(listed), 'image')} cannot be read, see above: all others are done"
-        )
-
-
-def _read(detector: Detector, listed: Sequence[Listed], unreadable: list[Path]) -> Iterator[Sample]:
-    """The samples of the images that can be read; others are named, and added to `unreadable`."""
-    for image in listed:
-        try:
-            yield detector.read(image.path)
-        except UnreadableError as error:
-            _log.warning("%s cannot be read: %s", image.path, error)
-            unreadable.append(image.path)
-
-
-def _draw(detector: Detector, sample: Sample, found: Detections, path: Path) -> None:
-    scored = zip(found.label_N.tolist(), found.score_N.tolist(), strict=True)
-    texts = [f"{detector.name(label)} {score:.2f}" for label, score in scored]
-    drawing.save(drawing.draw(sample.image, found.box_N4, found.label_N, texts), path)
-
-
-class _Record:
-    """The content of a COCO file, image after image."""
-
-    def __init__(self, detector: Detector) -> None:
-        self.detector = detector
-        self.labels = len(detector.classes)  # how many are known
-        self.images: list[dict[str, Any]] = []
-        self.boxes: list[dict[str, Any]] = []
-
-    def add(self, sample: Sample, found: Detections) -> None:
-        height, width = sample.image.shape[:2]
-        number = len(self.images) + 1
-        self.images.append({"id": number, "file_name": sample.path.as_posix(), "width": width, "height": height})
-        sizes_N2 = found.box_N4[:, 2:] - found.box_N4[:, :2]
-        for box, score, label in zip(
-            np.concatenate([found.box_N4[:, :2], sizes_N2], axis=1).tolist(),
-            found.score_N.tolist(),
-            found.label_N.tolist(),
-            strict=True,
-        ):
-            self.labels = max(self.labels, label + 1)
-            self.boxes.append(
-                {
-                    "id": len(self.boxes) + 1,
-                    "image_id": number,
-                    "category_id": self.detector.category(label),
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
-
-    def content(self) -> dict[str, Any]:
-        detector = self.detector
-        categories = [{"id": detector.category(label), "name": detector.name(label)} for label in range(self.labels)]
-        return {"images": self.images, "annotations": self.boxes, "categories": categories}
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     _check(arguments)
+    # Not before: help and mistakes need not wait for PyTorch and mmdet.
+    from ghm import params
+    from ghm.detect import submission
+    from ghm.detect.detector import Detector, find_run
+    from ghm.detect.run import detect
+
+    config, checkpoint = arguments.config, arguments.checkpoint
     if arguments.variant:
         seed = params.load().seeds[0] if arguments.seed is None else arguments.seed
-        source = find_run(arguments.variant, seed)
+        config, checkpoint = find_run(arguments.variant, seed)
         if arguments.split:
-            submission.write(params.load(), arguments.variant, seed, source.checkpoint, arguments.split, arguments.out)
+            submission.write(params.load(), arguments.variant, seed, checkpoint, arguments.split, arguments.out)
             return
-    else:
-        source = Source(arguments.config, arguments.checkpoint)
     detect(
-        Detector(source, arguments.score),
+        Detector.open(config, checkpoint, arguments.score),
         arguments.images,
         arguments.out,
         score=arguments.score,

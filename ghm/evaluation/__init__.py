@@ -1,4 +1,1 @@
-"""Trained variant -> detections (`run`) -> COCO metrics (`judge`), their intervals (`bootstrap`), kinds of `errors`.
-
-Nothing is imported here: the report needs the intervals, and not the detector.
-"""
+"""Detections of trained variants (`run`), COCO's metrics (`judge`), intervals (`bootstrap`) and kinds of `errors`."""

@@ -1,4 +1,4 @@
-"""How sure a difference in AP is: the images of the split, and the seeds of the training, might have been others.
+"""How sure a difference in AP is: the images of the split, and the seeds of the training runs, might have been others.
 
 Images are resampled, the same for all that is compared. Seeds are few: three have ten different resamples, whose
 quantiles lie far too close. What resampling them would give, the variance of a mean over drawn seeds, is taken in
@@ -70,10 +70,10 @@ class Resampled:
             return cls(str(content["measured_on"]), int(content["images"]), values, content["curves"])
 
 
-def resample(found: Matches, classes: Sequence[str], measured_on: str) -> Resampled:
-    """Measure under `weights`; `classes` are the names of those of `found`, `measured_on` is kept."""
-    images = len(found.image_id_I)
-    measured = weighted(found, weights(images))
+def resample(matches: Matches, classes: Sequence[str], measured_on: str) -> Resampled:
+    """Measure under `weights`; `classes` are the names of those of `matches`, `measured_on` is kept."""
+    images = len(matches.image_id_I)
+    measured = weighted(matches, weights(images))
     return Resampled(measured_on, images, measured.summary(classes), measured.curve_BUR)
 
 

@@ -4,7 +4,7 @@ Shapes: B weightings, I images, K classes, D detections (class after class, in e
 count, T IoU thresholds, R recall thresholds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,39 +17,30 @@ from ghm.runs import MATCHES
 
 Array = NDArray[Any]
 RECALLS_R = np.linspace(0.0, 1.0, 101)
-CURVE_IOUS = {0.5: 0, 0.75: 5}  # those whose curves are kept -> place in T
+CURVE_IOUS = {0.5: 0, 0.75: 5}  # those whose curves are kept -> index in T
 CELLS = 4_000_000  # numbers of an array at once: 32 MB
 
 
 @dataclass(frozen=True)
 class Matches:
-    """One result on one split: objects of all sizes, 100 detections an image."""
+    """One result on one split: objects of all sizes, 100 detections per image and class."""
 
     image_id_I: Array
     class_id_K: Array
     start_K: Array  # where the detections of each class begin, and the end: [K + 1]
-    image_D: Array  # place in I
-    detection_D: Array  # place in the file of detections
+    image_D: Array  # index in I
+    detection_D: Array  # index in the file of detections
     box_D: Array  # id of the box that it hits at IoU 0.5, 0 where it hits none
     hit_TD: Array  # bool: it hits a box that no better one hit
     ignored_TD: Array  # bool: it counts neither way, for it hits a crowd
     box_image_G: Array
     box_class_G: Array
 
-    def box_of(self, detections: int) -> Array:
-        """What `save` keeps of a file of so many detections."""
+    def save(self, detections: int, folder: Path) -> None:
+        """Write `matches.npz` beside a file of so many detections."""
         box_D = np.zeros(detections, np.int32)
         box_D[self.detection_D] = np.where(self.ignored_TD[0], -1, self.box_D * self.hit_TD[0])
-        return box_D
-
-
-def save(box_D: Array, folder: Path) -> None:
-    """Write `matches.npz` into a folder of detections.
-
-    Args:
-        box_D: int32, as `read` returns it.
-    """
-    np.savez_compressed(folder / MATCHES, box_D=box_D)
+        np.savez_compressed(folder / MATCHES, box_D=box_D)
 
 
 def read(folder: Path) -> Array:
@@ -62,68 +53,45 @@ def read(folder: Path) -> Array:
         return content["box_D"]
 
 
-def matches(evaluation: Any) -> Matches:
-    """Take the matches out of a `COCOeval` that has evaluated detections numbered from 1, as `loadRes` does."""
+def of_classes(evaluation: Any) -> list[dict[str, Array]]:
+    """The columns of each class of a `COCOeval` that has evaluated detections numbered from 1, as `loadRes` does."""
     settings = evaluation.params
-    place = {image: number for number, image in enumerate(settings.imgIds)}
-    columns: list[dict[str, Array]] = []
-    boxes: list[tuple[int, int]] = []
+    index_of = {image: index for index, image in enumerate(settings.imgIds)}
+    columns = []
     for number in range(len(settings.catIds)):
-        first = number * len(settings.areaRng) * len(place)  # the first area range is that of all sizes
-        found = [entry for entry in evaluation.evalImgs[first : first + len(place)] if entry]
-        columns.append(_detections(found, place, len(settings.iouThrs)))
-        for entry in found:
-            boxes += [(place[entry["image_id"]], number)] * int(np.count_nonzero(entry["gtIgnore"] == 0))
-    box_G2 = np.array(boxes, np.int32).reshape(-1, 2)
+        first = number * len(settings.areaRng) * len(index_of)  # the first area range is that of all sizes
+        entries = [entry for entry in evaluation.evalImgs[first : first + len(index_of)] if entry]
+        order_D = np.argsort(-np.concatenate([[], *(entry["dtScores"] for entry in entries)]), kind="mergesort")
+        number_D = np.concatenate([[], *(entry["dtIds"] for entry in entries)])[order_D].astype(np.int32)
+        match_TD, ignored_TD = (
+            np.concatenate([np.empty((len(settings.iouThrs), 0)), *(entry[name] for entry in entries)], axis=1)
+            for name in ("dtMatches", "dtIgnore")
+        )
+        match_TD, ignored_TD = match_TD[:, order_D], ignored_TD[:, order_D] != 0
+        image_E = np.array([index_of[entry["image_id"]] for entry in entries], np.int32)
+        columns.append(
+            {
+                "image_D": np.repeat(image_E, [len(entry["dtIds"]) for entry in entries])[order_D],
+                "detection_D": number_D - 1,
+                "box_D": match_TD[0].astype(np.int64),
+                "hit_TD": (match_TD != 0) & ~ignored_TD,
+                "ignored_TD": ignored_TD,
+                "box_image_G": np.repeat(image_E, [np.count_nonzero(entry["gtIgnore"] == 0) for entry in entries]),
+            }
+        )
+    return columns
+
+
+def together(image_ids: Sequence[int], class_ids: Sequence[int], columns: Sequence[dict[str, Array]]) -> Matches:
+    """One result from the columns of its classes."""
     joined = {name: np.concatenate([column[name] for column in columns], axis=-1) for name in columns[0]}
+    boxes = [len(column["box_image_G"]) for column in columns]
     return Matches(
-        image_id_I=np.array(settings.imgIds, np.int64),
-        class_id_K=np.array(settings.catIds, np.int64),
-        start_K=np.cumsum([0, *(len(column["image"]) for column in columns)]),
-        image_D=joined["image"],
-        detection_D=joined["detection"],
-        box_D=joined["box"],
-        hit_TD=joined["hit"] & ~joined["ignored"],
-        ignored_TD=joined["ignored"],
-        box_image_G=box_G2[:, 0],
-        box_class_G=box_G2[:, 1],
-    )
-
-
-def _detections(found: list[dict[str, Any]], place: dict[int, int], ious: int) -> dict[str, Array]:
-    """The columns of one class, by falling score."""
-    score_D = np.concatenate([[], *(entry["dtScores"] for entry in found)])
-    order_D = np.argsort(-score_D, kind="mergesort")
-    image = [np.full(len(entry["dtScores"]), place[entry["image_id"]], np.int32) for entry in found]
-    number = [np.array(entry["dtIds"], np.int32) - 1 for entry in found]
-    none = np.empty(0, np.int32)
-    match_TD, ignored_TD = (
-        np.concatenate([np.empty((ious, 0)), *(entry[name] for entry in found)], axis=1)[:, order_D]
-        for name in ("dtMatches", "dtIgnore")
-    )
-    return {
-        "image": np.concatenate([none, *image])[order_D],
-        "detection": np.concatenate([none, *number])[order_D],
-        "box": match_TD[0].astype(np.int64),
-        "hit": match_TD != 0,
-        "ignored": ignored_TD != 0,
-    }
-
-
-def joined(parts: Sequence[Matches]) -> Matches:
-    """Matches of the same images and of different classes as one, class after class."""
-    box_class = [part.box_class_G + sum(len(before.class_id_K) for before in parts[:n]) for n, part in enumerate(parts)]
-    sizes = np.concatenate([np.diff(part.start_K) for part in parts])
-
-    def together(name: str) -> Array:
-        return np.concatenate([getattr(part, name) for part in parts], axis=-1)
-
-    return Matches(
-        image_id_I=parts[0].image_id_I,
-        class_id_K=together("class_id_K"),
-        start_K=np.cumsum([0, *sizes]),
-        box_class_G=np.concatenate(box_class),
-        **{name: together(name) for name in ("image_D", "detection_D", "box_D", "hit_TD", "ignored_TD", "box_image_G")},
+        image_id_I=np.array(image_ids, np.int64),
+        class_id_K=np.array(class_ids, np.int64),
+        start_K=np.cumsum([0, *(len(column["image_D"]) for column in columns)]),
+        box_class_G=np.repeat(np.arange(len(columns), dtype=np.int32), boxes),
+        **joined,
     )
 
 
@@ -140,11 +108,11 @@ class Weighted:
         -1 where no class has a box, as pycocotools.
         """
         every = {"AP": self.ap_BKT, "AP50": self.ap_BKT[:, :, :1], "AP75": self.ap_BKT[:, :, 5:6]}
-        every |= {f"AP_{name}": self.ap_BKT[:, place] for place, name in enumerate(classes)}
+        every |= {f"AP_{name}": self.ap_BKT[:, number] for number, name in enumerate(classes)}
         return {name: _mean(ap_BKT.reshape(len(ap_BKT), -1)) for name, ap_BKT in every.items()}
 
 
-def weighted(found: Matches, weight_BI: Array) -> Weighted:
+def weighted(matches: Matches, weight_BI: Array) -> Weighted:
     """AP with each image counted as often as its weight says, for every row of weights.
 
     A row of ones gives what pycocotools gives. Whole weights give what pycocotools gives on a data set that holds each
@@ -153,27 +121,28 @@ def weighted(found: Matches, weight_BI: Array) -> Weighted:
     Args:
         weight_BI: 0 or more.
     """
-    classes, ious = len(found.class_id_K), len(found.hit_TD)
+    classes, ious = len(matches.class_id_K), len(matches.hit_TD)
     ap_BKT = np.full((len(weight_BI), classes, ious), np.nan)
     sum_BUR = np.zeros((len(weight_BI), len(CURVE_IOUS), len(RECALLS_R)))
     count_B = np.zeros(len(weight_BI))
     for number in range(classes):
-        part = slice(*found.start_K[number : number + 2])
-        image_D = found.image_D[part]
-        box_image_G = found.box_image_G[found.box_class_G == number]
+        part = slice(*matches.start_K[number : number + 2])
+        image_D = matches.image_D[part]
+        box_image_G = matches.box_image_G[matches.box_class_G == number]
         if not len(box_image_G):
             continue
-        hits = [np.flatnonzero(hit_D) for hit_D in found.hit_TD[:, part]]
-        ignored = [np.flatnonzero(ignored_D) for ignored_D in found.ignored_TD[:, part]]
-        for rows in _chunks(len(weight_BI), len(image_D)):
+        hits = [np.flatnonzero(hit_D) for hit_D in matches.hit_TD[:, part]]
+        ignored = [np.flatnonzero(ignored_D) for ignored_D in matches.ignored_TD[:, part]]
+        step = max(1, CELLS // max(1, len(image_D)))
+        for rows in (slice(start, start + step) for start in range(0, len(weight_BI), step)):
             boxes_B = np.take(weight_BI[rows], box_image_G, axis=1).sum(axis=1, dtype=np.float64)
             weight_BD = np.take(weight_BI[rows], image_D, axis=1)
             total_BD = np.cumsum(weight_BD, axis=1, dtype=np.float64)
-            for place, (hit_H, ignored_H) in enumerate(zip(hits, ignored, strict=True)):
+            for level, (hit_H, ignored_H) in enumerate(zip(hits, ignored, strict=True)):
                 precision_BR = _precision(weight_BD, total_BD, hit_H, ignored_H, boxes_B)
-                ap_BKT[rows, number, place] = np.where(boxes_B > 0, precision_BR.mean(axis=1), np.nan)
+                ap_BKT[rows, number, level] = np.where(boxes_B > 0, precision_BR.mean(axis=1), np.nan)
                 for curve, wanted in enumerate(CURVE_IOUS.values()):
-                    if place == wanted:
+                    if level == wanted:
                         sum_BUR[rows, curve] += precision_BR
             count_B[rows] += boxes_B > 0
     count_B11 = count_B[:, None, None]
@@ -201,12 +170,6 @@ def _precision(weight_BD: Array, total_BD: Array, hit_H: Array, ignored_H: Array
     index_BR = torch.searchsorted(torch.from_numpy(recall_BH), wanted_BR).numpy()
     reached_BR = index_BR < len(hit_H)
     return np.where(reached_BR, np.take_along_axis(best_BH, np.minimum(index_BR, len(hit_H) - 1), axis=1), 0.0)
-
-
-def _chunks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, CELLS // max(1, columns))
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
 
 
 def _mean(values_BN: Array) -> Array:

@@ -1,34 +1,30 @@
 """Every seed of a trained variant: detections in COCO's format, metrics with intervals, errors by kind."""
 
-import logging
-import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
-from mmengine.runner import Runner, TestLoop
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import data, files, fingerprint, truth
+from ghm import data, detector, files, fingerprint, truth
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap, errors, matches
+from ghm.evaluation import bootstrap, errors
 from ghm.evaluation.bootstrap import Resampled
-from ghm.evaluation.judge import class_ap, coco_metrics, judge, voc_ap50
+from ghm.evaluation.judge import coco_metrics, judge, voc_ap50
 from ghm.params import Params
+from ghm.predict import predict
+from ghm.registry import DATASETS
+from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, RESAMPLED
 from ghm.training import build_config
-from ghm.training.optimizer import set_precision
-from ghm.training.samples import BadImages
+from ghm.training.samples import BadImages, collate
+from ghm.truth import Record
 
-DETECTIONS = "detections.json"
-METRICS = "metrics.json"
-ERRORS = "errors.json"
-RESAMPLED = "resampled.npz"
 HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which DVC compares
-_log = logging.getLogger(__name__)
 
 
 def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, Any]:
@@ -41,34 +37,33 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
         runs: the folder that `training.train` wrote.
 
     Returns:
-        The content of `out/metrics.json`: the means over seeds of what `summary` has of each, but with intervals of
-        the means, and the images that any seed left out.
+        The content of `out/metrics.json`, see `summary`.
 
     Raises:
         InputError: a model or the data set is not there, or the split has no box to measure with.
     """
     params.variant(variant)
     data.ensure(params)
-    name = params.evaluate.split
-    described = data.read_manifest(params)["splits"][name]
+    split = params.evaluate.split
+    described = data.read_manifest(params)["splits"][split]
     annotations = Path("data") / params.data.name / described["annotations"]
-    _require_boxes(annotations, name)
+    _require_boxes(annotations, split)
     results, resampled = [], []
-    with files.whole_folder(out) as folder:
+    with files.whole_folder(out) as whole:
         for seed in params.seeds:
-            place = folder / f"seed_{seed}"
-            place.mkdir()
-            left_out = detect(params, variant, seed, runs / f"seed_{seed}" / "model.pth", place / DETECTIONS)
-            measured = measure(annotations, place, fingerprint.measured_data(described))
-            figures = dict(measured.metrics)
+            folder = whole / f"seed_{seed}"
+            folder.mkdir()
+            detections, left_out = detect(params, variant, seed, runs / f"seed_{seed}" / MODEL, split)
+            (folder / DETECTIONS).write_text(json.dumps(detections), encoding="utf-8")
+            metrics, weighted = measure(annotations, folder, fingerprint.measured_data(described))
             if params.data.name == "voc":
-                figures["VOC_AP50"] = voc_ap50(annotations, place / DETECTIONS)
-            results.append(figures | {"classes": measured.classes, "unreadable_images": left_out})
-            resampled.append(measured.resampled)
-            files.write_json(place / METRICS, summary(results[-1:], resampled[-1:]))
-        found = summary(results, resampled)
-        files.write_json(folder / METRICS, found)
-    return found
+                metrics["VOC_AP50"] = voc_ap50(annotations, folder / DETECTIONS)
+            results.append({**metrics, "unreadable_images": left_out})
+            resampled.append(weighted)
+            files.write_json(folder / METRICS, summary(results[-1:], resampled[-1:]))
+        content = summary(results, resampled)
+        files.write_json(whole / METRICS, content)
+    return content
 
 
 def _require_boxes(annotations: Path, split: str) -> None:
@@ -81,123 +76,83 @@ def _require_boxes(annotations: Path, split: str) -> None:
         )
 
 
+def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str) -> tuple[list[Record], list[str]]:
+    """Run a trained model over a split of the data set, which needs no labels.
+
+    Returns:
+        The detections in COCO's result format; and the file names of the images that could not be read,
+        `data.max_bad_images` at most, which have no detections.
+
+    Raises:
+        InputError: the model is missing or does not fit the parameters, or more images cannot be read.
+    """
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint} is missing: run `dvc repro train@{variant}`")
+    cfg = build_config(params, variant, seed)
+    model = detector.load(cfg, checkpoint, f"params.yaml (to train anew: `dvc repro train@{variant}`)")
+    described = data.read_manifest(params)["splits"][split]
+    settings = cfg.test_dataloader
+    settings.dataset.dataset.ann_file = described["annotations"]
+    settings.dataset.dataset.data_prefix.img = f"{described['folder']}/"
+    dataset: Any = DATASETS.build(settings.dataset)
+    loader = DataLoader(dataset, settings.batch_size, num_workers=settings.num_workers, collate_fn=collate)
+    cv2.setNumThreads(0)  # workers are forked, and find OpenCV's threads gone
+    bad_images = BadImages(params.data.max_bad_images)
+    detections: list[Record] = []
+    with logging_redirect_tqdm():
+        batches = tqdm(loader, desc=f"{variant}, seed {seed}", unit="batch", disable=None)
+        for sample, found in predict(model, batches, bad_images):
+            detections += found.coco(sample.img_id, dataset.dataset.cat_ids)
+    folder = Path("data") / params.data.name / described["folder"]
+    images = map(dataset.get_data_info, range(len(dataset))) if bad_images.found else ()
+    paths = [Path(image["img_path"]) for image in images if str(image["img_id"]) in bad_images.found]
+    return detections, [str(path.relative_to(folder)) for path in paths]
+
+
 def summary(results: Sequence[dict[str, Any]], resampled: Sequence[Resampled]) -> dict[str, Any]:
     """What is stored of a variant, or of one of its seeds: fractions, means over seeds, rounded to 4 digits.
 
-    What the split has no box for is absent.
-
     Args:
-        results: of each seed: `AP` and the others of `coco_metrics`, `VOC_AP50` on VOC; `classes`: AP of each, by
-            name; `unreadable_images`: those that were left out, which count as images without detections.
-        resampled: of each seed.
+        results: of each seed: the metrics of `measure`, `VOC_AP50` on VOC, and `unreadable_images`.
 
     Returns:
         The same keys, and `intervals`: for AP, AP50 and AP75 low and high end, at `bootstrap.LEVEL`.
     """
+
+    def mean(values: list[float]) -> float:  # to what COCO metrics are worth, and the same on every run
+        return round(float(np.mean(values)), 4)
+
     first = results[0]
+    names = [name for name, value in first.items() if isinstance(value, float)]
     intervals = {}
     for name in bootstrap.METRICS:
-        found = bootstrap.interval(np.stack([each.value_B[name] for each in resampled]), resampled[0].images)
-        if found:
-            intervals[name] = [round(found.low, 4), round(found.high, 4)]
-    means = {name: _mean(result[name] for result in results) for name in first if isinstance(first[name], float)}
-    return means | {
-        "classes": {name: _mean(result["classes"][name] for result in results) for name in first["classes"]},
+        values_SB = np.stack([result.value_B[name] for result in resampled])
+        if interval := bootstrap.interval(values_SB, resampled[0].images):
+            intervals[name] = [round(interval.low, 4), round(interval.high, 4)]
+    return {name: mean([result[name] for result in results]) for name in names} | {
+        "classes": {name: mean([result["classes"][name] for result in results]) for name in first["classes"]},
         "intervals": intervals,
         "unreadable_images": sorted({image for result in results for image in result["unreadable_images"]}),
     }
 
 
-def _mean(values: Iterable[float]) -> float:
-    """To four digits: what COCO metrics are worth, and the same on every run."""
-    return round(float(np.mean([*values])), 4)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What can be said of stored detections; fractions."""
-
-    metrics: dict[str, float]  # of `coco_metrics`
-    classes: dict[str, float]  # of `class_ap`
-    resampled: Resampled
-
-
-def measure(annotations: Path, place: Path, measured_on: str) -> Measured:
-    """Judge `place/detections.json`; write `errors.json`, `matches.npz` and `resampled.npz` beside it.
+def measure(annotations: Path, folder: Path, measured_on: str) -> tuple[dict[str, Any], Resampled]:
+    """Judge `folder/detections.json`; write `errors.json`, `matches.npz` and `resampled.npz` beside it.
 
     Args:
         measured_on: of `fingerprint.measured_data`, kept with the result.
 
+    Returns:
+        The metrics of `coco_metrics` and `classes`, AP of each that has a box; and what `resampled.npz` holds.
+
     Raises:
         InputError: detections of images or classes that the annotations lack.
     """
-    judged = judge(annotations, place / DETECTIONS)
-    costs = errors.analyse(judged.truth, judged.found, judged.matches)
-    files.write_json(place / ERRORS, {name: round(value, 4) for name, value in costs.items()})
+    judged = judge(annotations, folder / DETECTIONS)
+    costs = errors.analyse(judged.truth, judged.detections, judged.matches)
+    files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
+    judged.matches.save(len(judged.detections), folder)
     resampled = bootstrap.resample(judged.matches, judged.classes, measured_on)
-    resampled.save(place / RESAMPLED)
-    matches.save(judged.matches.box_of(len(judged.found)), place)
-    return Measured(coco_metrics(judged), class_ap(judged), resampled)
-
-
-def detect(params: Params, variant: str, seed: int, model: Path, out: Path, split: str | None = None) -> list[str]:
-    """Run a trained model over the reported split and write its detections in COCO's result format.
-
-    Args:
-        split: another one of the data set; it needs no labels.
-
-    Returns:
-        The file names of the images that could not be read, `data.max_bad_images` at most. They have no detections.
-
-    Raises:
-        InputError: the model file is missing, or more images cannot be read.
-    """
-    if not model.is_file():
-        raise InputError(f"{model} is missing: run `dvc repro train@{variant}`")
-    cfg = build_config(params, variant, seed)
-    work = out.parent / ".work"
-    cfg.work_dir, cfg.experiment_name = str(work), f"evaluate-{variant}-seed_{seed}-{out.parent.parent.name}"
-    cfg.model.backbone.init_cfg = None
-    cfg.test_evaluator.outfile_prefix = str(work / "result")
-    described = data.read_manifest(params)["splits"][split or params.evaluate.split]
-    if split:
-        dataset = cfg.test_dataloader.dataset.dataset
-        dataset.ann_file, dataset.data_prefix.img = described["annotations"], f"{described['folder']}/"
-        cfg.test_evaluator.ann_file = f"{dataset.data_root}{dataset.ann_file}"
-    set_precision(cfg)
-    runner = Runner.from_cfg(cfg)
-    detector: Any = runner.model
-    detector.load_state_dict(torch.load(model, map_location="cpu", weights_only=True)["state_dict"])
-    if params.train.channels_last:
-        detector.to(memory_format=torch.channels_last)
-    loop = _TestLoop(runner, runner.cfg.test_dataloader, runner.cfg.test_evaluator)
-    loop.bad_images = BadImages(params.data.max_bad_images)
-    runner._test_loop = loop  # a config cannot hold what it counts with
-    loop.bar = tqdm(total=len(loop.dataloader), desc=f"{variant}, seed {seed}", unit="batch", disable=None)
-    with loop.bar, logging_redirect_tqdm():
-        runner.test()
-    (work / "result.bbox.json").rename(out)
-    shutil.rmtree(work)
-    folder = Path("data") / params.data.name / described["folder"]
-    return [str(path.relative_to(folder)) for path in loop.left_out]
-
-
-class _TestLoop(TestLoop):
-    """mmengine's, that leaves out images which cannot be read."""
-
-    bad_images: BadImages
-    bar: tqdm
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.left_out: list[Path] = []
-
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        unreadable = data_batch.pop("unreadable")
-        for line in self.bad_images.add(unreadable):
-            _log.warning(line)
-        self.left_out += [Path(each.path) for each in unreadable]
-        self.bad_images.require()
-        if data_batch["inputs"]:
-            super().run_iter(idx, data_batch)
-        self.bar.update()
+    resampled.save(folder / RESAMPLED)
+    ap = {name: float(resampled.value_B[f"AP_{name}"][0]) for name in judged.classes}
+    return {**coco_metrics(judged), "classes": {name: value for name, value in ap.items() if value > -1}}, resampled

@@ -14,27 +14,16 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
 from torch.nn import functional
 from torch.onnx.operators import shape_as_tensor
 from torchvision.ops import nms
 
-from ghm.detect.detector import Detections
+from ghm.predict import Detections
 
 OPSET = 17
 INPUT = "image"
 OUTPUTS = ("boxes", "scores", "labels")
 TRACED = (96, 160)  # height and width of the image that the graph is recorded with; any other size runs, too
-# What is known of the recording, and does no harm: the exporter is PyTorch's older one, which needs no package beside
-# it, and asks for its own removal; PyTorch and mmdet check sizes, which come out alike for every image; and a
-# constant is computed by whoever runs the graph instead of before.
-KNOWN: tuple[tuple[str, type[Warning], str], ...] = (
-    ("You are using the legacy TorchScript-based ONNX export", DeprecationWarning, ""),
-    ("The feature will be removed", DeprecationWarning, "torch.onnx"),
-    ("Converting a tensor to a Python boolean", TracerWarning, ".*torch.nn.functional"),
-    ("Converting a tensor to a Python boolean", TracerWarning, ".*delta_xywh_bbox_coder"),
-    ("Constant folding - Only steps=1 can be constant folded", UserWarning, ""),
-)
 
 
 class Portable(nn.Module):
@@ -51,7 +40,6 @@ class Portable(nn.Module):
         super().__init__()
         self.model = model
         self.test_cfg = model.bbox_head.test_cfg
-        self.preprocessor = model.data_preprocessor
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect.
@@ -63,22 +51,17 @@ class Portable(nn.Module):
             Best first: corners in pixels of `image` [N, 4], scores [N], labels [N] from 0 to C - 1.
         """
         limit_4 = shape_as_tensor(image)[[3, 2, 3, 2]].to(image.dtype)
-        levels = self._levels(self._padded(image))
-        box_N4, score_N, label_N = (torch.cat(parts) for parts in zip(*levels, strict=True))
+        before = self.model.data_preprocessor
+        missing = [-image.shape[side] % before.pad_size_divisor for side in (3, 2)]
+        image = (image - before.mean) / before.std
+        image = functional.pad(image, (0, missing[0], 0, missing[1]), value=before.pad_value)
+        box_N4, score_N, label_N = (torch.cat(parts) for parts in zip(*self._levels(image), strict=True))
         box_N4 = torch.minimum(box_N4.clamp(min=0), limit_4)
-        least = self.test_cfg.min_bbox_size
-        large_N = ((box_N4[:, 2:] - box_N4[:, :2]) > least).all(dim=1)
+        large_N = ((box_N4[:, 2:] - box_N4[:, :2]) > self.test_cfg.min_bbox_size).all(dim=1)
         box_N4, score_N, label_N = box_N4[large_N], score_N[large_N], label_N[large_N]
         offset_N = label_N.to(box_N4.dtype) * (limit_4.max() + 1)
         kept_N = nms(box_N4 + offset_N[:, None], score_N, self.test_cfg.nms.iou_threshold)[: self.test_cfg.max_per_img]
         return box_N4[kept_N], score_N[kept_N], label_N[kept_N]
-
-    def _padded(self, image: Tensor) -> Tensor:
-        """Normalise, then fill up at the right and the bottom, as `DetDataPreprocessor` does."""
-        image = (image - self.preprocessor.mean) / self.preprocessor.std
-        divisor = self.preprocessor.pad_size_divisor
-        missing = [-image.shape[side] % divisor for side in (3, 2)]
-        return functional.pad(image, (0, missing[0], 0, missing[1]), value=self.preprocessor.pad_value)
 
     def _levels(self, image: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The best boxes, scores and labels of each level."""
@@ -109,8 +92,9 @@ def write(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     """
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        for message, category, module in KNOWN:
-            warnings.filterwarnings("ignore", message, category, module)
+        # PyTorch's older exporter, which needs no package beside it, asks for its own removal and warns of every check
+        # of a size. Whether the graph does the same is seen by running it.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             Portable(model).eval(),
             (torch.full((1, 3, *TRACED), 128.0),),
@@ -137,5 +121,5 @@ class Runtime:
 
     def __call__(self, image: np.ndarray) -> Detections:
         """Detect on float32 [1, 3, H, W]; corners in pixels of the input."""
-        found: Any = self._session.run(list(OUTPUTS), {INPUT: image})
-        return Detections(*found)
+        outputs: Any = self._session.run(list(OUTPUTS), {INPUT: image})
+        return Detections(*outputs)

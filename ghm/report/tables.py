@@ -67,9 +67,9 @@ def difference(row: dict[str, Any]) -> Interval:
     return Interval(row["difference"], row["difference_low"], row["difference_high"])
 
 
-def interval(found: Interval) -> str:
+def interval(metric: Interval) -> str:
     """A metric with its interval, in percent."""
-    return f"{100 * found.estimate:.1f} {between(found.low, found.high)}"
+    return f"{100 * metric.estimate:.1f} {between(metric.low, metric.high)}"
 
 
 def signed(minus: Interval) -> str:
@@ -102,8 +102,8 @@ def per_class(results: Results, params: Params) -> str:
     rows = []
     for name in results.manifest["classes"]:
         seeds = {variant: [seed["classes"] for seed in found] for variant, found in results.seed_metrics.items()}
-        own = [_percent(results.metrics[variant]["classes"], seeds[variant], name) for variant in params.variants]
-        rows.append([name, f"{boxes[ids[name]]:,}", *own])
+        means = [_percent(results.metrics[variant]["classes"], seeds[variant], name) for variant in params.variants]
+        rows.append([name, f"{boxes[ids[name]]:,}", *means])
     return markdown(["class", "boxes", *params.variants], rows)
 
 

@@ -131,17 +131,17 @@ def splits(study: Study) -> tuple[str, ...]:
         InputError: a training run of the study would be one that `params.yaml` does not allow.
     """
     content = sections.read(PARAMS)
-    found = set()
+    known = set()
     for cell in cells(study):
         parameters = params.parse(applied(content, cell.changes))
         check.losses(parameters)
         if cell.variant not in parameters.variants:
-            known = ", ".join(parameters.variants)
-            raise InputError(f"curves.{cell.curve}.variant must be one of {known}, got {cell.variant!r}")
-        found.add(parameters.splits())
-    if len(found) > 1:
-        raise InputError(f"data.name must be of data sets with the same splits, got {sorted(found)}")
-    return found.pop()
+            variants = ", ".join(parameters.variants)
+            raise InputError(f"curves.{cell.curve}.variant must be one of {variants}, got {cell.variant!r}")
+        known.add(parameters.splits())
+    if len(known) > 1:
+        raise InputError(f"data.name must be of data sets with the same splits, got {sorted(known)}")
+    return known.pop()
 
 
 def cells(study: Study) -> Iterator[Cell]:

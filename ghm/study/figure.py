@@ -26,9 +26,9 @@ def texts(study: Study) -> list[str]:
     return [*study.curves, *study.conditions, *values, *(published.dataset for published in study.published)]
 
 
-def draw(found: Comparison) -> Plot:
+def draw(result: Comparison) -> Plot:
     """Draw AP on the reported split against the values, or of each curve where there are none."""
-    study = found.study
+    study = result.study
     panels = len(study.conditions) + len(study.published)
     columns = min(COLUMNS, panels)
     figure = new_figure(0.6 + HEIGHT * math.ceil(panels / columns))
@@ -36,9 +36,9 @@ def draw(found: Comparison) -> Plot:
     for ax, condition in zip(axes, study.conditions, strict=False):
         several = len(study.conditions) > 1
         ax.set(
-            title=names.figure(condition) if several else found.records[0].dataset, ylabel=f"AP on {found.splits[-1]}"
+            title=names.figure(condition) if several else result.records[0].dataset, ylabel=f"AP on {result.splits[-1]}"
         )
-        _panel(ax, study, {curve: found.of(condition, curve) for curve in study.curves})
+        _panel(ax, study, {curve: result.of(condition, curve) for curve in study.curves})
     for ax, published in zip(axes[len(study.conditions) :], study.published, strict=False):
         ax.set(title=names.figure(published.dataset), ylabel="published AP", facecolor="#F7F7F7")
         _panel(ax, study, {curve: _published(study, published, curve) for curve in study.curves})
@@ -47,15 +47,15 @@ def draw(found: Comparison) -> Plot:
     marks: dict[str, Any] = {"color": GREY, "markerfacecolor": "none", "linestyle": "none", "marker": "o"}
     extra = [Line2D([], [], label="not distinguishable", markersize=5, **marks)]
     if study.chooses:
-        extra.append(Line2D([], [], label=f"chosen on {found.splits[0]}", markersize=11, **marks))
+        extra.append(Line2D([], [], label=f"chosen on {result.splits[0]}", markersize=11, **marks))
     legend(figure, study.curves, extra)
     reference, against = names.markdown(study.reference), f" against {study.parameter}" * bool(study.parameter)
     band = f"; the band is that of {reference}" if study.chooses or not study.parameter else ""
     return Plot(
         figure,
-        alt=f"AP on {found.splits[-1]} with {LEVEL} intervals{against}, for "
+        alt=f"AP on {result.splits[-1]} with {LEVEL} intervals{against}, for "
         f"{', '.join(map(names.markdown, study.curves))}. The tables have the numbers.",
-        caption=f"**AP on `{found.splits[-1]}`**, mean over seeds with its {LEVEL} interval{band}. Hollow: not "
+        caption=f"**AP on `{result.splits[-1]}`**, mean over seeds with its {LEVEL} interval{band}. Hollow: not "
         f"distinguishable from {reference}. That is judged by the difference on the same images and seeds, whose "
         "interval is narrower: intervals here may overlap and the difference be clear."
         + " Published AP, with a grey ground, has images and a scale of its own."

@@ -18,85 +18,89 @@ from ghm.words import count, label
 REPORTS = Path("reports/studies")
 
 
-def write(found: Comparison) -> str:
+def write(result: Comparison) -> str:
     """Write the three files, all or none; return the tables as text."""
+    study, name = result.study, result.name
     REPORTS.mkdir(parents=True, exist_ok=True)
-    with look(figure.texts(found.study)), tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{found.name}.") as folder:
+    with (
+        look(figure.texts(result.study)),
+        tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{name}.") as folder,
+    ):
         new = Path(folder)
-        plot = figure.draw(found)
+        plot = figure.draw(result)
         # Without matplotlib's version in the file, equal pictures are equal bytes.
-        plot.figure.savefig(new / f"{found.name}.png", dpi=DPI, metadata={"Software": None})
-        files.write_json(new / f"{found.name}.json", numbers(found))
-        files.write_text(new / f"{found.name}.md", text(found, plot))
+        plot.figure.savefig(new / f"{name}.png", dpi=DPI, metadata={"Software": None})
+        files.write_json(new / f"{name}.json", numbers(result))
+        files.write_text(new / f"{name}.md", text(result, plot))
         for path in sorted(new.iterdir()):
             path.replace(REPORTS / path.name)
-    return "\n\n".join(f"{names.line(condition)}\n\n{_table(found, condition)}" for condition in found.study.conditions)
+    return "\n\n".join(f"{names.line(condition)}\n\n{_table(result, condition)}" for condition in study.conditions)
 
 
-def numbers(found: Comparison) -> dict[str, Any]:
+def numbers(result: Comparison) -> dict[str, Any]:
     """The study and all its numbers, to 4 digits. Metrics are fractions."""
-    runs = {key: sorted({getattr(run, key) for run in found.records}) for key in ("dataset", "device", "revision")}
-    runs |= {key: sorted({run.conditions[key] for run in found.records}) for key in ("data", "code", "libraries")}
+    runs = {key: sorted({getattr(run, key) for run in result.records}) for key in ("dataset", "device", "revision")}
+    runs |= {key: sorted({run.conditions[key] for run in result.records}) for key in ("data", "code", "libraries")}
     content = {
-        **asdict(found.study),
-        "images": found.images,
-        "chosen_on": found.splits[0],
-        "reported_on": found.splits[-1],
-        "runs": {**runs, "number": len(found.records)},
-        "rows": [asdict(row) for row in found.rows],
+        **asdict(result.study),
+        "images": result.images,
+        "chosen_on": result.splits[0],
+        "reported_on": result.splits[-1],
+        "runs": {**runs, "number": len(result.records)},
+        "rows": [asdict(row) for row in result.rows],
     }
     return json.loads(json.dumps(content), parse_float=lambda number: float(f"{float(number):.4g}"))
 
 
-def text(found: Comparison, plot: Plot) -> str:
+def text(result: Comparison, plot: Plot) -> str:
     """The whole page, in Markdown."""
-    study = found.study
-    blocks = [f"# {study.question}", _setting(found), *_incomplete(found)]
-    blocks += [f"![{plot.alt}]({found.name}.png)", plot.caption, "## Result", _reading(found)]
+    study = result.study
+    blocks = [f"# {study.question}", _setting(result), *_incomplete(result)]
+    blocks += [f"![{plot.alt}]({result.name}.png)", plot.caption, "## Result", _reading(result)]
     for condition, changes in study.conditions.items():
         listed = ", ".join(f"`{key}: {'null' if value is None else value}`" for key, value in changes.items())
         blocks.append(f"### {names.markdown(condition)}" + f" ({listed})" * bool(changes))
-        blocks += [*_sentences(found, condition), _table(found, condition)]
+        blocks += [*_sentences(result, condition), _table(result, condition)]
     if study.published:
         blocks.append("## Published figures, not comparable in level")
         blocks.append("\n".join(f"- {names.markdown(one.dataset)}: {one.source}" for one in study.published))
         blocks.append("Other images and another model: only which value or curve is ahead can be compared with ours.")
-    blocks += ["## Do it again", f"```shell\nmake study NAME={found.name}\n```"]
+    blocks += ["## Do it again", f"```shell\nmake study NAME={result.name}\n```"]
     return "\n\n".join(blocks).replace("](../", "](../../") + "\n"
 
 
-def _setting(found: Comparison) -> str:
+def _setting(result: Comparison) -> str:
     """Say in a few lines what was run, and where."""
-    records = found.records
-    images = " and ".join(f"{number:,} of `{split}`" for split, number in found.images.items())
+    records = result.records
+    images = " and ".join(f"{number:,} of `{split}`" for split, number in result.images.items())
     mixed = " **They were not all made with the same training code.**"
     lines = [
         f"- **Data**: `{distinct(run.dataset for run in records)}`, {count(records[0].images, 'image')} to train "
         f"(checksum {distinct(run.conditions['data'] for run in records)}), measured on {images}.",
-        *described(records, found.parameters, found.study.seeds),
+        *described(records, result.parameters, result.study.seeds),
         f"- **Runs**: {len(records)}, {sum(run.seconds for run in records) / 3600:.1f} hours in all. What the tables "
         "do not name is as in `params.yaml`." + mixed * (len({run.conditions["code"] for run in records}) > 1),
     ]
     return "\n".join(lines)
 
 
-def _incomplete(found: Comparison) -> list[str]:
+def _incomplete(result: Comparison) -> list[str]:
     """Name the training runs that are missing, and why."""
     lines = []
-    for row in found.rows:
+    for row in result.rows:
         for seed, reason in row.missing.items():
             name = f"{names.markdown(row.cell.condition)}, {names.markdown(row.cell.curve)}"
             at = f" at {_value(row)}" if row.cell.value is not None else ""
             lines.append(f"- {name}{at}, seed {seed}: {names.markdown(reason)}")
     if not lines:
         return []
-    total = len(found.rows) * len(found.study.seeds)
+    total = len(result.rows) * len(result.study.seeds)
     return [f"**Not complete: {len(lines)} of {total} training runs are missing.**", "\n".join(lines)]
 
 
-def _reading(found: Comparison) -> str:
+def _reading(result: Comparison) -> str:
     """Say how to read the tables."""
-    study, choose, report = found.study, found.splits[0], found.splits[-1]
+    study, choose, report = result.study, result.splits[0], result.splits[-1]
     same = f" at the same `{study.parameter}`" if study.curves[study.reference].swept else ""
     lines = [f"AP in percent. {reading_intervals(names.markdown(study.reference) + same)}", scope(study.seeds)]
     if study.chooses and choose != report:
@@ -112,32 +116,32 @@ def _reading(found: Comparison) -> str:
     return "\n\n".join(lines)
 
 
-def _sentences(found: Comparison, condition: str) -> list[str]:
+def _sentences(result: Comparison, condition: str) -> list[str]:
     """Say what came of every curve but the reference: of its chosen value, or of all."""
     lines = []
-    for curve in list(found.study.curves)[1:]:
-        chooses = found.study.chooses and found.study.curves[curve].swept
-        for row in found.of(condition, curve):
+    for curve in list(result.study.curves)[1:]:
+        chooses = result.study.chooses and result.study.curves[curve].swept
+        for row in result.of(condition, curve):
             minus, ap = row.differences["AP"], row.intervals["AP"]
             if minus is None or ap is None or (chooses and not row.chosen):
                 continue
             words = names.markdown(curve)
             if row.cell.value is not None:
-                words += f" with `{found.study.parameter}` **{_value(row)}**"
+                words += f" with `{result.study.parameter}` **{_value(row)}**"
             if row.chosen:
-                words += f", chosen on `{found.splits[0]}` with {100 * row.rank[1]:.1f} AP,"
-            words += f" has {100 * ap.estimate:.1f} AP on `{found.splits[-1]}` and "
-            lines.append(f"- {words}{judged(minus, names.markdown(found.study.reference))}")
+                words += f", chosen on `{result.splits[0]}` with {100 * row.rank[1]:.1f} AP,"
+            words += f" has {100 * ap.estimate:.1f} AP on `{result.splits[-1]}` and "
+            lines.append(f"- {words}{judged(minus, names.markdown(result.study.reference))}")
     return ["\n".join(lines)] * bool(lines)
 
 
-def _table(found: Comparison, condition: str) -> str:
-    study, choose, report = found.study, found.splits[0], found.splits[-1]
+def _table(result: Comparison, condition: str) -> str:
+    study, choose, report = result.study, result.splits[0], result.splits[-1]
     head = ["curve", *([study.parameter] if study.parameter else []), "seeds", f"AP on {choose}, each seed"]
     head += [f"AP on {report}, {LEVEL}", f"minus {names.line(study.reference)}", "verdict"]
     head += [f"published AP, {names.line(published.dataset)}" for published in study.published]
     rows = []
-    for row in (row for row in found.rows if row.cell.condition == condition):
+    for row in (row for row in result.rows if row.cell.condition == condition):
         ap, minus = row.intervals["AP"], row.differences["AP"]
         cells = [row.cell.curve]
         if study.parameter:

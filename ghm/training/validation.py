@@ -1,4 +1,4 @@
-"""AP so far: a glance at a training that runs, on a part of the validation split. Nothing is chosen by it."""
+"""AP so far: of a detector that is being trained, on a part of the validation split. Nothing is chosen by it."""
 
 import contextlib
 import io
@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ghm import truth
+from ghm.predict import predict
 from ghm.registry import DATASETS
 from ghm.training.samples import collate
 
-AT_ONCE = 4  # images: of the first process's share or less, however many processes the training has
+AT_ONCE = 4  # images: the first process's share or less, however many processes the run has
 
 
 class ValidationSample:
     """A few images of a split, evenly spaced, and their true boxes.
 
     Args:
-        cfg: of a training; its `validation` names the data set and how many images.
+        cfg: of a training run; its `validation` names the data set and how many images.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -31,38 +30,19 @@ class ValidationSample:
         self.chosen = np.unique(np.linspace(0, len(self.dataset) - 1, count).astype(int)).tolist()
         self.batch_size = min(cfg.train_dataloader.batch_size, AT_ONCE)
         self.truth = truth.index(truth.read(Path(cfg.validation.annotations)))
-        self.categories = self.truth.getCatIds(catNms=list(self.dataset.metainfo["classes"]))
 
-    @torch.no_grad()
     def __call__(self, detector: Any) -> float:
         """AP at IoU 0.50:0.95, a fraction; -1 where the images have no boxes. An unreadable image has no detections."""
-        found: list[dict[str, Any]] = []
-        for start in range(0, len(self.chosen), self.batch_size):
-            batch = collate([self.dataset[index] for index in self.chosen[start : start + self.batch_size]])
-            del batch["unreadable"]
-            if batch["inputs"]:
-                for sample in detector.val_step(batch):
-                    found += self._results(sample)
-        results: Any = found
+        starts = range(0, len(self.chosen), self.batch_size)
+        batches = (collate([self.dataset[n] for n in self.chosen[start : start + self.batch_size]]) for start in starts)
+        category_ids = self.dataset.dataset.cat_ids
+        results = [
+            row for sample, found in predict(detector, batches) for row in found.coco(sample.img_id, category_ids)
+        ]
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self.truth, self.truth.loadRes(results) if found else COCO(), "bbox")
+            evaluation = COCOeval(self.truth, truth.results(self.truth, results), "bbox")
             evaluation.params.imgIds = [self.dataset.get_data_info(index)["img_id"] for index in self.chosen]
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         return float(evaluation.stats[0])
-
-    def _results(self, sample: Any) -> list[dict[str, Any]]:
-        """Detections of an image in COCO's format."""
-        instances = sample.pred_instances
-        corners = instances.bboxes.tolist()
-        rows = zip(corners, instances.scores.tolist(), instances.labels.tolist(), strict=True)
-        return [
-            {
-                "image_id": sample.img_id,
-                "category_id": self.categories[label],
-                "bbox": [left, top, right - left, bottom - top],
-                "score": score,
-            }
-            for (left, top, right, bottom), score, label in rows
-        ]

@@ -2,13 +2,9 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pycocotools import mask
 
 from ghm.evaluation import judge, matches
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R, Matches, Weighted, weighted
@@ -18,7 +14,9 @@ SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2}  # name -> place in COCOeval.stats
 
 
 def found_in(given: Case) -> Matches:
-    return matches.matches(pycocotools(given))
+    evaluation = pycocotools(given)
+    settings = evaluation.params
+    return matches.together(settings.imgIds, settings.catIds, matches.of_classes(evaluation))
 
 
 def ones(found: Matches) -> np.ndarray:
@@ -77,50 +75,11 @@ def test_a_whole_number_counts_an_image_so_many_times(seed: int):
         assert_is_what_pycocotools_says(measured, row, repeated(given, times))
 
 
-def test_images_that_tie_in_score_keep_their_order_when_repeated():
-    given = hard_or_artificial("ties across images")
-    found = found_in(given)
-    for weight_I in ([1, 2, 0, 3, 1], [0, 1, 4, 1, 2]):
-        times = dict(zip(found.image_id_I.tolist(), weight_I, strict=True))
-        measured = weighted(found, np.array([weight_I]))
-        assert 0 < measured.summary()["AP"][0] < 1
-        assert_is_what_pycocotools_says(measured, 0, repeated(given, times))
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_weight_0_leaves_an_image_out(seed: int):
-    given = artificial(np.random.default_rng(200 + seed), images=6)
-    found = found_in(given)
-    left_out = int(found.image_id_I[seed])
-    kept = {entry["id"] for entry in given.truth["images"]} - {left_out}
-    without = Case(
-        {
-            **given.truth,
-            "images": [entry for entry in given.truth["images"] if entry["id"] in kept],
-            "annotations": [entry for entry in given.truth["annotations"] if entry["image_id"] in kept],
-        },
-        [entry for entry in given.found if entry["image_id"] in kept],
-    )
-    measured = weighted(found, (found.image_id_I != left_out).astype(np.int32)[None])
-    assert_is_what_pycocotools_says(measured, 0, without)
-
-
 def test_weights_of_0_alone_leave_nothing_defined():
     found = found_in(artificial(np.random.default_rng(0)))
     measured = weighted(found, np.zeros((2, len(found.image_id_I)), np.int32))
     assert {tuple(value_B) for value_B in measured.summary(sorted(CLASSES.values())).values()} == {(-1.0, -1.0)}
     assert (measured.curve_BUR == -1).all()
-
-
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**32 - 1), factor=st.integers(2, 50))
-def test_only_the_ratio_of_weights_matters(seed: int, factor: int):
-    rng = np.random.default_rng(seed)
-    found = synthetic(rng)
-    weight_BI = rng.integers(0, 3, (2, len(found.image_id_I))).astype(np.int32)
-    once, more = weighted(found, weight_BI), weighted(found, weight_BI * factor)
-    np.testing.assert_allclose(more.ap_BKT, once.ap_BKT, atol=1e-12, rtol=0)
-    np.testing.assert_allclose(more.curve_BUR, once.curve_BUR, atol=1e-12, rtol=0)
 
 
 def synthetic(rng: np.random.Generator, images: int = 8, classes: int = 3) -> Matches:
@@ -164,50 +123,6 @@ def test_how_many_rows_are_measured_at_a_time_does_not_matter(monkeypatch: pytes
         np.testing.assert_array_equal(parts.curve_BUR, at_once.curve_BUR)
 
 
-def test_rows_do_not_influence_each_other():
-    rng = np.random.default_rng(6)
-    found = synthetic(rng)
-    weight_BI = rng.integers(0, 4, (5, len(found.image_id_I))).astype(np.int32)
-    together = weighted(found, weight_BI)
-    assert len(np.unique(together.summary()["AP"])) == 5
-    for row in range(5):
-        alone = weighted(found, weight_BI[row : row + 1])
-        np.testing.assert_array_equal(alone.ap_BKT[0], together.ap_BKT[row])
-        np.testing.assert_array_equal(alone.curve_BUR[0], together.curve_BUR[row])
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_a_match_names_its_detection_its_image_and_the_box_that_it_hits(key: str | int):
-    given = hard_or_artificial(key)
-    found = found_in(given)
-    boxes = {entry["id"]: entry for entry in given.truth["annotations"]}
-    assert len(set(found.detection_D.tolist())) == len(found.detection_D)
-    for number, category in enumerate(found.class_id_K):
-        part = slice(*found.start_K[number : number + 2])
-        entries = [given.found[place] for place in found.detection_D[part]]
-        scores = [entry["score"] for entry in entries]
-        assert {entry["category_id"] for entry in entries} <= {category}
-        assert [entry["image_id"] for entry in entries] == found.image_id_I[found.image_D[part]].tolist()
-        assert scores == sorted(scores, reverse=True)
-    hit = np.flatnonzero(found.hit_TD[0])
-    assert len(set(found.box_D[hit].tolist())) == len(hit)
-    for place in hit:
-        own, target = given.found[found.detection_D[place]], boxes[found.box_D[place]]
-        assert (own["image_id"], own["category_id"]) == (target["image_id"], target["category_id"])
-        overlap: Any = mask.iou([own["bbox"]], [target["bbox"]], [0])
-        assert overlap.item() >= 0.5
-
-
-def test_a_match_is_a_hit_or_ignored_or_false():
-    found = found_in(hard_or_artificial("crowds"))
-    assert not (found.hit_TD & found.ignored_TD).any()
-    assert {tuple(row) for row in np.stack([found.hit_TD[0], found.ignored_TD[0]], axis=1).tolist()} == {
-        (True, False),
-        (False, True),
-        (False, False),
-    }
-
-
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 @pytest.mark.parametrize("key", ["nothing", "no detections", "crowds", 0, 1])
 def test_matches_of_some_classes_at_a_time_join_to_those_of_all(
@@ -219,3 +134,22 @@ def test_matches_of_some_classes_at_a_time_join_to_those_of_all(
     for field in fields(Matches):
         np.testing.assert_array_equal(getattr(parts, field.name), getattr(whole, field.name), err_msg=field.name)
         assert getattr(parts, field.name).dtype == getattr(whole, field.name).dtype, field.name
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_is_saved_says_what_each_detection_hits_also_among_the_best_alone(key: str | int, tmp_path: Path):
+    given = hard_or_artificial(key)
+    best = sorted(range(len(given.found)), key=lambda number: -given.found[number]["score"])[: len(given.found) // 2]
+    saved = []
+    for number, found in enumerate((given.found, [given.found[number] for number in best])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        Case(given.truth, found).judged(folder).matches.save(len(found), folder)
+        saved.append(matches.read(folder))
+        assert saved[-1].shape == (len(found),)
+    np.testing.assert_array_equal(saved[0][best], saved[1])
+    expected = found_in(given)
+    hit_D = expected.hit_TD[0]
+    np.testing.assert_array_equal(saved[0][expected.detection_D[hit_D]], expected.box_D[hit_D])
+    np.testing.assert_array_equal(saved[0][expected.detection_D[expected.ignored_TD[0]]], -1)
+    assert (saved[0] != 0).sum() == (hit_D | expected.ignored_TD[0]).sum()

@@ -13,7 +13,6 @@ from PIL import Image
 
 from ghm import fingerprint, runs
 from ghm import params as ghm_params
-from ghm.evaluation import matches
 from ghm.evaluation.bootstrap import METRICS as RESAMPLED
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.errors import KINDS
@@ -188,4 +187,4 @@ def _evaluation(
 def write_detections(folder: Path, annotations: Path, detections: list[dict[str, Any]]) -> None:
     """Write detections as the stage `evaluate` does, matched to the annotations."""
     write_json(folder / runs.DETECTIONS, detections)
-    matches.save(judge(annotations, folder / runs.DETECTIONS).matches.box_of(len(detections)), folder)
+    judge(annotations, folder / runs.DETECTIONS).matches.save(len(detections), folder)
