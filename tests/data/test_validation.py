@@ -190,11 +190,11 @@ USELESS = [
     (boxes(3, area=0), "3 of 3 boxes cannot be used, too little is left to {}: 3 boxes have an `area` of 0"),
     (
         NORMALISED,
-        r"its boxes look normalised to 0..1 and must be in pixels, for example \[0.1, 0.2, 0.3, 0.8\] of image 1 ",
+        r"its boxes look normalised to 0..1 and must be in pixels, for example \[0.1, 0.2, .*\] of image 1 ",
     ),
     (
         mixed(boxes(8), boxes(100, area=0), boxes(45, bbox=[99, 99, 9, 9])),
-        "145 of 153 boxes cannot be used, too little is left to {}: 45 boxes are less .*; 100 boxes have an `area` of 0",
+        "145 of 153 boxes cannot be used, too little is left to {}: 45 boxes are less .*; 100 boxes have an `area` ",
     ),
     (mixed(boxes(1), boxes(2, area=0), boxes(5, iscrowd=1)), "2 of 3 boxes cannot be used, too little is left to {}"),
 ]

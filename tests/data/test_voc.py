@@ -69,7 +69,6 @@ def test_difficult_objects_are_kept_as_crowd(root: Path):
     ("objects", "words"),
     [
         (thing("cow"), "has an object of class 'cow', which is none of cat, dog"),
-        (thing("cat", "1 2 3 x"), "must hold a number as `bndbox/ymax`, got 'x'"),
         (thing("cat").replace("<xmin>2</xmin>", ""), "lacks `bndbox/xmin` in its <object>"),
         (thing("cat", "1 2 3 nan"), "must hold a number as `bndbox/ymax`, got 'nan'"),
         (thing("cat") + "<", "is not XML"),
@@ -82,7 +81,7 @@ def test_a_bad_file_is_named(root: Path, objects: str, words: str):
     assert "3.xml" in str(caught.value)
 
 
-@pytest.mark.parametrize("declared", ["GBK", "utf-16", "no-such-encoding"])
+@pytest.mark.parametrize("declared", ["GBK", "no-such-encoding"])
 def test_an_encoding_that_cannot_be_read_is_named(root: Path, declared: str):
     path = root / "A" / "Annotations" / "1.xml"
     text = path.read_text().replace("dog", "狗")
