@@ -78,7 +78,9 @@ def describe(
             "unreadable": sorted(bad),
             "warnings": {k: number for k, (number, _) in findings.warnings.items() if k not in validation.BY_DECODING},
         }
-        _log_summary(f"{name} {split_name}", described[split_name])
+        boxes = described[split_name]["boxes_per_class"]
+        classes_text = ", ".join(f"{label} {number:,}" for label, number in boxes.items())
+        _log.info("%s %s: %s, boxes: %s", name, split_name, count(len(names), "image"), classes_text)
         for _, warning in findings.warnings.values():
             _log.warning("  warning: %s", warning)
     ids = [entry.id for entry in categories]
@@ -96,13 +98,3 @@ def _counts(content: Unlabelled) -> dict[str, Any]:
         "boxes_per_class": {entry.name: per_category[entry.id] for entry in content.categories},
         "boxes_per_size": dict(zip(SIZES, per_size, strict=True)),
     }
-
-
-def _log_summary(name: str, described: dict[str, Any]) -> None:
-    per_size = ", ".join(f"{number:,} {size}" for size, number in described["boxes_per_size"].items())
-    images, boxes = count(described["images"], "image"), count(described["boxes"], "box|boxes")
-    _log.info(
-        "%s: %s (%s without boxes), %s (%s)", name, images, f"{described['images_without_boxes']:,}", boxes, per_size
-    )
-    if described["boxes"]:
-        _log.info("  %s", ", ".join(f"{label} {number:,}" for label, number in described["boxes_per_class"].items()))

@@ -196,10 +196,8 @@ def custom_archive(source: str, provides: tuple[str, ...]) -> Archive:
         return Archive(Remote(Path(source).name, ()), provides)
     address, fragment = urldefrag(source)
     name = Path(urlsplit(address).path).name
-    if not name:
-        raise InputError(f"data.source {source!r} cannot be used: it must name a file")
     if not fragment:
         _log.warning("data.source has no checksum (#sha256=<hex> after the URL): what arrives is not verified")
-    elif not re.fullmatch(r"md5=[0-9a-fA-F]{8,32}|sha256=[0-9a-fA-F]{8,64}", fragment):
-        raise InputError(f"data.source {source!r} cannot be used: #{fragment} must be #md5=<hex> or #sha256=<hex>")
+    if not name or not re.fullmatch(r"((md5|sha256)=[0-9a-fA-F]{8,64})?", fragment):
+        raise InputError(f"data.source must be the URL of a file, with #sha256=<hex> or #md5=<hex>, got {source!r}")
     return Archive(Remote(name, (address,), fragment.replace("=", ":") or None), provides)

@@ -130,9 +130,7 @@ def _check_boxes(content: Annotations, purpose: str, findings: Findings) -> None
     known_images, known = {image.id for image in content.images}, {entry.id for entry in content.categories}
     used = {box.category_id for box in boxes}
     lost = [box.image_id for box in boxes if box.image_id not in known_images]
-    rest = "the id 0, which the evaluation takes for none (number boxes from 1)"
     findings.error("box has|boxes have", "an id that another one has", _repeated(box.id for box in boxes))
-    findings.error("box has|boxes have", rest, [list(box.bbox) for box in boxes if box.id == 0])
     findings.error("box names|boxes name", "an image that the file does not have", lost)
     unknown = [box.category_id for box in boxes if box.category_id not in known]
     findings.error("box names|boxes name", "a category that the file does not have", unknown)
@@ -170,10 +168,6 @@ def _check_geometry(content: Annotations, purpose: str, findings: Findings) -> N
     ignored_B = np.array([bool(box.ignore) for box in boxes])
     for kind, mask_B in zip(_BOXES, (outside_B, empty_B, flat_B, crowd_B, ignored_B), strict=True):
         findings.warn(kind, *_BOXES[kind], np.flatnonzero(mask_B).tolist(), shown)
-    # Rounding may take a box that fills its image a little beyond 1.
-    if bool(((start_B2 >= 0) & (extent_B2 > 0) & (end_B2 <= 1.01)).all() and (side_B2 > 2).all()):
-        findings.errors.append(f"its boxes look normalised to 0..1 and must be in pixels, for example {shown(0)}")
-        return
     useless_B = (empty_B | flat_B | (ignored_B & (purpose == "train on"))) & ~crowd_B
     if crowd_B.all():
         findings.errors.append(f"all of its boxes are marked as crowd: there is nothing to {purpose}")
