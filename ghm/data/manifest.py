@@ -90,7 +90,7 @@ def describe(
 def _counts(content: Unlabelled) -> dict[str, Any]:
     boxes = content.annotations if isinstance(content, Annotations) else []
     per_category = Counter(box.category_id for box in boxes)
-    per_size = np.histogram([box.area for box in boxes], bins=[-np.inf, *SIZES.values()])[0].tolist()
+    per_size = np.histogram([box.area or 0 for box in boxes], bins=[-np.inf, *SIZES.values()])[0].tolist()
     return {
         "images": len(content.images),
         "images_without_boxes": len(content.images) - len({box.image_id for box in boxes}),

@@ -155,7 +155,7 @@ def _check_geometry(content: Annotations, purpose: str, findings: Findings) -> N
     side_B2 = np.array(list(sides), dtype=np.float64)
     start_B2, extent_B2 = number_B5[:, :2], number_B5[:, 2:4]
     infinite = np.flatnonzero(~np.isfinite(number_B5).all(axis=1)).tolist()
-    findings.error("box holds|boxes hold", "a number that is not finite", infinite, shown)
+    findings.error("box holds|boxes hold", "a number that is not finite, or no `area`", infinite, shown)
     if infinite:
         return
     end_B2 = start_B2 + extent_B2

@@ -1,13 +1,9 @@
 """Data sets in the format of Pascal VOC, rewritten as COCO files: VOC 2007 + 2012, and BCCD.
 
-Boxes: VOC names the first and the last pixel, counted from 1, both inside. COCO's box [x, y, width, height] has its
-origin at the outer corner of the first pixel, so x = xmin - 1 and width = xmax - xmin + 1.
-
-Objects marked `difficult`: kept, with `iscrowd: 1`. Training leaves them out (mmdet neither learns from a crowd box nor
-spares the anchors on it), and the evaluation counts a detection of one neither as found nor as false. That is VOC's
-rule but for one thing: pycocotools measures the overlap with a crowd box in shares of the detection.
-
-Source: Everingham et al., "The PASCAL Visual Object Classes Challenge 2007", development kit.
+VOC names the first and the last pixel, counted from 1, both inside; COCO's box begins at the outer corner of the first
+pixel, so x = xmin - 1 and width = xmax - xmin + 1. Objects marked `difficult` are kept with `iscrowd: 1`: training
+leaves them out, and the evaluation counts a detection of one neither way. That is VOC's rule, but that pycocotools
+measures the overlap with a crowd box in shares of the detection. Source: Everingham et al., development kit of VOC 2007.
 """
 
 import math

@@ -36,7 +36,7 @@ def without(section: str, key: str) -> dict[str, Any]:
         (json.dumps({**content(), "categories": []}), "holds no categories"),
         (json.dumps({**content(), "images": [{"id": "a"}]}), "Expected `int`, got `str` - at `$.images[0].id`"),
         (json.dumps({**content(), "images": [{"id": 2**63}]}), "Expected `int` <= 9223372036854775807 - at `$.images"),
-        (json.dumps(without("annotations", "area")), "missing required field `area` - at `$.annotations[1]`"),
+        (json.dumps(without("annotations", "bbox")), "missing required field `bbox` - at `$.annotations[1]`"),
         (json.dumps({**content(), "info": float("nan"), "images": [1]}), "got `int` - at `$.images[0]`"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_file_that_pycocotools_would_not_read_is_refused(tmp_path: Path, encod
     path = tmp_path / "instances.json"
     path.write_bytes(json.dumps({**content(), "info": "é"}, ensure_ascii=False).encode(encoding))
     with pytest.raises(
-        InputError, match=r"instances\.json (must be UTF-8 .*`data.name: custom` reads more|is neither UTF-8)"
+        InputError, match=r"instances\.json (must be UTF-8, .*`data.name: custom` reads it|is neither UTF-8)"
     ) as caught:
         annotations.read(path, Annotations)
     assert "\n" not in str(caught.value)

@@ -75,6 +75,7 @@ PLAIN = Image.new("RGB", (40, 30))
         (setter("annotations", "image_id", 9), "1 box names an image that the file does not have, for example 9"),
         (setter("annotations", "category_id", 9), "1 box names a category that the file does not have, for example 9"),
         (setter("annotations", "bbox", [0, float("nan"), 1, 1]), "1 box holds a number that is not finite"),
+        (setter("annotations", "area", None), "1 box holds a number that is not finite, or no `area`, for example"),
         (setter("annotations", "bbox", [0, 0, float("inf"), 1]), "1 box holds a number that is not finite"),
         (setter("images", "width", 0), "1 image has a width or height below 1, for example train2.jpg"),
         (setter("images", "file_name", "../train/train2.jpg"), "1 file name leaves the image folder or "),
