@@ -51,7 +51,7 @@ Content = TypeVar("Content", Unlabelled, Annotations)
 
 
 def read(path: Path, kind: type[Content], *, any_encoding: bool = False) -> Content:
-    """Read a COCO annotation file: in UTF-8, which is all that mmdet and pycocotools read, or in any encoding of Unicode.
+    """Read a COCO annotation file: in UTF-8, all that mmdet and pycocotools read, or in any encoding of Unicode.
 
     Raises:
         InputError: it is missing, is in another encoding, is no JSON, lacks a key or holds a value of another type, has
@@ -64,7 +64,7 @@ def read(path: Path, kind: type[Content], *, any_encoding: bool = False) -> Cont
             raise InputError(
                 f"the annotation file {path} must be UTF-8, it is {encoding} (`data.name: custom` reads it)"
             )
-        content = _decode(text.decode(encoding).encode(), kind)
+        content = _decode(text if encoding == "utf-8" and text.isascii() else text.decode(encoding).encode(), kind)
     except OSError as error:
         raise InputError(f"the annotation file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

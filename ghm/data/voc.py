@@ -3,7 +3,7 @@
 VOC names the first and the last pixel, counted from 1, both inside; COCO's box begins at the outer corner of the first
 pixel, so x = xmin - 1 and width = xmax - xmin + 1. Objects marked `difficult` are kept with `iscrowd: 1`: training
 leaves them out, and the evaluation counts a detection of one neither way. That is VOC's rule, but that pycocotools
-measures the overlap with a crowd box in shares of the detection. Source: Everingham et al., development kit of VOC 2007.
+measures the overlap with a crowd box in shares of the detection. Source: Everingham et al., VOC 2007.
 """
 
 import math

@@ -1,8 +1,6 @@
 """Laws of downloads, against a server that misbehaves."""
 
-import errno
 import hashlib
-import io
 import multiprocessing
 import random
 import shutil
@@ -151,17 +149,6 @@ def test_another_mirror_or_a_later_call_continues_a_part_if_a_checksum_will_tell
         assert_whole(tmp_path, server)
 
 
-@pytest.mark.parametrize("changes", UNKNOWN)
-@pytest.mark.parametrize("size", [70, SIZE, SIZE + 1])
-def test_a_part_of_another_file_spoils_nothing(tmp_path: Path, changes: dict[str, Any], size: int):
-    (tmp_path / ".file.zip.part").write_bytes(bytes(size))
-    with serving(noise(SIZE)) as server:
-        with suppress(InputError):
-            fetch(remote(server, **changes), tmp_path)
-        fetch(remote(server, **changes), tmp_path)
-        assert_whole(tmp_path, server)
-
-
 def test_a_whole_part_needs_no_server_and_a_wrong_file_under_the_name_is_replaced(tmp_path: Path):
     with serving(noise(SIZE)) as server:
         (tmp_path / ".file.zip.part").write_bytes(server.content)
@@ -188,27 +175,6 @@ def test_room_is_needed_for_what_is_missing_only(tmp_path: Path, monkeypatch: py
         assert not (tmp_path / ".file.zip.part").exists()
         (tmp_path / ".file.zip.part").write_bytes(server.content[:70])
         fetch(remote(server), tmp_path)
-        assert_whole(tmp_path, server)
-
-
-def test_what_came_before_a_write_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Full(io.FileIO):
-        def write(self, data: Any) -> int:
-            if self.tell() > SIZE // 2:
-                raise OSError(errno.ENOSPC, "No space left")
-            return super().write(data)
-
-    def opened(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        return Full(path, "w") if mode == "wb" else real(path, mode, *rest, **options)
-
-    real = Path.open
-    with serving(noise(SIZE)) as server:
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", opened)
-            assert "No space left" in refusal(remote(server), tmp_path)
-        assert SIZE // 2 < (tmp_path / ".file.zip.part").stat().st_size < SIZE
-        fetch(remote(server), tmp_path)
-        assert server.log[1].first > SIZE // 2
         assert_whole(tmp_path, server)
 
 

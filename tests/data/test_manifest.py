@@ -112,13 +112,3 @@ def test_a_split_without_labels_needs_none(root: Path):
     places = {"train": PLACES["train"], "val": Split("annotations/val.json", "val", labelled=False)}
     val = describe(root, places)["splits"]["val"]
     assert (val["images"], val["boxes"], val["images_without_boxes"]) == (2, 0, 2)
-
-
-def test_the_log_sums_up_each_split(root: Path, caplog: pytest.LogCaptureFixture):
-    file = content()
-    file["annotations"][0]["iscrowd"] = 1
-    write(root, "train", file)
-    with caplog.at_level("INFO"):
-        assert describe(root)["splits"]["train"]["warnings"] == {"crowd_boxes": 1}
-    assert "own train: 2 images, boxes: seven 2, three 1" in caplog.text
-    assert "warning: 1 box is marked as crowd" in caplog.text

@@ -83,24 +83,6 @@ def test_what_is_missing_is_fetched_verified_unpacked_and_linked(place: Path, se
     assert [request.path for request in server.log] == [f"/{name}.zip" for name in NAMES]
 
 
-def test_room_for_the_archives_and_what_is_in_them_is_needed_before_anything_is_fetched(
-    server: Server, archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-):
-    sizes = [len(data_) for data_ in archives.values()]
-    needed = sum(sizes) + max(sizes)
-
-    class Usage:
-        free = needed - 1
-
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="coco needs .* are free: make room"):
-        patch.setattr("shutil.disk_usage", lambda place: Usage)
-        data.prepare(parameters("coco", source=server.url()))
-    assert not server.log
-    Usage.free = needed
-    monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
-    data.prepare(parameters("coco", source=server.url()))
-
-
 def test_only_the_part_that_is_missing_is_fetched(server: Server):
     setting = parameters("coco", source=server.url())
     data.prepare(setting)
@@ -117,12 +99,6 @@ def test_an_existing_copy_is_linked_and_neither_copied_nor_completed(place: Path
     with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; set data.root to one"):
         data.prepare(parameters("coco", root=str(copy)))
     assert not server.log
-
-
-def test_a_copy_below_the_data_root_is_used_without_a_network(place: Path, copy: Path):
-    shutil.copytree(copy, place / "store" / "coco")
-    data.prepare(parameters("coco"))
-    assert linked() == place / "store" / "coco"
 
 
 def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
@@ -233,12 +209,11 @@ def test_a_data_set_of_ones_own_needs_no_list_of_classes(copy: Path, place: Path
     (place / "own.tar").write_bytes(packed)
     with serving(packed) as running:
         address = running.url("/own.zip")
-        for source in (address, f"{address}#sha256={hashlib.sha256(packed).hexdigest()}", str(place / "own.tar")):
+        for source in (f"{address}#sha256={hashlib.sha256(packed).hexdigest()}", str(place / "own.tar")):
             Path("data/custom").unlink()
             shutil.rmtree(place / "store")
             data.prepare(parameters("custom", source=source, custom=CUSTOM))
             assert data.read_manifest(parameters("custom"))["classes"] == ["seven", "three"]
-            assert linked("custom").parent == place / "store"
         for source in (running.url(""), f"{address}#sha256=12", f"{address}#crc=12345678"):
             with pytest.raises(InputError, match=r"data\.source must be the URL of a file, with "):
                 data.prepare(parameters("custom", source=source, custom=CUSTOM))
