@@ -1,8 +1,7 @@
 """The weights that training starts from: of a backbone, pretrained here or fetched, or of a whole detector.
 
-Whatever their source, they are checked key by key and end as `weights/<backbone>-<first 8 hex digits of its
-SHA-256>.pth`, a plain state dict with torchvision's names, or as `weights/detector-<8 digits>.pth`; the record
-`weights/<backbone>.json` says where they are from.
+They end as `weights/<backbone>-<first 8 hex digits of its SHA-256>.pth`, a plain state dict with torchvision's names,
+or as `weights/detector-<8 digits>.pth`; the record `weights/<backbone>.json` says where they are from.
 """
 
 import json
@@ -12,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mmdet.models
 import torch
 import torchvision
 from mmdet.registry import MODELS
@@ -151,7 +149,3 @@ def _obtain(value: str, key: str, checksum: str | None) -> tuple[Path, dict[str,
         where = f"{key}_sha256" if checksum else "its name"
         raise InputError(f"{key}: {path} has the SHA-256 {actual}, and {where} says {expected}")
     return path, {"source": value, "source_sha256": actual}
-
-
-# mmdet registers its models when they are imported.
-assert mmdet.models.ResNet

@@ -312,7 +312,6 @@ def test_a_detector_that_does_not_fit_is_refused(parameters: params.Params):
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
-        ("train", {"epochs": 0}, "train.epochs must be 1 or greater when model.load_from is null, got 0"),
         ("model", {"pretrained": None, "frozen_stages": 1}, "model.frozen_stages must be -1 when model.pretrained is"),
         ("model", {"pretrained_sha256": "0123456789"}, "model.pretrained_sha256 must be null with model.pretrained"),
         ("model", {"backbone": "resnext101_32x4d"}, "model.base_channels must be 64 with model.backbone: resnext101"),

@@ -4,7 +4,6 @@ While `name` is under way its bytes are in `.name.part`; `.name.lock` keeps othe
 published checksum is resumed: the checksum tells whether the two pieces belong together.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from urllib3 import Retry
 
 from ghm.errors import InputError
-from ghm.files import locked, require_space
+from ghm.files import digest, locked, require_space
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +49,7 @@ def verify(path: Path, remote: Remote) -> str | None:
     if remote.checksum is None:
         return None
     algorithm, _, digits = remote.checksum.lower().partition(":")
-    checksum = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file, _bar(f"checking {remote.name}", _size(path)) as bar:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-            bar.update(len(block))
-    actual = checksum.hexdigest()[: len(digits)]
+    actual = digest(path, algorithm)[: len(digits)]
     return None if actual == digits else f"its {algorithm} is {actual} instead of {digits}"
 
 
@@ -102,10 +96,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _bar(text: str, total: int | None, initial: int = 0) -> tqdm:
-    return tqdm(total=total, initial=initial, desc=text, unit="B", unit_scale=True, mininterval=2, delay=1, leave=False)
-
-
 def _fetch_from(session: requests.Session, url: str, remote: Remote, part: Path) -> None:
     """Bring the whole verified file into `part`.
 
@@ -146,7 +136,8 @@ def _receive(session: requests.Session, url: str, remote: Remote, part: Path) ->
         if remote.bytes is not None and total not in (None, remote.bytes):
             raise requests.RequestException(f"the server's file has {total} bytes instead of {remote.bytes}")
         require_space((total or start) - start, part.parent, remote.name)
-        with part.open("ab" if start else "wb") as file, _bar(remote.name, total, start) as bar:
+        bar = tqdm(None, remote.name, total, initial=start, unit="B", unit_scale=True, mininterval=2, leave=False)
+        with part.open("ab" if start else "wb") as file, bar:
             try:
                 for block in response.iter_content(1 << 16):
                     file.write(block)

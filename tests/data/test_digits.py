@@ -91,14 +91,6 @@ def test_the_bytes_are_the_published_ones(tmp_path: Path):
     assert digest(tmp_path) == DIGEST
 
 
-def test_another_seed_gives_other_pictures_in_every_split(tmp_path: Path):
-    data.write(SMALL, 0.0, tmp_path / "one")
-    data.write(dataclasses.replace(SMALL, seed=1), 0.0, tmp_path / "two")
-    one, two = content(tmp_path / "one"), content(tmp_path / "two")
-    assert one.keys() == two.keys()
-    assert not [name for name in one if one[name] == two[name]]
-
-
 def test_a_longer_data_set_begins_with_the_shorter_one(clean: Path, tmp_path: Path):
     data.write(SMALL, 0.0, tmp_path / "short")
     short, long = content(tmp_path / "short"), content(clean)

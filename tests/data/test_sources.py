@@ -182,14 +182,6 @@ def test_what_lies_in_the_way_is_reported_before_anything_is_fetched(copy: Path,
     assert place.readlink() == copy
 
 
-def test_a_link_into_the_store_is_ours_and_moves(place: Path, copy: Path):
-    Path("data").mkdir()
-    Path("data/coco").symlink_to(place / "store" / "gone")
-    data.prepare(parameters("coco", root=str(copy)))
-    assert linked() == copy
-    assert sorted(path.name for path in Path("data").iterdir()) == ["coco", "coco.json"]
-
-
 def test_test2017_is_a_split_without_labels(copy: Path):
     unlabelled = content("val")
     del unlabelled["annotations"]

@@ -132,13 +132,6 @@ def test_links_and_devices_of_a_zip_are_plain_files(tmp_path: Path, kind: int):
     assert content(tmp_path / "to") == {"bad": b"/etc"}
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("names", [["a", "a/b"], ["a/b/c", "a/b"]])
-def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path: Path, make: Any, names: list[str]):
-    assert "cannot be unpacked" in refusal(make(tmp_path / "archive", [(name, b"x", {}) for name in names]), tmp_path)
-
-
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("fault", ["flip", "cut"])
 def test_a_damaged_archive_is_named(tmp_path: Path, kind: str, fault: str):

@@ -92,14 +92,6 @@ def test_an_error_stops_and_is_named(tmp_path: Path, change: Change, words: str)
     assert words in refusal(tmp_path, file)
 
 
-def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path):
-    file = content()
-    file["images"][0]["file_name"] = "none.jpg"
-    file["annotations"][0]["category_id"] = 9
-    message = refusal(tmp_path, file)
-    assert "names a category" in message and "; 1 image is not in the image folder" in message
-
-
 @pytest.mark.parametrize(
     ("change", "warnings"),
     [
@@ -165,13 +157,6 @@ def test_as_many_images_may_be_bad_as_the_parameter_says_and_they_are_named(tmp_
         "data.max_bad_images is 2: mend or add them, or raise it to leave them out",
     ):
         assert words in message
-
-
-def test_a_split_without_a_single_good_image_is_refused_whatever_may_be_left_out(tmp_path: Path):
-    file = with_images(tmp_path)
-    for name in ("train1.jpg", "train2.jpg"):
-        (tmp_path / "train" / name).write_bytes(b"")
-    assert refusal(tmp_path, file, "all", 100).endswith("; no image is left")
 
 
 def boxes(number: int, **keys: Any) -> list[dict[str, Any]]:
