@@ -56,7 +56,7 @@ def test_a_data_set_without_images_is_refused_and_no_manifest_is_left(workspace:
     content = changed(sections.read(Path("params.yaml")), {"data.name": "coco", "data.root": str(root)})
     content["evaluate"]["split"] = "val"
     YAML().dump(content, Path("params.yaml"))
-    ends_with("data", f"{root} is missing: set data.root or GHM_DATA_ROOT to a copy of coco with", monkeypatch)
+    ends_with("data", f"{root} is no copy of coco: annotations/instances_train2017.json,", monkeypatch)
     for split in sets.COCO_SPLITS.values():
         (root / split.annotations).parent.mkdir(parents=True, exist_ok=True)
         (root / split.annotations).write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
