@@ -50,7 +50,8 @@ def sigmoid_focal_loss_backward(
         leaf_NC = logit_NC.detach().requires_grad_()
         loss_NC = torch.empty_like(logit_NC)
         sigmoid_focal_loss_forward(leaf_NC, label_N, weight_C, loss_NC, gamma=gamma, alpha=alpha)
-    gradient_NC.copy_(torch.autograd.grad(loss_NC.sum(), leaf_NC)[0])
+        (slope_NC,) = torch.autograd.grad(loss_NC.sum(), leaf_NC)
+    gradient_NC.copy_(slope_NC)
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:
