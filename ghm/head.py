@@ -62,26 +62,22 @@ class GHMRetinaHead(RetinaHead):
         Returns:
             The examples, and the number of positive anchors of the batch, at least 1.
         """
-        device = cls_scores[0].device
         shapes = [tuple(scores.shape[-2:]) for scores in cls_scores]
-        anchors, valid_flags = self.get_anchors(shapes, batch_img_metas, device=device)
+        anchors, valid_flags = self.get_anchors(shapes, batch_img_metas, device=cls_scores[0].device)
         # get_targets empties the lists it is given, so the anchors of the levels are put together before.
         level_anchors = list(zip(*anchors, strict=True)) if self.reg_decoded_bbox else []
-        targets = self.get_targets(anchors, valid_flags, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
-        labels, label_weights, bbox_targets, bbox_weights, positives = targets
+        *targets, positives = self.get_targets(
+            anchors, valid_flags, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        )
+        label_N, label_weight_N, box_target_N4, box_weight_N4 = (
+            torch.cat([level.flatten(0, 1) for level in levels]) for levels in targets
+        )
         box_N4 = _flatten(bbox_preds, self.bbox_coder.encode_size)
         if self.reg_decoded_bbox:
             anchor_N4 = cat_boxes([image for level in level_anchors for image in level])
             box_N4 = get_box_tensor(self.bbox_coder.decode(anchor_N4, box_N4))
-        return Examples(
-            sizes=[level.numel() for level in labels],
-            logit_NC=_flatten(cls_scores, self.cls_out_channels),
-            label_N=torch.cat([level.reshape(-1) for level in labels]),
-            label_weight_N=torch.cat([level.reshape(-1) for level in label_weights]),
-            box_N4=box_N4,
-            box_target_N4=torch.cat([level.reshape(-1, level.shape[-1]) for level in bbox_targets]),
-            box_weight_N4=torch.cat([level.reshape(-1, level.shape[-1]) for level in bbox_weights]),
-        ), positives
+        sizes, logit_NC = [level.numel() for level in targets[0]], _flatten(cls_scores, self.cls_out_channels)
+        return Examples(sizes, logit_NC, label_N, label_weight_N, box_N4, box_target_N4, box_weight_N4), positives
 
     def loss_by_feat(
         self,
@@ -93,15 +89,15 @@ class GHMRetinaHead(RetinaHead):
     ) -> dict[str, list[Tensor]]:
         """Return `loss_cls` and `loss_bbox`, scalars that add up to the loss, and to be logged with them the number of
         `positives`, anchors that stand for an object. Arguments as in `examples`."""
-        every, positives = self.examples(
+        batch, positives = self.examples(
             cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         )
-        classes = (every.logit_NC, every.label_N, every.label_weight_N)
-        boxes = (every.box_N4, every.box_target_N4, every.box_weight_N4)
+        classes = (batch.logit_NC, batch.label_N, batch.label_weight_N)
+        boxes = (batch.box_N4, batch.box_target_N4, batch.box_weight_N4)
         return {
-            "loss_cls": _by_level(self.loss_cls, classes, every.sizes, positives),
-            "loss_bbox": _by_level(self.loss_bbox, boxes, every.sizes, positives),
-            "positives": [((every.label_N >= 0) & (every.label_N < self.num_classes)).sum().float()],
+            "loss_cls": _by_level(self.loss_cls, classes, batch.sizes, positives),
+            "loss_bbox": _by_level(self.loss_bbox, boxes, batch.sizes, positives),
+            "positives": [((batch.label_N >= 0) & (batch.label_N < self.num_classes)).sum().float()],
         }
 
 

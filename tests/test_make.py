@@ -116,7 +116,6 @@ def test_a_link_is_used_when_it_leads_to_what_is_pinned_and_never_written_throug
 def test_another_python_is_refused_with_the_remedy(copy: Copy):
     stamp = copy.root / ".venv" / ".installed"
     own = "Python {}.{}".format(*sys.version_info)
-    assert stamp.read_text().startswith(own)
     stamp.write_text(stamp.read_text().replace(own, "Python 3.9"))
     assert copy.refused("say") == f"error: .venv was made with Python 3.9, and its Python is {own} now: remove .venv"
     stamp.unlink()
@@ -125,12 +124,9 @@ def test_another_python_is_refused_with_the_remedy(copy: Copy):
     assert copy.refused("say", PYTHON="false") == words
 
 
-def test_a_python_that_is_none_or_of_another_version_makes_no_environment(tmp_path: Path):
-    copy = Copy(tmp_path)
-    assert "Python 3.11 to 3.13 is needed, and false is no Python" in copy.refused("say", "PYTHON=false")
+def test_a_python_that_is_none_makes_no_environment(tmp_path: Path):
+    assert "Python 3.11 to 3.13 is needed, and false is no Python" in Copy(tmp_path).refused("say", "PYTHON=false")
     assert not (tmp_path / ".venv").exists()
-    (tmp_path / ".venv").mkdir()
-    assert copy.refused("say") == "error: .venv holds no Python that runs: remove .venv"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+from torch import Size, Tensor
 
 Reduction = Literal["none", "mean", "sum"]
 Statistics = Literal["level", "batch"]
@@ -13,6 +13,8 @@ Normalizer = Literal["valid_bins", "bins"]
 SIGMOID = "True, for these losses have one logit per class and none for the background (softmax has one)"
 COUNT = (Integral, "a whole number, 1 or greater", lambda value: value >= 1)
 FLAG = (bool, "True or False", lambda _value: True)
+NOT_NEGATIVE = (Real, "0 or greater and finite", lambda value: 0 <= value < inf)
+POSITIVE = (Real, "greater than 0 and finite", lambda value: 0 < value < inf)
 
 
 def _choice(choices: Any) -> tuple[type, str, Callable[[Any], bool]]:
@@ -22,18 +24,17 @@ def _choice(choices: Any) -> tuple[type, str, Callable[[Any], bool]]:
 # Argument -> its type, the allowed values in words, and a test of them.
 ALLOWED: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "alpha": (Real, "in [0, 1]", lambda value: 0 <= value <= 1),
-    "beta": (Real, "greater than 0 and finite", lambda value: 0 < value < inf),
+    "beta": POSITIVE,
     "bias_correction": FLAG,
     "bins": COUNT,
-    "check": FLAG,
-    "gamma": (Real, "0 or greater and finite", lambda value: 0 <= value < inf),
+    "gamma": NOT_NEGATIVE,
     "keep": COUNT,
-    "loss_weight": (Real, "0 or greater and finite", lambda value: 0 <= value < inf),
+    "loss_weight": NOT_NEGATIVE,
     "momentum": (Real, "in [0, 1)", lambda value: 0 <= value < 1),
-    "mu": (Real, "greater than 0 and finite", lambda value: 0 < value < inf),
+    "mu": POSITIVE,
     "normalizer": _choice(Normalizer),
     "reduction": _choice(Reduction),
-    "smoothing": (Real, "0 or greater and finite", lambda value: 0 <= value < inf),
+    "smoothing": NOT_NEGATIVE,
     "statistics": _choice(Statistics),
     "sync": FLAG,
     "use_sigmoid": (bool, SIGMOID, lambda value: value),
@@ -48,9 +49,20 @@ def check_arguments(**arguments: object) -> None:
             raise ValueError(f"{name} must be {words}, got {value!r}")
 
 
-def check_finite(**tensors: Tensor) -> None:
-    """Raise ValueError that says which tensor holds how many numbers that are not finite. Waits for the device."""
+def check_shapes(*allowed: Size, **tensors: Tensor | None) -> None:
+    """Raise ValueError for the first tensor that has none of the shapes; one that is None is left out."""
     for name, tensor in tensors.items():
-        wrong = int((~tensor.isfinite()).sum())
-        if wrong:
-            raise ValueError(f"{name} must be finite, got {wrong} of {tensor.numel()} values that are NaN or infinite")
+        if tensor is not None and tensor.shape not in allowed:
+            words = " or ".join(str(tuple(shape)) for shape in allowed)
+            raise ValueError(f"{name} must be of shape {words} for this pred, got {tuple(tensor.shape)}")
+
+
+def divisor(pred: Tensor, reduction: Reduction, avg_factor: float | Tensor | None) -> float | Tensor:
+    """What Focal Loss and Smooth L1 divide the sum over `pred` by: `mean` by `avg_factor`, or by the number of values.
+
+    Raises:
+        ValueError: `avg_factor` with `sum`.
+    """
+    if reduction == "sum" and avg_factor is not None:
+        raise ValueError(f"avg_factor must be None with reduction sum, got {avg_factor!r}")
+    return 1.0 if reduction == "sum" else max(pred.numel(), 1) if avg_factor is None else avg_factor

@@ -56,21 +56,10 @@ def moving_average(average_K: Tensor, count_K: Tensor, *, momentum: float) -> Te
     return torch.where(count_K > 0, moved_K, average_K)
 
 
-def moving_mass(mass_K: Tensor, count_K: Tensor, *, momentum: float) -> Tensor:
-    """The share 1 - momentum^t of S_j that comes from counts and not from its start at zero, after t counts.
-
-    S_j divided by it is the moving average without the bias of its start.
-    """
-    return moving_average(mass_K, (count_K > 0).to(mass_K.dtype), momentum=momentum)
-
-
 def region_weights(
     density_LK: Tensor, count_LK: Tensor, total_L: Tensor, *, normalizer: str = "valid_bins", smoothing: float = 0.0
 ) -> Tensor:
-    """Equation 7 with unit regions: beta = total / GD. 0 for an empty region. [..., K]
-
-    GD of a region is (S_j + smoothing) * M. With `valid_bins` M is the number of occupied regions of the population,
-    with `bins` the number of all regions.
+    """Equation 7 with unit regions: beta = total / GD, GD = (S_j + smoothing) * M. 0 for an empty region. [..., K]
 
     Deviation: the paper multiplies by all M regions and knows no smoothing; the defaults, as the reference code and
     mmdet, multiply by the occupied ones.
@@ -79,7 +68,7 @@ def region_weights(
         density_LK: what stands for the number of examples in each region: counts, or their moving average.
         count_LK: the counts of this step, which say what is occupied.
         total_L: N of each population.
-        normalizer: `valid_bins` or `bins`.
+        normalizer: with `valid_bins` M is the number of occupied regions of the population, with `bins` of all.
         smoothing: examples added to every occupied region, 0 or more.
     """
     occupied_LK = count_LK > 0

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ghm.losses import ops
-from ghm.losses.checks import Reduction, check_arguments
+from ghm.losses.checks import Reduction, check_arguments, check_shapes, divisor
 
 
 class FocalLoss(nn.Module):
@@ -63,34 +63,19 @@ class FocalLoss(nn.Module):
         """
         reduction = reduction_override or self.reduction
         check_arguments(reduction=reduction)
-        if target.shape not in (pred.shape, pred.shape[:-1]):
-            raise ValueError(
-                f"target must be of shape {tuple(pred.shape)} or {tuple(pred.shape[:-1])} for this pred, "
-                f"got {tuple(target.shape)}"
-            )
-        if weight is not None and weight.shape not in (pred.shape, pred.shape[:-1]):
-            raise ValueError(
-                f"weight must be of shape {tuple(pred.shape)} or {tuple(pred.shape[:-1])} for this pred, "
-                f"got {tuple(weight.shape)}"
-            )
-        if reduction == "sum" and avg_factor is not None:
-            raise ValueError(f"avg_factor must be None with reduction sum, got {avg_factor!r}")
-        labelled = target.shape != pred.shape and (weight is None or weight.shape == target.shape)
+        check_shapes(pred.shape, pred.shape[:-1], target=target, weight=weight)
         if reduction == "none":
             return self.loss_weight * self._dense(pred.float(), target, weight)
-        factor = self._factor(pred, reduction, avg_factor)
-        if not labelled:
+        factor = self.loss_weight / divisor(pred, reduction, avg_factor)
+        if isinstance(factor, Tensor):
+            factor = factor.detach().float().reshape(())
+        else:
+            factor = torch.full((), factor, device=pred.device)
+        if target.shape == pred.shape or (weight is not None and weight.shape == pred.shape):
             return factor * self._dense(pred.float(), target, weight).sum()
         if weight is None:
             weight = torch.ones((), device=pred.device).expand(len(pred))
         return ops.focal_loss(pred.contiguous(), target, weight, self.gamma, self.alpha, factor)
-
-    def _factor(self, pred: Tensor, reduction: str, avg_factor: float | Tensor | None) -> Tensor:
-        """What the sum is multiplied with, []."""
-        if isinstance(avg_factor, Tensor):
-            return self.loss_weight / avg_factor.detach().float().reshape(())
-        total = 1.0 if reduction == "sum" else max(pred.numel(), 1) if avg_factor is None else avg_factor
-        return torch.full((), self.loss_weight / total, device=pred.device)
 
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if target.shape != logit.shape:

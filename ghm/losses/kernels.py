@@ -194,69 +194,63 @@ def _width(columns: int) -> int:
 
 
 def _launch(
-    kernel: triton.JITFunction, pred: Tensor, sizes: list[int], arguments: tuple, bins: int, **constants: object
+    kernel: triton.JITFunction, inputs: tuple[Tensor, ...], rest: tuple, sizes: list[int], bins: int, **constants: int
 ) -> None:
-    """Run a kernel over all populations at once.
+    """Run a kernel over all populations at once; `inputs` are the prediction, and what there is of each example.
 
     Raises:
         ValueError: more populations than the kernels take.
     """
     if len(sizes) > MOST_POPULATIONS:
         raise ValueError(f"sizes must name at most {MOST_POPULATIONS} populations, got {len(sizes)}")
-    programs = sum(triton.cdiv(size, ROWS) for size in sizes)
-    if programs and pred.shape[1]:
+    programs, columns = sum(triton.cdiv(size, ROWS) for size in sizes), inputs[0].shape[1]
+    if programs and columns:
+        arguments = [tensor.contiguous() for tensor in inputs]
         padded = sizes + [0] * (MOST_POPULATIONS - len(sizes))
-        shape = {"L": len(sizes), "C": pred.shape[1], "ROWS": ROWS, "TILE": TILE, "WIDTH": _width(pred.shape[1])}
-        with torch.cuda.device_of(pred):  # Triton launches on the current device
-            kernel[(programs,)](*arguments, *padded, K=bins, EXACT=product_is_exact(bins), **shape, **constants)
-
-
-def _slots(bins: int) -> int:
-    """The length of a histogram of `bins` regions and one more for what is in none."""
-    return triton.next_power_of_2(bins + 1)
+        shape = {"L": len(sizes), "C": columns, "ROWS": ROWS, "TILE": TILE, "WIDTH": _width(columns)}
+        with torch.cuda.device_of(inputs[0]):  # Triton launches on the current device
+            kernel[(programs,)](*arguments, *rest, *padded, K=bins, EXACT=product_is_exact(bins), **shape, **constants)
 
 
 def ghm_c_count(logit: Tensor, label: Tensor, weight: Tensor, sizes: list[int], bins: int) -> tuple[Tensor, Tensor]:
     """Counts, [L, K]; nothing is kept for the other passes, which find the regions again."""
     count_LK = torch.zeros(len(sizes), bins, dtype=torch.int64, device=logit.device)
-    arguments = (logit, label.contiguous(), weight.contiguous(), count_LK)
-    _launch(_ghm_c_count_kernel, logit, sizes, arguments, bins, SLOTS=_slots(bins))
+    slots = triton.next_power_of_2(bins + 1)  # one more for what is in no region
+    _launch(_ghm_c_count_kernel, (logit, label, weight), (count_LK,), sizes, bins, SLOTS=slots)
     return count_LK, torch.empty(0, dtype=torch.uint8, device=logit.device)
 
 
 def ghm_c_loss(
     logit: Tensor, label: Tensor, weight: Tensor, _slot: Tensor, sizes: list[int], factor_LK: Tensor
 ) -> Tensor:
-    """Cross entropy times the factor of its region, summed over each population, [L]."""
     total_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit.device)
-    arguments = (logit, label.contiguous(), weight.contiguous(), factor_LK.contiguous(), total_L)
-    _launch(_ghm_c_loss_kernel, logit, sizes, arguments, factor_LK.shape[1])
+    rest = (factor_LK.contiguous(), total_L)
+    _launch(_ghm_c_loss_kernel, (logit, label, weight), rest, sizes, factor_LK.shape[1])
     return total_L.float()
 
 
 def ghm_c_gradient(
     logit: Tensor, label: Tensor, weight: Tensor, _slot: Tensor, sizes: list[int], factor_LK: Tensor
 ) -> Tensor:
-    """The derivative of `ghm_c_loss` by the logits, [N, C]."""
     gradient = torch.empty_like(logit)
-    arguments = (logit, label.contiguous(), weight.contiguous(), factor_LK.contiguous(), gradient)
-    _launch(_ghm_c_gradient_kernel, logit, sizes, arguments, factor_LK.shape[1])
+    rest = (factor_LK.contiguous(), gradient)
+    _launch(_ghm_c_gradient_kernel, (logit, label, weight), rest, sizes, factor_LK.shape[1])
     return gradient
 
 
 def ghm_r_count(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float) -> Tensor:
     """Counts of the gradient norms of ASL1, [L, K]."""
     count_LK = torch.zeros(len(sizes), bins, dtype=torch.int64, device=pred.device)
-    arguments = (pred, target, weight, count_LK, mu * mu)
-    _launch(_ghm_r_count_kernel, pred, sizes, arguments, bins, SLOTS=_slots(bins), enable_fp_fusion=False)
+    constants = {"SLOTS": triton.next_power_of_2(bins + 1), "enable_fp_fusion": False}
+    _launch(_ghm_r_count_kernel, (pred, target, weight), (count_LK, mu * mu), sizes, bins, **constants)
     return count_LK
 
 
 def ghm_r_loss(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], factor_LK: Tensor, mu: float) -> Tensor:
     """ASL1 times the factor of its region, summed over each population, [L]."""
     total_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred.device)
-    arguments = (pred, target, weight, factor_LK.contiguous(), total_L, mu, mu * mu)
-    _launch(_ghm_r_loss_kernel, pred, sizes, arguments, factor_LK.shape[1], enable_fp_fusion=False)
+    rest = (factor_LK.contiguous(), total_L, mu, mu * mu)
+    _launch(_ghm_r_loss_kernel, (pred, target, weight), rest, sizes, factor_LK.shape[1], enable_fp_fusion=False)
     return total_L.float()
 
 
@@ -265,20 +259,18 @@ def ghm_r_gradient(
 ) -> Tensor:
     """The derivative of `ghm_r_loss` by the prediction, [N, D]."""
     gradient = torch.empty_like(pred)
-    arguments = (pred, target, weight, factor_LK.contiguous(), gradient, mu * mu)
-    _launch(_ghm_r_gradient_kernel, pred, sizes, arguments, factor_LK.shape[1], enable_fp_fusion=False)
+    rest = (factor_LK.contiguous(), gradient, mu * mu)
+    _launch(_ghm_r_gradient_kernel, (pred, target, weight), rest, sizes, factor_LK.shape[1], enable_fp_fusion=False)
     return gradient
 
 
 def focal_loss(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    """Focal Loss times the weight of its row, summed, times `factor`, []."""
     total = torch.zeros((), dtype=torch.float64, device=logit.device)
     _launch_focal(_focal_loss_kernel, logit, label, weight, (total,), gamma, alpha)
     return (total * factor).float()
 
 
 def focal_gradient(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    """The derivative of `focal_loss` by the logits, [N, C]."""
     gradient = torch.empty_like(logit)
     _launch_focal(_focal_gradient_kernel, logit, label, weight, (factor.contiguous(), gradient), gamma, alpha)
     return gradient

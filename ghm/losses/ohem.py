@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ghm.losses.checks import check_arguments
+from ghm.losses.checks import check_arguments, check_shapes
 
 
 class OHEMLoss(nn.Module):
@@ -45,9 +45,7 @@ class OHEMLoss(nn.Module):
         Raises:
             ValueError: shapes do not fit.
         """
-        if target.shape != pred.shape[:-1] or (weight is not None and weight.shape != target.shape):
-            shapes = [tuple(each.shape) for each in (target, weight) if each is not None]
-            raise ValueError(f"target and weight must be of shape {tuple(pred.shape[:-1])}, got {shapes}")
+        check_shapes(pred.shape[:-1], target=target, weight=weight)
         logit_NC = pred.float()
         hit_NC = target[:, None] == torch.arange(logit_NC.shape[1], device=target.device)
         loss_NC = functional.binary_cross_entropy_with_logits(logit_NC, hit_NC.float(), reduction="none")

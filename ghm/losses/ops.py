@@ -25,13 +25,13 @@ from ghm.losses import vectorised
 _log = logging.getLogger(__name__)
 
 
-def lacking() -> list[str]:
+def lacking() -> str:
     """What Triton needs and this machine lacks: it compiles C that starts its kernels. Looked for as Triton does."""
     scheme = "posix_prefix" if sysconfig.get_default_scheme() == "posix_local" else sysconfig.get_default_scheme()
     header = Path(sysconfig.get_paths(scheme)["include"]) / "Python.h"
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    found = [] if any(map(shutil.which, compilers)) else [f"a C compiler ({' or '.join(compilers)})"]
-    return found if header.is_file() else [*found, f"the headers of Python ({header})"]
+    compiler = "" if any(map(shutil.which, compilers)) else f"a C compiler ({' or '.join(compilers)})"
+    return " or ".join(filter(None, [compiler, "" if header.is_file() else f"the headers of Python ({header})"]))
 
 
 @cache
@@ -40,13 +40,13 @@ def _warn(tools: str) -> None:
 
 
 TRITON = importlib.util.find_spec("triton") is not None
-LACKING = lacking() if TRITON else []
+LACKING = lacking() if TRITON else ""
 
 
 def uses_kernels(tensor: Tensor) -> bool:
     """Whether the Triton kernels take a tensor: on CUDA, where Triton is installed and can compile."""
     if tensor.is_cuda and LACKING and not torch.compiler.is_compiling():
-        _warn(" or ".join(LACKING))
+        _warn(LACKING)
     return TRITON and tensor.is_cuda and not LACKING
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from ghm.losses.checks import Reduction, check_arguments
+from ghm.losses.checks import Reduction, check_arguments, check_shapes, divisor
 
 
 class SmoothL1Loss(nn.Module):
@@ -37,26 +37,13 @@ class SmoothL1Loss(nn.Module):
     ) -> Tensor:
         """Return the loss in float32, [] or, with reduction `none`, [N, D].
 
-        Args:
-            pred, target: [N, D].
-            weight: factor of each coordinate, [N, D]; None: 1.
-            avg_factor: what `mean` divides by, such as the number of positives.
-            reduction_override: takes the place of `reduction` when given.
-
-        Raises:
-            ValueError: shapes do not fit, an unknown reduction, or `avg_factor` with `sum`.
+        `pred`, `target` and `weight` are [N, D]; other arguments and errors are those of `ghm.losses.FocalLoss`.
         """
         reduction = reduction_override or self.reduction
         check_arguments(reduction=reduction)
-        if pred.shape != target.shape or (weight is not None and weight.shape != pred.shape):
-            shapes = [tuple(tensor.shape) for tensor in (pred, target, weight) if tensor is not None]
-            raise ValueError(f"pred, target and weight must be of one shape, got {', '.join(map(str, shapes))}")
-        if reduction == "sum" and avg_factor is not None:
-            raise ValueError(f"avg_factor must be None with reduction sum, got {avg_factor!r}")
+        check_shapes(pred.shape, target=target, weight=weight)
+        total = divisor(pred, reduction, avg_factor)
         loss = smooth_l1_loss(pred.float(), target.float(), beta=self.beta, reduction="none")
         if weight is not None:
             loss = loss * weight
-        if reduction == "none":
-            return self.loss_weight * loss
-        total = 1 if reduction == "sum" else max(pred.numel(), 1) if avg_factor is None else avg_factor
-        return self.loss_weight * loss.sum() / total
+        return self.loss_weight * loss if reduction == "none" else self.loss_weight * loss.sum() / total

@@ -1,39 +1,33 @@
 """What GHM-C and GHM-R share as modules: options, the moving average between steps, counts of all processes.
 
-Shapes: L populations, K unit regions.
+Shapes: N examples, L populations, K unit regions.
 """
 
 from collections.abc import Callable
 from inspect import Parameter, Signature, signature
-from typing import TypedDict
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
 from ghm.losses.checks import Normalizer, Reduction, Statistics, check_arguments
-from ghm.losses.density import moving_average, moving_mass, region_counts, region_edges, region_index, region_weights
-
-
-class Options(TypedDict, total=False):
-    """What `HarmonisedLoss` adds to the arguments of mmdet's losses."""
-
-    statistics: Statistics
-    sync: bool
-    bias_correction: bool
-    normalizer: Normalizer
-    smoothing: float
-    check: bool
+from ghm.losses.density import moving_average, region_counts, region_edges, region_index, region_weights
 
 
 class HarmonisedLoss(nn.Module):
     """The statistics behind a loss whose examples are divided by the density of their gradient norms.
 
+    The loss is computed and returned in float32 whatever the dtype of the prediction; the gradient has its dtype.
+    State dicts load both ways between these losses and mmdet's, and without the options their values are mmdet's.
+
+    Deviation: mmdet computes in the dtype of the prediction; in float16 its weights overflow and its edges are rounded.
+
     Args:
         bins: number of unit regions, the paper's M.
         momentum: of the moving average of the counts, in [0, 1); 0 keeps none.
         loss_weight: factor on the result.
-        reduction: `mean`, `sum` or `none`.
+        reduction: `mean` divides by N, `sum` does not, `none` gives the loss of each value of the prediction.
+        end: the last edge, see `region_edges`.
         statistics: `level`: each population of a call (in `ghm.head.GHMRetinaHead` an FPN level) has a density of its
             own, and moves the shared average in turn, as in the reference code. `batch`: all of a call have one, as
             in the paper's text.
@@ -45,16 +39,31 @@ class HarmonisedLoss(nn.Module):
         normalizer: `valid_bins`: the density counts occupied regions, as in the reference code. `bins`: all of them,
             as in the paper's equation; the loss is then smaller by occupied / bins.
         smoothing: pseudo-count added to the density of every occupied region, 0 or more.
-        check: refuse labels out of range and numbers that are not finite. Waits for the device at every call.
-        end: the last edge, see `region_edges`.
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Of a call of either loss:
+
+    Args:
+        label_weight: 0 or less marks what is ignored.
+        avg_factor: ignored, as in mmdet: mmdet's heads pass the number of positives, and these losses divide by N.
+        reduction_override: takes the place of `reduction` when given.
+        sizes: the rows of each FPN level when `pred` holds several, in order.
+
+    Returns:
+        [] without `sizes`; with them one value a population: [L], or [1] with `statistics="batch"`. With reduction
+        `none` of the shape of `pred`. The average of the counts has moved.
+
+    Raises:
+        ValueError: shapes do not fit, or an unknown reduction.
     """
 
     edges: Tensor  # [K + 1], float32; kept for mmdet's state dicts
     acc_sum: Tensor | None  # [K], float32: the moving average of the counts; None without momentum
-    acc_mass: Tensor | None  # [K], float32: see `moving_mass`; None without bias correction
+    # [K], float32: the share 1 - momentum^t of `acc_sum` that does not come from its start at zero; None without
+    # bias correction.
+    acc_mass: Tensor | None
 
     def __init__(
         self,
@@ -69,12 +78,11 @@ class HarmonisedLoss(nn.Module):
         bias_correction: bool = False,
         normalizer: Normalizer = "valid_bins",
         smoothing: float = 0.0,
-        check: bool = False,
     ) -> None:
         super().__init__()
         check_arguments(bins=bins, momentum=momentum, loss_weight=loss_weight, reduction=reduction)
         check_arguments(statistics=statistics, sync=sync, bias_correction=bias_correction)
-        check_arguments(normalizer=normalizer, smoothing=smoothing, check=check)
+        check_arguments(normalizer=normalizer, smoothing=smoothing)
         if bias_correction and momentum == 0:
             raise ValueError("bias_correction must be False with momentum 0, got True: there is no average to correct")
         self.bins = bins
@@ -86,25 +94,19 @@ class HarmonisedLoss(nn.Module):
         self.bias_correction = bias_correction
         self.normalizer = normalizer
         self.smoothing = smoothing
-        self.check = check
         self.register_buffer("edges", region_edges(bins, end=end))
         self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
         self.register_buffer("acc_mass", torch.zeros(bins) if bias_correction else None)
 
     def __init_subclass__(cls) -> None:
         """Spell the options out in the signature of a loss that passes them on as `**options`."""
-        arguments_of = [list(signature(loss.__init__).parameters.values())[1:] for loss in (cls, HarmonisedLoss)]
-        named = [argument for argument in arguments_of[0] if argument.kind is not Parameter.VAR_KEYWORD]
-        options = [argument for argument in arguments_of[1] if argument.kind is Parameter.KEYWORD_ONLY]
-        cls.__signature__ = Signature([*named, *options])
-
-    def extra_repr(self) -> str:
-        options = ("bins", "momentum", "statistics", "sync", "bias_correction", "normalizer", "smoothing")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in options)
+        named = [p for p in signature(cls.__init__).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        options = [p for p in signature(HarmonisedLoss).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+        cls.__signature__ = Signature([*named[1:], *options])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HarmonisedLoss":
         """Move to a device, but stay float32: counts overflow float16, and bfloat16 cannot add one to 256."""
-        before = {name: buffer for name, buffer in self.named_buffers() if buffer is not None}
+        before = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             setattr(self, name, buffer.to(device=getattr(self, name).device))
@@ -128,10 +130,11 @@ class HarmonisedLoss(nn.Module):
 
         Args:
             count_LK: examples of each region, int64.
-            total_L: N of each population, at least 1: of valid examples, or the sum of their weights.
+            total_L: of valid examples, or the sum of their weights.
 
         Returns:
-            beta of each region, [L, K], and N of each population, over all processes with `sync`, [L].
+            beta of each region, [L, K], and N of each population, at least 1 and over all
+            processes with `sync`, [L].
         """
         world = 1
         if self.sync and distributed.is_available() and distributed.is_initialized():
@@ -145,28 +148,28 @@ class HarmonisedLoss(nn.Module):
 
     def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
         """What stands for the density in each region of each population, [L, K]; the buffers hold the last."""
-        density_LK, mass_K = [], self.acc_mass
-        moved_K = average_K
+        density_LK, moved_K, mass_K = [], average_K, self.acc_mass
         for count_K in count_LK.unbind():
             moved_K = moving_average(moved_K, count_K, momentum=self.momentum)
             if mass_K is not None:
-                mass_K = moving_mass(mass_K, count_K, momentum=self.momentum)
+                mass_K = moving_average(mass_K, (count_K > 0).float(), momentum=self.momentum)
             density_LK.append(moved_K if mass_K is None else moved_K / mass_K.clamp(min=1 - self.momentum))
         average_K.copy_(moved_K)
         if self.acc_mass is not None and mass_K is not None:
             self.acc_mass.copy_(mass_K)
         return torch.stack(density_LK)
 
+    def factors(self, count_LK: Tensor, total_L: Tensor, reduction: Reduction) -> Tensor:
+        """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]"""
+        beta_LK, total_L = self.weights(count_LK, total_L)
+        return self.loss_weight * (beta_LK / total_L[:, None] if reduction == "mean" else beta_LK)
+
     def harmonise(
-        self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: str
+        self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: Reduction
     ) -> Tensor:
         """Weigh the loss of every example by the density of its region, and reduce: [L], or as `loss` with `none`.
 
-        Args:
-            loss, norm, valid: of every example, all of one shape.
-            total_L: see `weights`.
-            rows: the sizes of the populations.
-            reduction: see the class.
+        `loss`, `norm` and `valid` are of every example and of one shape; `rows` are the sizes of the populations.
         """
         index = region_index(norm, valid, edge_E=self.edges)
         count_LK = torch.stack([region_counts(part, bins=self.bins) for part in index.split(rows)])

@@ -1,5 +1,5 @@
 """Finished runs in, Markdown, figures and plot data out. Computes no metric."""
 
-from ghm.report.page import publish, write
+from ghm.report.page import write
 
-__all__ = ["publish", "write"]
+__all__ = ["write"]

@@ -66,18 +66,6 @@ def _plots(
     return {name: plot for name, plot in plots.items() if plot}
 
 
-def publish(built: Path, reports: Path = REPORTS) -> None:
-    """Copy what `write` wrote to where git keeps it.
-
-    A stage of its own: DVC keeps no stage in its run cache whose outs are in git, unless they are metrics or plots, and
-    deletes the outs of a stage before it runs.
-    """
-    with tempfile.TemporaryDirectory(dir=reports, prefix=".publish-") as folder:
-        new = Path(folder) / "new"
-        shutil.copytree(built, new)
-        _replace(new, reports)
-
-
 def _replace(new: Path, reports: Path) -> None:
     reports.mkdir(parents=True, exist_ok=True)
     for name in ("figures", "plots"):

@@ -63,12 +63,6 @@ def test_focal_loss_of_each_logit_is_that_of_torchvision(gamma: float, soft: boo
     torch.testing.assert_close(found, (expected.detach(), gradient))
 
 
-def test_focal_loss_with_gamma_zero_and_alpha_one_half_is_half_of_cross_entropy(passes: str) -> None:
-    pred, label, _ = labelled(1)
-    loss, _ = run(FocalLoss(gamma=0.0, alpha=0.5), pred, label)
-    torch.testing.assert_close(loss, functional.binary_cross_entropy_with_logits(pred, one_hot(label, 3)) / 2)
-
-
 def test_focal_loss_of_a_confident_positive_keeps_its_digits(passes: str) -> None:
     pred = torch.tensor([[14.0, -3.0]])
     _, gradient = run(FocalLoss(gamma=1.0), pred, torch.tensor([0]))
@@ -110,19 +104,13 @@ def test_smooth_l1_is_that_of_mmdet(options: dict, weighted: bool) -> None:
     torch.testing.assert_close(run(SmoothL1Loss(**arguments), pred, target, weight, **options), theirs)
 
 
-def test_smooth_l1_of_nothing_is_zero() -> None:
-    loss, gradient = run(SmoothL1Loss(), torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, 4))
-    assert loss == 0
-    assert gradient.shape == (0, 4)
-
-
 def test_wrong_calls_are_refused() -> None:
     pred, label, weight = labelled(0)
     with pytest.raises(ValueError, match="target must be of shape"):
         FocalLoss()(pred, label[:-1], weight)
     with pytest.raises(ValueError, match="weight must be of shape"):
         FocalLoss()(pred, label, weight[:-1])
-    with pytest.raises(ValueError, match="must be of one shape"):
+    with pytest.raises(ValueError, match="weight must be of shape"):
         SmoothL1Loss()(pred, pred, weight)
     for loss, target in ((FocalLoss(), label), (SmoothL1Loss(), pred)):
         with pytest.raises(ValueError, match="avg_factor must be None with reduction sum, got 3.0"):

@@ -57,3 +57,13 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     logit, label, weight = examples()
     with pytest.raises(ValueError, match="must be of shape"):
         OHEMLoss()(logit, label[:-1], weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_give_a_float32_loss_and_a_gradient_of_their_dtype(dtype: torch.dtype) -> None:
+    logit, label, weight = examples()
+    half = logit.detach().to(dtype).requires_grad_()
+    loss = OHEMLoss(5)(half, label, weight)
+    (gradient,) = torch.autograd.grad(loss, half)
+    assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(loss, OHEMLoss(5)(half.float(), label, weight))

@@ -14,18 +14,13 @@ PAGE = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_there_are_three_examples() -> None:
-    assert len(EXAMPLES) == 3
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=["bare", "config", "worked"])
-def test_an_example_runs(example: str) -> None:
-    exec(example, {})
+def test_the_example_on_bare_tensors_runs() -> None:
+    exec(EXAMPLES[0], {})
 
 
 def test_the_worked_example_has_the_figures_it_prints() -> None:
     names: dict[str, Any] = {}
-    exec(EXAMPLES[2], names)
+    exec(EXAMPLES[-1], names)
     assert f"= {names['loss']:.4f}`" in PAGE
     plain = torch.nn.functional.softplus(torch.cat([names["logits"][:5, 0], -names["logits"][5]]))
     assert f"mean {plain.mean():.4f}" in PAGE
@@ -36,17 +31,3 @@ def test_the_worked_example_has_the_figures_it_prints() -> None:
     with_momentum = GHMC(bins=4, momentum=0.75)
     second = [run(with_momentum, *step)[0] for _ in range(2)][1]
     assert f"gives {second:.4f}" in PAGE
-
-
-@pytest.mark.filterwarnings("ignore:pkg_resources is deprecated")  # mmengine looks the stock config up by it
-def test_the_config_example_builds_on_a_stock_config(tmp_path: Path) -> None:
-    from mmengine.config import Config
-    from mmengine.registry import MODELS, DefaultScope
-
-    path = tmp_path / "retinanet_ghm.py"
-    path.write_text(EXAMPLES[1])
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        head = MODELS.build(Config.fromfile(path).model.bbox_head)
-    assert head.cls_out_channels == 80
-    assert head.loss_cls.bins == 30
-    assert head.loss_bbox.mu == 0.02

@@ -78,9 +78,3 @@ def test_two_processes_are_one_with_all_of_the_batch(kind: Kind, found: list[dic
 def test_without_sync_each_process_has_its_own_statistics(kind: Kind, found: list[dict]) -> None:
     averages = [each[f"{kind.name}-2"][2] for each in found]
     assert not torch.allclose(*averages)
-
-
-def test_sync_in_one_process_changes_nothing(kind: Kind) -> None:
-    step = batch(kind.name)
-    synced, alone = kind.ours(momentum=0.5, sync=True), kind.ours(momentum=0.5)
-    assert torch.equal(synced(*step), alone(*step))
