@@ -147,17 +147,15 @@ def _require_comparable(
     problems = []
     for record, measured in zip(itertools.chain(*records.values()), itertools.chain(*resampled.values()), strict=True):
         name = f"{record.variant}, seed {record.seed}"
-        if record.dataset != params.data.name:
-            problems.append(f"{name} was trained on {record.dataset}, and the report is on {params.data.name}")
-        elif measured.measured_on != measured_on:
+        if measured.measured_on != measured_on:
             problems.append(f"{name} was measured on other annotations or images of {split} than {described}")
         if record.conditions["data"] != fingerprint.data_checksum(manifest):
             problems.append(f"{name} was trained on other data than {described}")
-        other = [key for key, value in sorted(base.conditions.items()) if record.conditions.get(key) != value]
-        if other := [key for key in other if key != "data"]:
+        differ = [key for key, value in sorted(base.conditions.items()) if record.conditions.get(key) != value]
+        if keys := [key for key in differ if key != "data"]:
             problems.append(
                 f"{name} (revision {record.revision}) differs from {base.variant}, seed {base.seed} (revision "
-                f"{base.revision}) in {', '.join(other)}"
+                f"{base.revision}) in {', '.join(keys)}"
             )
     if problems:
         raise InputError(f"these runs cannot be compared: {'; '.join(problems)}: run `dvc repro`")

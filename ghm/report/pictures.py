@@ -85,12 +85,11 @@ def gallery(results: Results, params: Params, root: Path) -> Plot:
     )
     return Plot(
         figure,
-        alt=f"{count(len(images), 'image')} with their true boxes and with the boxes that each variant found.",
-        caption=f"**Detections** next to ground truth (seed {params.seeds[0]}). Blue matches a true box of its class "
-        f"at IoU 0.5, best score first; red dashes match none; yellow dots are true boxes that nothing matched. Losses "
-        f"differ in how high they score, so each variant shows its best detections, as many as the split has true "
-        f"boxes: {', '.join(from_score)}. The {len(images)} images are evenly spaced in the list of those with boxes, "
-        f"not hand-picked.",
+        f"Detections next to ground truth on {count(len(images), 'image')} (seed {params.seeds[0]})",
+        "Blue matches a true box of its class at IoU 0.5, best score first; red dashes match none; yellow dots are "
+        "true boxes that nothing matched. Losses differ in how high they score, so each variant shows its best "
+        f"detections, as many as the split has true boxes: {', '.join(from_score)}. The images are evenly spaced in "
+        "the list of those with boxes, not hand-picked.",
         format="jpg",
     )
 
@@ -136,10 +135,9 @@ def disagreements(results: Results, params: Params, root: Path) -> Plot | None:
             ax.text(part[0], part[1], name, fontsize=9, va="top", bbox=tag, clip_on=True)
     return Plot(
         figure,
-        alt="Boxes cut out of their images that one variant finds and the other misses, a row for each pair.",
-        caption=f"**Who finds what** (seed {params.seeds[0]}): true boxes (white) that one variant finds (blue) at IoU "
-        f"0.5 and the other misses, each with its best detections, as many as there are true boxes. Up to {CROPS} of "
-        f"each kind, evenly spaced in the list of boxes.",
+        f"Boxes that one variant finds and the other misses (seed {params.seeds[0]})",
+        "True boxes (white) that one variant finds (blue) at IoU 0.5 and the other misses, each with its best "
+        "detections, as many as there are true boxes; evenly spaced in the list of boxes.",
         format="jpg",
     )
 

@@ -1,6 +1,4 @@
-"""The tables of the report: AP, published AP, AP of each class, and how each variant was trained. What a study shows in
-its tables is written here, too.
-"""
+"""The tables of the report and of studies, and how they write intervals."""
 
 import inspect
 from collections import Counter
@@ -23,14 +21,6 @@ HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # t
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 LEVEL = f"{100 * bootstrap.LEVEL:g} %"
 ONE_IN = f"one in {1 / (1 - bootstrap.LEVEL):.0f}"  # so often an interval misses the truth
-
-# COCO minival, ResNet-50 FPN, 12 epochs: README of github.com/libuyu/GHM_Detection. Types of the losses for classes and
-# for boxes -> AP. The first one is the baseline.
-PUBLISHED = {
-    ("ghm.FocalLoss", "ghm.SmoothL1Loss"): 35.6,
-    ("ghm.GHMC", "ghm.SmoothL1Loss"): 35.8,
-    ("ghm.GHMC", "ghm.GHMR"): 37.0,
-}
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -80,19 +70,6 @@ def signed(minus: Interval) -> str:
 def between(low: float, high: float, sign: str = "") -> str:
     """The ends of an interval, in percent or points."""
     return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def published(params: Params) -> str:
-    """Return the published AP of each variant whose losses, without options, the reference repository has one for."""
-    first = next(iter(PUBLISHED))
-    rows = []
-    for name in params.variants:
-        pair = params.loss(name, "cls"), params.loss(name, "box")
-        types = pair[0].type, pair[1].type
-        ap = None if any(any(options(loss).values()) for loss in pair) else PUBLISHED.get(types)
-        minus = DASH if ap is None else BASELINE if types == first else f"{ap - PUBLISHED[first]:+.1f}"
-        rows.append([name, DASH if ap is None else f"{ap:.1f}", minus])
-    return markdown(["variant", "published AP", "minus Focal Loss"], rows)
 
 
 def per_class(results: Results, params: Params) -> str:
