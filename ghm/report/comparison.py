@@ -1,7 +1,7 @@
 """What the resampled metrics say: intervals of a variant, and of its difference to the first one."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,8 @@ from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R, Array
 from ghm.report.inputs import Results
 
 BASELINE = "baseline"  # in place of the difference of the first variant to itself
+# Variant and metric -> the metric with its interval, and its difference to the first variant; the first has none.
+Compared = dict[tuple[str, str], tuple[Interval, Interval | None]]
 
 
 def interval(seeds: Sequence[Resampled], metric: str) -> Interval | None:
@@ -28,32 +30,28 @@ def _values(seeds: Sequence[Resampled], metric: str) -> Array:
     return np.stack([seed.value_B[metric] for seed in seeds])
 
 
-def table(results: Results) -> pd.DataFrame:
-    """A row for each variant and each metric that the split has a box for.
-
-    `estimate`, `low`, `high`, of the difference too, and `verdict`; the first variant has no difference.
-    """
-    baseline = next(iter(results.resampled.values()))
-    rows = []
+def compare(results: Results) -> Compared:
+    """The intervals of each variant in each metric that the split has a box for."""
+    baseline, *_ = results.resampled.values()
+    compared = {}
     for variant, seeds in results.resampled.items():
         for metric in seeds[0].value_B:
-            ap, minus = interval(seeds, metric), difference(seeds, baseline, metric)
-            if ap is None or minus is None:
-                continue
-            verdict = BASELINE if seeds is baseline else minus.verdict
-            if seeds is baseline:
-                minus = Interval(np.nan, np.nan, np.nan)
-            rows.append(
-                {"variant": variant, "metric": metric, "estimate": ap.estimate, "low": ap.low, "high": ap.high,
-                 "difference": minus.estimate, "difference_low": minus.low, "difference_high": minus.high,
-                 "verdict": verdict}
-            )  # fmt: skip
+            if estimate := interval(seeds, metric):
+                minus = None if seeds is baseline else difference(seeds, baseline, metric)
+                compared[variant, metric] = (estimate, minus)
+    return compared
+
+
+def table(compared: Compared) -> pd.DataFrame:
+    """A row for each variant and metric; the first variant has no difference."""
+    rows = []
+    for (variant, metric), (estimate, minus) in compared.items():
+        ends = minus or Interval(np.nan, np.nan, np.nan)
+        rows.append(
+            {"variant": variant, "metric": metric, **asdict(estimate), "difference": ends.estimate,
+             "difference_low": ends.low, "difference_high": ends.high, "verdict": minus.verdict if minus else BASELINE}
+        )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def row(compared: pd.DataFrame, variant: str, metric: str) -> dict[str, Any]:
-    """That of `table` for a variant and a metric."""
-    return compared.set_index(["variant", "metric"]).loc[(variant, metric)].to_dict()
 
 
 def precision_recall(results: Results) -> pd.DataFrame:

@@ -7,27 +7,25 @@ from matplotlib.ticker import MaxNLocator
 from ghm.evaluation.bootstrap import METRICS
 from ghm.evaluation.errors import KINDS
 from ghm.params import Params
-from ghm.report import comparison, names
+from ghm.report import names
+from ghm.report.comparison import Compared
 from ghm.report.inputs import Results
 from ghm.report.style import GREY, Plot, colours, draw_seeds, panels
 from ghm.report.tables import LEVEL
 
 
-def differences(compared: pd.DataFrame, params: Params) -> Plot | None:
-    """Draw the difference of every variant to the first one, in AP, AP50 and AP75; None with a single variant.
-
-    Args:
-        compared: of `comparison.table`.
-    """
+def differences(compared: Compared, params: Params) -> Plot | None:
+    """Draw the difference of every variant to the first one, in AP, AP50 and AP75; None with a single variant."""
     first, *others = params.variants
     if not others:
         return None
     figure, axes = panels([], len(METRICS), height=0.5 + 0.34 * len(others), sharey=True)
     for ax, metric in zip(axes, METRICS, strict=True):
         for y, name in enumerate(others):
-            row, colour = comparison.row(compared, name, metric), colours(params.variants)[name]
-            ax.plot([100 * row["difference_low"], 100 * row["difference_high"]], [y, y], color=colour, linewidth=2.2)
-            ax.plot(100 * row["difference"], y, marker="o", color=colour, markersize=6)
+            if minus := compared[name, metric][1]:
+                colour = colours(params.variants)[name]
+                ax.plot([100 * minus.low, 100 * minus.high], [y, y], color=colour, linewidth=2.2)
+                ax.plot(100 * minus.estimate, y, marker="o", color=colour, markersize=6)
         ax.axvline(0, color=GREY, linewidth=1)
         ax.set(title=f"{metric} minus {names.figure(first)}", xlabel="points", ylim=(len(others) - 0.4, -0.6))
         ax.grid(visible=False, axis="y")
@@ -89,8 +87,8 @@ def validation_ap(results: Results, params: Params) -> Plot | None:
     if table.empty:
         return None
     figure, (ax,) = panels(params.variants, height=2.9)
-    for name, colour in colours(params.variants).items():
-        draw_seeds(ax, table.query("variant == @name"), "epoch", "AP", colour, marker="o", markersize=4)
+    for name, of_variant in table.groupby("variant"):
+        draw_seeds(ax, of_variant, "epoch", "AP", colours(params.variants)[str(name)], marker="o", markersize=4)
     ax.set(title="AP after each epoch", xlabel="epoch", ylabel="AP", ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return Plot(

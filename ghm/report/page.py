@@ -10,8 +10,11 @@ from pathlib import Path
 import pandas as pd
 from markdown_it import MarkdownIt
 
+from ghm import files
+from ghm.errors import InputError
 from ghm.params import Params
 from ghm.report import comparison, metric_figures, pictures, tables, training_figures, words
+from ghm.report.comparison import Compared
 from ghm.report.inputs import Results, read
 from ghm.report.style import Plot, look
 
@@ -20,9 +23,9 @@ LONG = 20  # rows from which a table is folded away
 TITLE = "Does harmonising the gradients train a better detector than Focal Loss?"
 PUBLISHED = (
     "Of RetinaNet with ResNet-50 FPN on COCO minival, after 12 epochs, the authors report 35.6 AP with Focal Loss, "
-    "35.8 with GHM-C and 37.0 with GHM-C and GHM-R in [libuyu/GHM_Detection](https://github.com/libuyu/GHM_Detection), 36.4 "
-    "in the [paper](https://arxiv.org/abs/1811.05181). Other images and another model: only the differences can be "
-    "held against those above."
+    "35.8 with GHM-C and 37.0 with GHM-C and GHM-R in [libuyu/GHM_Detection](https://github.com/libuyu/GHM_Detection), "
+    "36.4 in the [paper](https://arxiv.org/abs/1811.05181). Other images and another model: only the "
+    "differences can be held against those above."
 )
 AGAIN = (
     "`make repro` makes this report from a fresh clone; [docs/experiments.md](../docs/experiments.md) says how to "
@@ -32,17 +35,22 @@ TEMPLATE = Path(__file__).with_name("template.html")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
-def write(params: Params, root: Path, out: Path = REPORTS) -> None:
+def write(params: Params, root: Path, out: Path = REPORTS / "built") -> None:
     """Write `ap_table.md`, `index.html`, `figures/` and `plots/*.csv` into the folder `out` below `root`.
 
     Raises:
         InputError: a file of a variant is missing, or the runs cannot be compared.
     """
-    results = read(params, root)
-    compared, curve = comparison.table(results), comparison.precision_recall(results)
+    try:
+        _write(read(params, root), params, root, out)
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing: run `dvc repro` to make it") from None
+
+
+def _write(results: Results, params: Params, root: Path, out: Path) -> None:
+    compared, curve = comparison.compare(results), comparison.precision_recall(results)
     written = [*params.variants, *params.losses, *results.manifest["classes"]]
-    with look(written), tempfile.TemporaryDirectory(dir=root, prefix=".report-") as folder:
-        new = Path(folder)
+    with look(written), files.whole_folder(root / out) as new:
         plots = {
             "differences": metric_figures.differences(compared, params),
             "gradient_norms": training_figures.gradient_norms(results, params),
@@ -50,8 +58,7 @@ def write(params: Params, root: Path, out: Path = REPORTS) -> None:
             "density": training_figures.density(results, params),
             "precision_recall": metric_figures.precision_recall(curve, params),
             "errors": metric_figures.errors(results, params),
-            "disagreements": pictures.disagreements(results, params, root),
-            "gallery": pictures.gallery(results, params, root),
+            "gallery": pictures.gallery(results, params),
             "loss": training_figures.loss(results, params),
             "validation_ap": metric_figures.validation_ap(results, params),
         }
@@ -65,7 +72,6 @@ def write(params: Params, root: Path, out: Path = REPORTS) -> None:
         page = _page(results, params, compared, plots)
         (new / "ap_table.md").write_text(page, encoding="utf-8")
         (new / "index.html").write_text(_html(page, new), encoding="utf-8")
-        _replace(new, root / out)
 
 
 def publish(built: Path, reports: Path = REPORTS) -> None:
@@ -77,30 +83,25 @@ def publish(built: Path, reports: Path = REPORTS) -> None:
     with tempfile.TemporaryDirectory(dir=reports, prefix=".publish-") as folder:
         new = Path(folder) / "new"
         shutil.copytree(built, new)
-        _replace(new, reports)
+        for name in ("figures", "plots"):
+            shutil.rmtree(reports / name, ignore_errors=True)
+        for path in new.iterdir():
+            path.replace(reports / path.name)
 
 
-def _replace(new: Path, reports: Path) -> None:
-    reports.mkdir(parents=True, exist_ok=True)
-    for name in ("figures", "plots"):
-        shutil.rmtree(reports / name, ignore_errors=True)
-    for path in new.iterdir():
-        path.replace(reports / path.name)
-
-
-def _plot_data(results: Results, compared: pd.DataFrame, curve: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _plot_data(results: Results, compared: Compared, curve: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the tidy tables behind the figures, for `dvc plots show`."""
     ious: list[float] = curve["iou"].unique().tolist()
     return {
         "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
         "validation_ap": results.validation,
-        "intervals": compared,
+        "intervals": comparison.table(compared),
         **{f"precision_recall_{100 * iou:.0f}": curve.query("iou == @iou").drop(columns="iou") for iou in ious},
         "gradient_norms": results.gradient_norms.drop(columns="count"),
     }
 
 
-def _page(results: Results, params: Params, compared: pd.DataFrame, plots: dict[str, Plot]) -> str:
+def _page(results: Results, params: Params, compared: Compared, plots: dict[str, Plot]) -> str:
     per_class = tables.per_class(results, params)
     count = len(results.manifest["classes"])
     if count > LONG:
@@ -126,7 +127,7 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, plots: dict[
         "### AP of each class",
         per_class,
         "### On the images",
-        *shown("disagreements", "gallery"),
+        *shown("gallery"),
         "## Training",
         tables.training(results, params),
         *shown("loss", "validation_ap"),

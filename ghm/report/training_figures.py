@@ -5,12 +5,10 @@ Legend: `B` bins of a counted histogram, `K` unit regions, `S` logged steps, `G`
 
 import inspect
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
@@ -43,8 +41,8 @@ def loss(results: Results, params: Params) -> Plot | None:
         overrides = params.variants[variants[0]].overrides.get(section, {})
         title = [f"{KINDS[kind]}: {names.figure(section)}", *(f"{key} {value}" for key, value in overrides.items())]
         shown = results.loss.query("variant in @variants")
-        for name in variants:
-            of_variant, colour = shown.query("variant == @name"), colours(params.variants)[name]
+        for name, of_variant in shown.groupby("variant"):
+            colour = colours(params.variants)[str(name)]
             draw_seeds(ax, of_variant, "step", COLUMNS[kind], colour, window, zorder=3)
         # The first steps can be many times higher than all the rest; they may leave the panel at the top.
         top = 1.15 * np.quantile(shown[COLUMNS[kind]], 0.99)
@@ -63,11 +61,15 @@ def gradient_norms(results: Results, params: Params) -> Plot:
         for name, colour in colours(params.variants).items():
             count_B = _counts(results, name, kind)[number]
             share_K = regrouped(count_B, SHOWN) / max(1, count_B.sum())
+            share_K = np.where(share_K > 0, share_K, np.nan)  # nothing to show on a logarithmic scale
             ax.stairs(share_K, np.linspace(0, 1, SHOWN + 1), baseline=None, color=colour, linewidth=1.4)
         ax.set(title=f"{KINDS[kind]}, {moment}", xlim=(0, 1))
     for row in axes[: len(MOMENTS)], axes[len(MOMENTS) :]:
-        _log_scale(row)
-        row[0].set_ylabel("share of examples")
+        row[0].set(yscale="log", ylabel="share of examples")
+        low, high = row[0].get_ylim()
+        margin = max(1.0, 10 / np.sqrt(high / low))  # two decades or more, so that noise does not look like a trend
+        row[0].set_ylim(low / margin, high * margin)
+        row[0].yaxis.set_minor_locator(NullLocator())
     for ax in axes[len(MOMENTS) :]:
         ax.set_xlabel("gradient norm g")
     return Plot(
@@ -147,19 +149,6 @@ def _counts(results: Results, variant: str, kind: Role) -> tuple[Array, Array, A
     epochs = results.gradient_norms.query("variant == @variant and kind == @kind").groupby("epoch")
     counts = [epoch["count"].to_numpy(float) for _, epoch in epochs]
     return counts[0], counts[len(counts) // 2], counts[-1]
-
-
-def _log_scale(axes: Sequence[Axes]) -> None:
-    """Give what is drawn one logarithmic scale over two decades or more, so that noise does not look like a trend."""
-    drawn = [ax for ax in axes if ax.dataLim.minposy <= ax.dataLim.ymax < np.inf]
-    for ax in set(axes) - set(drawn):  # a batch without objects, or a box loss without deltas
-        ax.text(0.5, 0.5, "no examples", transform=ax.transAxes, ha="center")
-    if drawn:
-        low, high = min(ax.dataLim.minposy for ax in drawn), max(ax.dataLim.ymax for ax in drawn)
-        margin = max(1.6, 10 / np.sqrt(high / low))
-        for ax in axes:
-            ax.set(yscale="log", ylim=(low / margin, high * margin))
-            ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _argument(loss: Loss, name: str) -> Any:

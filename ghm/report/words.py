@@ -3,27 +3,22 @@
 import itertools
 from collections.abc import Sequence
 
-import pandas as pd
-
 from ghm.evaluation.bootstrap import LEVEL, RESAMPLES, Interval
 from ghm.params import Params
-from ghm.report import comparison, names, tables
+from ghm.report import names, tables
+from ghm.report.comparison import Compared
 from ghm.report.inputs import Results
 from ghm.runs import Record
 from ghm.words import count
 
 
-def answer(params: Params, compared: pd.DataFrame) -> str:
-    """Say for each variant whether it is better than the first one, in AP.
-
-    Args:
-        compared: of `comparison.table`.
-    """
+def answer(params: Params, compared: Compared) -> str:
+    """Say for each variant whether it is better than the first one, in AP."""
     first, *others = params.variants
     if not others:
         return f"There is nothing to compare {names.code(first)} with: add a variant to `params.yaml`."
-    differences = [(name, tables.difference(comparison.row(compared, name, "AP"))) for name in others]
-    lines = [f"- {names.code(name)} {judged(minus, names.code(first))}" for name, minus in differences]
+    differences = {name: compared[name, "AP"][1] for name in others}
+    lines = [f"- {names.code(name)} {judged(minus, names.code(first))}" for name, minus in differences.items() if minus]
     return "\n".join([*lines, "", scope(params.seeds)])
 
 
@@ -51,16 +46,10 @@ def scope(seeds: Sequence[int]) -> str:
 def setting(results: Results, params: Params) -> str:
     """Say in a few lines what was run."""
     split = params.evaluate.split
-    used = {name: results.manifest["splits"][name] for name in ("train", split)}
+    measured = results.manifest["splits"][split]
     records = [*itertools.chain.from_iterable(results.records.values())]
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
-    warnings = [
-        f"{number:,} {kind.replace('_', ' ')} in `{name}`"
-        for name, described_ in used.items()
-        for kind, number in described_["warnings"].items()
-    ]
-    warned = f" Found by its check: {', '.join(warnings)}." if warnings else ""
     unreadable = {image for metrics in results.metrics.values() for image in metrics["unreadable_images"]}
     left_out = {"train": max(record.unreadable_images for record in records), split: len(unreadable)}
     missing = " and ".join(f"{count(number, 'image')} of `{name}`" for name, number in left_out.items() if number)
@@ -69,8 +58,8 @@ def setting(results: Results, params: Params) -> str:
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",
             "",
             f"- **Data**: `{records[0].dataset}`, {count(len(results.manifest['classes']), 'class|classes')}, "
-            f"{count(records[0].images, 'image')} to train, {used[split]['images']:,} to measure (`{split}`, "
-            f"{count(used[split]['boxes'], 'box|boxes')}).{wrong}{warned}",
+            f"{count(records[0].images, 'image')} to train, {measured['images']:,} to measure (`{split}`, "
+            f"{count(measured['boxes'], 'box|boxes')}).{wrong}",
             *([f"- **Left out**, because they cannot be read: {missing}."] if missing else []),
             *described(records, params, params.seeds),
         ]
