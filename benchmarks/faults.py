@@ -32,18 +32,19 @@ from ruamel.yaml import YAML
 
 from benchmarks.losses import processor
 from ghm import devices, files
+from ghm.runs import COLUMNS
 from ghm.training import state
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "faults.json"
 VARIANT = "ghmc_ghmr"
-TABLES = ("log.csv", "validation.csv", "gradient_norms.csv", "density.csv")
 BEGUN = "learning rate "  # what a training says first
 CHANGES = {"flip": 0.5, "ema_momentum": 0.002}
 # Imports once, and gives each start a process that is ready: `import mmdet` takes longer than a small training. A
 # process that is forked after CUDA has started cannot use it, so that importing must only ask NVML for GPUs.
 NURSERY = """
 import json, os, sys, traceback
+import ghm.training.run
 from stages import run, train
 for line in sys.stdin:
     folder, *sys.argv = json.loads(line)
@@ -120,7 +121,7 @@ def measured(place: Path, kills: int, processes: int, preset: str | None, seed: 
         **found,
         "went_on_from_a_checkpoint": log.count("going on from"),
         "different": list(differences(place / "alone", place / "killed")),
-        "steps": int(_newest(place / "alone").name[5:13]),
+        "steps": int(_newest(place / "alone").name.split("_")[1]),
         "seconds_undisturbed": seconds,
         "device": f"{record['device'] if devices.visible() and processes == 1 else processor()}, one thread a process",
         "torch": torch.__version__,
@@ -254,7 +255,7 @@ def _signal(
 def differences(alone: Path, killed: Path) -> Iterator[str]:
     """What is not the same to the bit in two finished trainings."""
     runs = [folder / "runs" / VARIANT / "seed_0" for folder in (alone, killed)]
-    for name in ("model.pth", *TABLES):
+    for name in ("model.pth", *COLUMNS):
         if len({(run / name).read_bytes() for run in runs}) > 1:
             yield name
     contents = [torch.load(_newest(folder), map_location="cpu", weights_only=True) for folder in (alone, killed)]

@@ -25,7 +25,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from benchmarks.losses import context
-from ghm import config, params
+from ghm import config, params, sections
 from ghm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -45,8 +45,8 @@ OPTIONS = {  # of the reference's configs
 
 def detector(variant: str, *, stock: bool) -> Any:
     """RetinaNet as the preset describes it, ready to train."""
-    content = params.read(ROOT / "params.yaml")
-    for section, values in params.read(ROOT / "presets" / "coco_r50_1x.yaml").items():
+    content = sections.read(ROOT / "params.yaml")
+    for section, values in sections.read(ROOT / "presets" / "coco_r50_1x.yaml").items():
         content[section].update(values)
     parameters = params.parse(content)
     manifest = {"name": "coco", "classes": [str(number) for number in range(80)], "category_ids": [*range(80)]}

@@ -180,9 +180,9 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
             num_workers=params.machine.workers,
             persistent_workers=params.machine.workers > 0,
             sampler=dict(type="DefaultSampler", shuffle=True),
-            batch_sampler=dict(type="ghm.PlacedBatches"),
+            batch_sampler=dict(type="ghm.ResumableBatches"),
             collate_fn=dict(type="ghm.collate"),
-            worker_init_fn=dict(type="ghm.deaf_worker"),
+            worker_init_fn=dict(type="ghm.ignore_signals"),
             dataset=dict(type="ghm.Samples", seed=seed, dataset=images),
         ),
         train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=train.epochs),
@@ -249,6 +249,13 @@ def _dataset(params: Params, manifest: dict[str, Any], split: str, pipeline: lis
 
 def _annotations(params: Params, manifest: dict[str, Any], split: str) -> str:
     return str(Path("data") / params.data.name / manifest["splits"][split]["annotations"])
+
+
+def for_run(params: Params, variant: str, seed: int) -> Config:
+    """The config of one training run and its evaluation, from what the stages `data` and `backbone` left."""
+    from ghm import backbones, data  # which build a backbone by this module
+
+    return build(params, variant, data.read_manifest(params), backbones.weights_path(params), seed)
 
 
 # mmdet registers its models when they are imported.

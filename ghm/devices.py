@@ -5,26 +5,25 @@
 torch is imported where it is used: what only claims GPUs does not wait for it.
 """
 
-import fcntl
 import logging
 import os
-import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from ghm.errors import InputError
 from ghm.words import count
 
-FOLDER = Path(tempfile.gettempdir()) / "ghm-gpus"
+LOCKS = Path(tempfile.gettempdir())  # one lock per GPU, for all users of the machine
 POLL = 1.0  # seconds between two looks at GPUs that are taken
 OLDEST_DRIVER = {"12": "525", "13": "580"}  # by the major version of CUDA
 INDEX = "https://download.pytorch.org/whl"
-held: dict[Path, int] = {}  # lock -> descriptor, open until this process ends
+held: dict[str, filelock.BaseFileLock] = {}  # until this process ends
 _log = logging.getLogger(__name__)
 
 
@@ -33,47 +32,23 @@ def visible() -> list[str]:
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None and not allowed.strip():
         return []
+    words = None if allowed is None else [word.strip() for word in allowed.split(",")]
     uuids = _uuids()
     if not uuids:
         import torch
 
-        count = torch.cuda.device_count()
-        names = [word.strip() for word in allowed.split(",")] if allowed else [str(number) for number in range(count)]
-        return names[:count]
-    if allowed is None:
+        number = torch.cuda.device_count()
+        return (words or [str(index) for index in range(number)])[:number]
+    if words is None:
         return list(uuids.values())
-    found: list[str] = []
-    for word in (word.strip() for word in allowed.split(",")):
-        begun = [uuid for uuid in uuids.values() if word and uuid.startswith(word)]
-        name = uuids.get(word) or (begun[0] if len(begun) == 1 else word if word.startswith("MIG-") else None)
+    names: list[str] = []
+    for word in words:
+        matches = [uuid for uuid in uuids.values() if word and uuid.startswith(word)]
+        name = uuids.get(word) or (matches[0] if len(matches) == 1 else word if word.startswith("MIG-") else None)
         if name is None:
             break  # as CUDA does: what follows a name that it does not know is invisible
-        found.append(name)
-    return found
-
-
-def _uuids() -> dict[str, str]:
-    """UUIDs of the machine's GPUs by their indices; empty where nvidia-smi is missing or finds no driver."""
-    return {row[0]: row[1] for row in _ask_driver("index,uuid")}
-
-
-def _driver() -> str:
-    return next((version for (version,) in _ask_driver("driver_version")), "of unknown version")
-
-
-def _ask_driver(fields: str) -> list[tuple[str, ...]]:
-    """What nvidia-smi says of each GPU."""
-    words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-    except OSError:
-        return []
-    if done.returncode:
-        # A driver that was updated and not loaded anew looks like none at all.
-        _log.warning("nvidia-smi fails, so its GPUs are not used: %s", (done.stdout + done.stderr).strip())
-        return []
-    rows = [tuple(cell.strip() for cell in line.split(",")) for line in done.stdout.splitlines()]
-    return [row for row in rows if len(row) == fields.count(",") + 1]
+        names.append(name)
+    return names
 
 
 def choose() -> Any:
@@ -92,8 +67,19 @@ def choose() -> Any:
         return torch.device("cpu")
     require_cuda(gpus)
     number = torch.cuda.current_device()
-    _require_code(number)
+    require_cuda(gpus, number)
     return torch.device("cuda", number)
+
+
+def take() -> None:
+    """Claim one free GPU and make it the current one of this process; where none is visible, the CPU is used.
+
+    Raises:
+        InputError: PyTorch cannot use the GPU, or its lock is out of reach.
+    """
+    gpus = visible()
+    if gpus:
+        use(claim_visible(1, gpus)[0], 0)
 
 
 def use(name: str, number: int) -> Any:
@@ -101,18 +87,17 @@ def use(name: str, number: int) -> Any:
 
     Args:
         name: as it was claimed.
-        number: its place among those that are visible.
+        number: its index among those that are visible.
 
     Returns:
         A torch.device.
 
     Raises:
-        InputError: PyTorch cannot use the GPU, or CUDA has another one at this place.
+        InputError: PyTorch cannot use the GPU, or CUDA has another one at this index.
     """
     import torch
 
-    require_cuda([name])
-    _require_code(number)
+    require_cuda([name], number)
     # Where CUDA started before CUDA_VISIBLE_DEVICES was set, or has an order of its own.
     shown = f"GPU-{torch.cuda.get_device_properties(number).uuid}"
     if name != shown and {name, shown} <= set(_uuids().values()):
@@ -124,164 +109,114 @@ def use(name: str, number: int) -> Any:
     return torch.device("cuda", number)
 
 
-def require_cuda(gpus: list[str]) -> None:
-    """Start CUDA.
+def require_cuda(gpus: list[str], number: int | None = None) -> None:
+    """Start CUDA and, where a `number` is given, run something on that one of the GPUs.
 
     Raises:
-        InputError: PyTorch cannot use the GPUs that are visible, as with a driver that is older than its CUDA.
+        InputError: PyTorch cannot use it, as with a driver that is older than its CUDA, or a GPU it holds no code for.
     """
     import torch
 
     try:
         torch.cuda.init()
+        if number is not None:
+            torch.ones(1, device=f"cuda:{number}").add_(1).item()
+        return
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
         reason = str(error).strip().splitlines()[0].rstrip(".")
-    else:
-        return
-    shown = count(len(gpus), "GPU is|GPUs are")
-    version, _, _ = torch.__version__.partition("+")
-    install = f"pip install torch=={version} torchvision --index-url {INDEX}"
-    if torch.version.cuda:
-        oldest = OLDEST_DRIVER.get(torch.version.cuda.partition(".")[0])
-        driver = f"driver {oldest} or newer" if oldest else "a newer driver"
-        remedy = f"install {driver}, or a PyTorch for an older CUDA ({install}/cu126, or cu128)"
-        built = f"built for CUDA {torch.version.cuda}"
-    else:
-        remedy, built = f"install a PyTorch with CUDA ({install}/cu126, or a later one)", "built without CUDA"
+    driver = next((version for _, _, version in _ask_driver()), "of unknown version")
+    cuda = torch.version.cuda
+    built = f"built for CUDA {cuda} ({', '.join(torch.cuda.get_arch_list())})" if cuda else "built without CUDA"
+    oldest = OLDEST_DRIVER.get((cuda or "").partition(".")[0])
+    newer = f"driver {oldest} or newer, or " * bool(oldest)
+    version = torch.__version__.partition("+")[0]
     raise InputError(
-        f"{shown} visible (NVIDIA driver {_driver()}), and PyTorch {torch.__version__}, {built}, cannot use "
-        f"{'it' if len(gpus) == 1 else 'them'} ({reason}): {remedy}, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        f"{count(len(gpus), 'GPU is|GPUs are')} visible (NVIDIA driver {driver}), and PyTorch {torch.__version__}, "
+        f"{built}, cannot use {'it' if len(gpus) == 1 else 'them'} ({reason}): install {newer}a PyTorch that is built "
+        f"for this driver and GPU (pip install torch=={version} torchvision --index-url {INDEX}/cu126, cu128 or "
+        "another), or set CUDA_VISIBLE_DEVICES= to use the CPU"
     )
 
 
-def _require_code(number: int) -> None:
-    """Refuse a GPU that this PyTorch holds no code for."""
-    import torch
-
-    capability, built = torch.cuda.get_device_capability(number), torch.cuda.get_arch_list()
-    if runs_on(built, capability):
-        return
-    newer = capability > max(map(_capability, built))
-    remedy = "a newer PyTorch" if newer else f"a PyTorch for older ones (pip install torch --index-url {INDEX}/cu126)"
-    raise InputError(
-        f"GPU {number} ({torch.cuda.get_device_name(number)}) has compute capability {'.'.join(map(str, capability))}, "
-        f"and PyTorch {torch.__version__} is built for {', '.join(built)}: install {remedy}, name another GPU in "
-        "CUDA_VISIBLE_DEVICES, or set CUDA_VISIBLE_DEVICES= to use the CPU"
-    )
-
-
-def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether code built for these architectures runs on a GPU of this compute capability.
-
-    Machine code, as sm_86, runs from its version on within the major version, but sm_90a on 9.0 alone. What the driver
-    compiles, as compute_86, runs on all that is not older. A build that names neither, as one for AMD, is not judged.
-
-    Args:
-        architectures: as `torch.cuda.get_arch_list` gives them.
-    """
-    known = [each for each in architectures if each.startswith(("sm_", "compute_"))]
-    return not known or any(_runs_on(each, capability) for each in known)
-
-
-def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
-    built = _capability(architecture)
-    if architecture.endswith("a"):
-        return built == capability
-    return built <= capability and (architecture.startswith("compute_") or built[0] == capability[0])
-
-
-def _capability(architecture: str) -> tuple[int, int]:
-    """sm_120 -> (12, 0)."""
-    digits = re.sub(r"\D", "", architecture)
-    return int(digits[:-1]), int(digits[-1])
-
-
-def claim(devices: list[str], count: int, folder: Path = FOLDER, wait: bool = True) -> list[str]:
-    """Take `count` of the devices for this process alone, until it ends, however it ends.
+def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = True) -> list[str]:
+    """Take `number` of the GPUs for this process alone, until it ends, however it ends, or what it becomes by exec.
 
     All or none: who waits holds nothing, so that no two processes wait for each other. What the process holds already
     is taken first.
 
     Args:
-        devices: their names, the same to every process.
-        folder: of the locks, one for all users of the machine.
+        gpus: their names, the same to every process.
+        folder: of the locks.
         wait: until so many are free.
 
     Raises:
         InputError: there are not so many, too few are free and `wait` is false, or the locks are out of reach.
     """
-    if count > len(devices):
-        raise InputError(f"{count} processes need a GPU each, and {len(devices)} are visible: start fewer processes")
-    told = False
+    if number > len(gpus):
+        raise InputError(f"{number} processes need a GPU each, and {len(gpus)} are visible: start fewer processes")
+    warned = False
     while True:
         try:
-            free = _take_turn(devices, count, folder)
+            free = _claim_now(gpus, number, folder)
         except OSError as error:
             raise InputError(
-                f"the locks of the GPUs in {folder} cannot be used ({error.strerror}): make the folder and its files "
-                "readable and writable for all, or set TMPDIR to another one"
+                f"the lock {error.filename or folder} of a GPU cannot be used ({error.strerror}): make it readable and "
+                "writable for all users, or set TMPDIR to another folder"
             ) from error
-        if len(free) == count:
+        if len(free) == number:
             return free
-        taken = f"all {len(devices)}" if not free else f"{len(devices) - len(free)} of {len(devices)}"
+        taken = f"{len(gpus) - len(free)} of {len(gpus)} GPUs ({', '.join(gpus)}) are taken by other runs"
         if not wait:
-            raise InputError(f"{taken} GPUs ({', '.join(devices)}) are taken by other trainings: use others or wait")
-        if not told:
-            _log.warning("%s GPUs are taken by other trainings: waiting", taken)
-            told = True
+            raise InputError(f"{taken}: use others or wait")
+        if not warned:
+            _log.warning("%s: waiting", taken)
+            warned = True
         time.sleep(POLL)
 
 
-def _take_turn(devices: list[str], count: int, folder: Path) -> list[str]:
-    """The first `count` free devices, claimed; or fewer, which are free but not claimed. One process at a time."""
-    if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _open_to_all(folder, 0o1777)
-    turn = _open(folder / ".turn")
-    new: dict[Path, int] = {}
+def claim_visible(number: int, gpus: list[str]) -> list[str]:
+    """Claim so many of the visible GPUs, and have CUDA show no others from now on."""
+    claimed = claim(gpus, number)
+    if claimed != gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
+    return claimed
+
+
+def _claim_now(gpus: list[str], number: int, folder: Path) -> list[str]:
+    """The first `number` free GPUs, claimed; or fewer, which are free but not claimed. One process at a time."""
+    with filelock.FileLock(folder / "ghm-gpus.lock", mode=0o666), ExitStack() as new:
+        free = {gpu: held[gpu] for gpu in gpus if gpu in held}
+        for gpu in gpus:
+            if gpu in free or len(free) >= number:
+                continue
+            path = folder / f"ghm-{gpu.replace('/', '_')}.lock"
+            # Inheritable: torchrun, which this process may become, keeps it; other programs are not given it.
+            lock = filelock.FileLock(path, 0, 0o666, on_acquired=lambda file: os.set_inheritable(file, True))
+            with suppress(filelock.Timeout):
+                free[gpu] = new.enter_context(lock)
+        if len(free) >= number:
+            held.update(free)
+            new.pop_all()
+    return [gpu for gpu in gpus if gpu in free][:number]
+
+
+def _uuids() -> dict[str, str]:
+    """UUIDs of the machine's GPUs by their indices; empty where nvidia-smi is missing or finds no driver."""
+    return {index: uuid for index, uuid, _ in _ask_driver()}
+
+
+def _ask_driver() -> list[list[str]]:
+    """Index, UUID and version of the driver of each GPU, as nvidia-smi says."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid,driver_version", "--format=csv,noheader"]
     try:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        free: list[str] = []
-        for device in sorted(devices, key=lambda device: _lock(folder, device) not in held):
-            path = _lock(folder, device)
-            if len(free) < count and (path in held or _try(path, new)):
-                free.append(device)
-        if len(free) == count:
-            held.update(new)
-            new = {}
-        return [device for device in devices if device in free]
-    finally:
-        for file in (*new.values(), turn):
-            os.close(file)
-
-
-def _lock(folder: Path, device: str) -> Path:
-    return folder / device.replace("/", "_")
-
-
-def _try(path: Path, new: dict[Path, int]) -> bool:
-    """Add the lock to `new` unless another process holds it."""
-    file = _open(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return False
-    new[path] = file
-    return True
-
-
-def _open(path: Path) -> int:
-    """Open a file of all users. Linux lets nobody create what another has created in such a folder, but open it."""
-    while True:
-        with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        with suppress(FileExistsError):
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o666)
-            _open_to_all(path, 0o666)
-            return file
-
-
-def _open_to_all(path: Path, mode: int) -> None:
-    with suppress(PermissionError):
-        path.chmod(mode)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    if done.returncode:
+        # A driver that was updated and not loaded anew looks like none at all.
+        _log.warning("nvidia-smi fails, so its GPUs are not used: %s", (done.stdout + done.stderr).strip())
+        return []
+    rows = [line.split(", ") for line in done.stdout.splitlines()]
+    return [row for row in rows if len(row) == 3]

@@ -46,7 +46,6 @@ WITHOUT_EFFECT = (
     "errors.py",
     "files.py",
     "fingerprint.py",
-    "gradient_norms.py",
     "losses/__init__.py",
     "params.py",
     "predict.py",  # AP so far
@@ -55,6 +54,7 @@ WITHOUT_EFFECT = (
     "runs.py",
     "sections.py",
     "training/__init__.py",
+    "training/gradient_norms.py",
     "training/guards.py",
     "training/processes.py",
     "training/progress.py",

@@ -193,7 +193,7 @@ class Machine(Section):
     """How the work is done here. No stage depends on it."""
 
     workers: CountOrZero
-    launcher: Literal["none", "pytorch", "slurm"]
+    launcher: Literal["none", "pytorch"]
     checkpoint_minutes: Positive
     check_images: Literal["none", "sample", "all"]
     trackers: tuple[Literal["tensorboard"], ...]

@@ -15,10 +15,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import filelock
 from tqdm import tqdm
@@ -118,8 +117,8 @@ def wants_again() -> bool:
     return os.environ.get(AGAIN, "") not in ("", "0")
 
 
-def take_from_dvc(out: Path, seed: int, key: str, place: Path) -> bool:
-    """Fill `place` with a seed of this fingerprint, from the version of `out` that dvc.lock names.
+def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
+    """Fill the folder `target` with a seed of this fingerprint, from the version of `out` that dvc.lock names.
 
     DVC deletes `out` before it runs the stage; its cache, or the remote, still has it. Returns False where not.
     """
@@ -136,7 +135,7 @@ def take_from_dvc(out: Path, seed: int, key: str, place: Path) -> bool:
         earlier = DVCFileSystem()
         if json.loads(earlier.read_text(f"{source}/{RECORD}")).get("fingerprint") != key:
             return False
-        with files.whole_folder(place) as folder:
+        with files.whole_folder(target) as folder:
             for path in earlier.find(source):
                 earlier.get_file(path, str(folder / Path(path).name))
     except (OSError, ValueError, DvcException, DataIndexError) as error:
@@ -145,30 +144,9 @@ def take_from_dvc(out: Path, seed: int, key: str, place: Path) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A folder of `.state`."""
-
-    folder: Path
-    size: int  # bytes
-    is_finished: bool
-
-
-def kept() -> Iterator[Kept]:
-    """The runs in `.state`, by name."""
-    for folder in sorted(path for path in state_folder().glob("*-seed_*-*") if path.is_dir()):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        yield Kept(folder, size, (folder / RESULT).is_dir())
-
-
 def lock(folder: Path) -> Path:
     """The file by which a process has a run in `.state` for itself."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-def read_record(result: Path) -> dict[str, Any]:
-    """What is known of a finished run."""
-    return json.loads((result / RECORD).read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -178,27 +156,21 @@ def main() -> None:
     which.add_argument("--all", action="store_true", help="delete unfinished runs, too")
     arguments = parser.parse_args()
     freed = total = 0
-    for found in kept():
-        total += found.size
-        done = "finished" if found.is_finished else "unfinished"
-        if arguments.all or (arguments.finished and found.is_finished):
-            if not _delete(found.folder):
-                done += ", in use"
-            else:
-                freed += found.size
-                done += ", deleted"
-        print(f"{found.folder}: {_size(found.size)}, {done}")
+    for folder in sorted(path for path in state_folder().glob("*-seed_*-*") if path.is_dir()):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        finished = (folder / RESULT).is_dir()
+        total += size
+        outcome = "finished" if finished else "unfinished"
+        if arguments.all or (arguments.finished and finished):
+            try:
+                with filelock.FileLock(lock(folder)).acquire(timeout=0):
+                    shutil.rmtree(folder)
+                freed += size
+                outcome += ", deleted"
+            except filelock.Timeout:
+                outcome += ", in use"
+        print(f"{folder}: {_size(size)}, {outcome}")
     print(f"{_size(total)} in {state_folder()}, {_size(freed)} freed")
-
-
-def _delete(folder: Path) -> bool:
-    """Delete a run unless a process has it."""
-    try:
-        with filelock.FileLock(lock(folder)).acquire(timeout=0):
-            shutil.rmtree(folder)
-    except filelock.Timeout:
-        return False
-    return True
 
 
 def _size(size: int) -> str:

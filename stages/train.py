@@ -1,4 +1,4 @@
-"""Stage `train@<variant>`: train a variant once a seed into `runs/<variant>/`, on one device or many."""
+"""Stage `train@<variant>`: train a variant once per seed into `runs/<variant>/`, on one device or many."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,10 @@ from stages import run
 
 def main() -> None:
     variant = sys.argv[1]
-    given = params.load()
-    given.variant(variant)
-    with processes.join(given.machine.launcher, [sys.executable, "-m", "stages.train", variant]) as job:
-        training.train(given, variant, Path("runs") / variant, job)
+    parameters = params.load()
+    parameters.variant(variant)
+    with processes.join(parameters.machine.launcher, [sys.executable, "-m", "stages.train", variant]) as job:
+        training.train(parameters, variant, Path("runs") / variant, job)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 # What libraries say about themselves when they are imported is not ours to fail on; all later warnings are errors.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from ghm import backbones, data, params, presets, training  # noqa: F401
+    from ghm import backbones, data, params, presets
+    from ghm.training import run  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 

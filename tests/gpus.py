@@ -15,10 +15,9 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from ghm import devices
 devices.POLL = 0.01
-claimed = devices.claim(json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+claimed = devices.claim(json.loads(sys.argv[1]), int(sys.argv[2]), folder=Path(sys.argv[3]))
 print(json.dumps(claimed), flush=True)
 """
-
 # Imports `module`, prints `said` when torch is about to be imported, and ends.
 AT_TORCH = """
 import os, sys
@@ -34,20 +33,16 @@ import {module}
 
 def nvidia_smi(folder: Path) -> str:
     """A PATH whose nvidia-smi answers what the real one is asked."""
-    asked = {
-        "index,uuid": "\n".join(f"{number}, {gpu}" for number, gpu in enumerate(GPUS)),
-        "driver_version": "\n".join([DRIVER] * len(GPUS)),
-    }
-    cases = [f"*{fields}*) echo '{lines}' ;;" for fields, lines in asked.items()]
+    rows = "\n".join(f"{index}, {gpu}, {DRIVER}" for index, gpu in enumerate(GPUS))
     program = folder / "nvidia-smi"
-    program.write_text("\n".join(["#!/bin/sh", 'case "$*" in', *cases, "*) exit 2 ;;", "esac"]) + "\n")
+    program.write_text(f"#!/bin/sh\necho '{rows}'\n")
     program.chmod(0o755)
     return f"{folder}:{os.environ['PATH']}"
 
 
-def holder_of(folder: Path, devices: list[str], count: int, then: str = "time.sleep(30)") -> subprocess.Popen:
-    """A process that has claimed devices by the locks in `folder`, or waits for them."""
-    command = [sys.executable, "-c", HOLD + then, json.dumps(devices), str(count), str(folder)]
+def holder_of(folder: Path, gpus: list[str], count: int, then: str = "time.sleep(30)") -> subprocess.Popen:
+    """A process that has claimed GPUs by the locks in `folder`, or waits for them."""
+    command = [sys.executable, "-c", HOLD + then, json.dumps(gpus), str(count), str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

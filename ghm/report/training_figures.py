@@ -180,7 +180,7 @@ def weights(count_K: Array, smoothing: float = 0.0) -> Array:
 
     Without smoothing the weights of all examples have mean 1, and every occupied region gets the same total.
     """
-    count = torch.from_numpy(count_K)
+    count = torch.tensor(count_K)
     weight_K = of_regions.region_weights(count, count, count.sum(-1), smoothing=smoothing).numpy()
     return np.where(count_K > 0, weight_K, np.nan)
 

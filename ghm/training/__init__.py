@@ -5,6 +5,23 @@ stopped run goes on from, under the key of its fingerprint; `processes` are the 
 `validation` watch.
 """
 
-from ghm.training.run import build_config, train
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghm.config import for_run as build_config
+    from ghm.training.run import train
 
 __all__ = ["build_config", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the whole room only for who trains: others take `samples` or `processes` alone."""
+    if name == "train":
+        from ghm.training.run import train
+
+        return train
+    if name == "build_config":
+        from ghm.config import for_run
+
+        return for_run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ def build(train: Train, cfg: Config, folder: Path, processes: Processes, *, load
     """mmengine's Runner for a training run, as `train` wants it.
 
     Args:
-        cfg: of the run; it stays as it is.
+        cfg: of the run; it is not changed.
         folder: for mmengine's own log, which nobody reads.
         loads: whether pretrained weights are loaded, which a checkpoint makes needless.
     """
@@ -70,8 +70,8 @@ class _WholeDetector(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        own = model.state_dict()
-        found, report = checkpoints.select(checkpoint.get("state_dict", checkpoint), own)
+        state = model.state_dict()
+        fitting, report = checkpoints.select(checkpoint.get("state_dict", checkpoint), state)
         classes = [name for name in report.other_shape if name.startswith("bbox_head.retina_cls.")]
         losses = ("bbox_head.loss_cls.", "bbox_head.loss_bbox.")
         report.require(
@@ -82,4 +82,4 @@ class _WholeDetector(Hook):
         if classes:
             names = " and ".join(classes)
             _log.warning("model.load_from has another number of classes: %s begin at random values", names)
-        checkpoint["state_dict"] = {**own, **found}
+        checkpoint["state_dict"] = {**state, **fitting}

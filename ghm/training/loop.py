@@ -1,14 +1,15 @@
-"""The steps of a training: forward, backward, watch, update; and a state after any of them to go on from.
+"""The steps of a training run: forward, backward, watch, update; and a state after any of them to go on from.
 
-Loss terms that are logged are means over all processes. The host waits for the device once a step, for the numbers that
-say whether the step is sound; the weights move after that.
+Loss terms that are logged are means over all processes. The host waits for the device once per step, for the numbers
+that say whether the step is sound; the weights move after that.
 """
 
+import itertools
 import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor
 
-from ghm import gradient_norms
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
-from ghm.params import Train
-from ghm.training import guards, randomness, state
+from ghm.params import Params
+from ghm.runs import DENSITY, GRADIENT_NORMS
+from ghm.training import gradient_norms, guards, randomness, state
 from ghm.training.processes import Processes
 from ghm.training.progress import Progress
 from ghm.training.samples import BadImages
@@ -39,49 +40,40 @@ class TrainLoop(EpochBasedTrainLoop):
 
     Args:
         runner: mmengine's, with model and optimiser.
-        train: the section of the parameters.
-        sections: `loss_cls` and `loss_bbox` -> section of the parameters.
-        checkpoint_minutes: between checkpoints inside an epoch.
-        bad_images: what could not be read.
+        variant: of the parameters.
         folder: where checkpoints and what went wrong are written.
-        processes: those that share the training.
-        progress: the log, on the first process; None on the others.
+        processes: those that share the run.
+        progress: the tables, on the first process; None on the others.
         measure_ap: of the detector, AP on a part of the validation split; None to measure nothing.
-        start: the content of a checkpoint to go on from, None to begin.
-        source: where `start` is from, for messages.
+        start: a checkpoint to go on from and its content; None to begin.
     """
 
     def __init__(
         self,
         runner: Any,
-        *,
-        train: Train,
-        sections: Mapping[str, str],
-        checkpoint_minutes: float,
-        bad_images: BadImages,
+        parameters: Params,
+        variant: str,
         folder: Path,
         processes: Processes,
+        *,
         progress: Progress | None,
         measure_ap: Callable[[Any], float] | None,
-        start: dict[str, Any] | None,
-        source: Path,
+        start: tuple[Path, dict[str, Any]] | None,
     ) -> None:
-        super().__init__(runner, runner.cfg.train_dataloader, train.epochs)
-        self.train = train
-        self.sections = sections
-        self.checkpoint_minutes = checkpoint_minutes
-        self.bad_images = bad_images
+        super().__init__(runner, runner.cfg.train_dataloader, parameters.train.epochs)
+        self.parameters, self.variant, self.train = parameters, variant, parameters.train
+        self.bad_images = BadImages(parameters.data.max_bad_images)
         self.folder = folder
         self.processes = processes
         self.progress = progress
         self.measure_ap = measure_ap
         self.start = start
-        self.source = source
-        self.watch = guards.Watch(train.batch_size)
-        self.place = 0  # steps done in this epoch
+        self.watch = guards.Watch()
+        self.step_in_epoch = 0  # steps done
         self.left_out = 0  # images that no process could read
         self.detector: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.device = next(self.detector.parameters()).device.type
+        self.ema = next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
         self._saved_at = time.monotonic()
 
     def run(self) -> Any:
@@ -93,17 +85,20 @@ class TrainLoop(EpochBasedTrainLoop):
         """
         self.runner.call_hook("before_train")
         if self.start is not None:
-            self._restore(self.start)
+            self._restore(*self.start)
             self.start = None
         elif self.progress:
             self._measure_norms(0)
         self.processes.wait()
-        with _signals() as self.told:
+        with _noted_signals() as self.stop_signals:
             try:
                 while self._epoch < self._max_epochs:
                     self.run_epoch()
             finally:
-                self._end_workers()
+                # At its exit Python would send the loader's processes SIGTERM, which they ignore, and wait.
+                batches: Any = self.dataloader._iterator
+                if batches is not None:
+                    batches._shutdown_workers()
         self.runner.call_hook("after_train")
         return self.runner.model
 
@@ -112,7 +107,7 @@ class TrainLoop(EpochBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         sampler: Any = self.dataloader.batch_sampler
-        sampler.start(self._epoch, self.place)
+        sampler.start(self._epoch, self.step_in_epoch)
         with randomness.undisturbed():  # a loader draws a seed for its workers, which have no use for it
             batches = iter(self.dataloader)
         for batch in batches:
@@ -120,41 +115,42 @@ class TrainLoop(EpochBasedTrainLoop):
         self.runner.call_hook("after_train_epoch")
         if self.progress:
             self._measure_norms(self._epoch + 1)
-        self._measure_ap()
+            if self.measure_ap:
+                self.runner.call_hook("before_val_epoch")  # the moving average of the weights takes their place
+                self.detector.eval()
+                with randomness.undisturbed():
+                    ap = self.measure_ap(self.detector)
+                self.detector.train()
+                self.runner.call_hook("after_val_epoch", metrics={})
+                self.progress.measured(self._epoch + 1, ap)
         self.processes.wait()
         self._epoch += 1
-        self.place = 0
+        self.step_in_epoch = 0
         self._save()
-        self._stop_if_told(self.processes.add([float(self.told.count(number)) for number in _SIGNALS]))
+        self._stop_if_told(self.processes.add(self._signal_counts()))
 
     def _step(self, batch: dict[str, Any]) -> None:
         for line in self.bad_images.add(batch.pop("unreadable")):
             _log.warning(line)
         self.bad_images.require()
         optimizer = self.runner.optim_wrapper
-        names, mine = self._gradients(batch) if self._has_images(batch) else ([], [])
-        saved_long_ago = time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
-        flags = [float(saved_long_ago and self.processes.first), *(float(self.told.count(each)) for each in _SIGNALS)]
-        sums = self.processes.add([*mine, *flags])
-        values = {name: total / self.processes.world_size for name, total in zip(names, sums, strict=False)}
+        names, own = self._gradients(batch) if self._has_images(batch) else ([], [])
+        saved_long_ago = time.monotonic() - self._saved_at >= 60 * self.parameters.machine.checkpoint_minutes
+        flags = [float(saved_long_ago and self.processes.first), *self._signal_counts()]
+        sums = self.processes.add([*own, *flags])
         if names:
-            self._require_finite(batch, values, dict(zip(names, mine, strict=True)))
+            values = {name: total / self.processes.world_size for name, total in zip(names, sums, strict=False)}
+            self._require_finite(batch, values, dict(zip(names, own, strict=True)))
             lr = optimizer.param_groups[0]["lr"]
             optimizer.step()
-            self.runner.call_hook("after_train_iter", batch_idx=self.place, data_batch=batch, outputs=None)
+            self.runner.call_hook("after_train_iter", batch_idx=self.step_in_epoch, data_batch=batch, outputs=None)
             self._report(values, lr)
         self._iter += 1
-        self.place += 1
-        save, *told = sums[-len(flags) :]
-        if save or any(told):
+        self.step_in_epoch += 1
+        save, *stop_signals = sums[-len(flags) :]
+        if save or any(stop_signals):
             self._save()
-        self._stop_if_told(told)
-
-    def _end_workers(self) -> None:
-        """Let the loader's processes go. At its exit Python would send SIGTERM, to which they are deaf, and wait."""
-        batches: Any = self.dataloader._iterator
-        if batches is not None:
-            batches._shutdown_workers()
+        self._stop_if_told(stop_signals)
 
     def _has_images(self, batch: dict[str, Any]) -> bool:
         """Whether any image of the batch could be read. A step without one is left out, if no other process waits."""
@@ -175,22 +171,22 @@ class TrainLoop(EpochBasedTrainLoop):
         named: dict[str, Tensor] = {**terms, "grad_norm": norm}
         return list(named), torch.stack([value.detach().double() for value in named.values()]).tolist()
 
-    def _require_finite(self, batch: dict[str, Any], values: dict[str, float], mine: dict[str, float]) -> None:
+    def _require_finite(self, batch: dict[str, Any], values: dict[str, float], own: dict[str, float]) -> None:
         """Stop before the weights are spoilt. With fp16 the gradient may overflow: the scaler leaves out that step."""
         scaled = self.runner.optim_wrapper.scaler.is_enabled()
         checked = values.keys() - ({"grad_norm"} if scaled else set())
         if all(math.isfinite(values[name]) for name in checked):
             return
+        step = self._iter + 1
         raise guards.non_finite(
             self.detector,
             batch,
-            mine,
-            step=self._iter + 1,
+            own,
+            step=step,
             epoch=self._epoch + 1,
-            folder=self.folder,
-            rank=self.processes.rank,
-            train=self.train,
-            sections=self.sections,
+            path=self.folder / f"non_finite_step_{step}_rank_{self.processes.rank}.json",
+            parameters=self.parameters,
+            variant=self.variant,
         )
 
     def _report(self, values: dict[str, float], lr: float) -> None:
@@ -201,21 +197,14 @@ class TrainLoop(EpochBasedTrainLoop):
         for text in self.watch.step(step, whole):
             self.progress.warn(text)
         if self.progress.step(self._epoch, step, whole, lr):
-            self.progress.record("density", self._densities())
+            self.progress.record(DENSITY, self._densities(step))
 
-    def _densities(self) -> list[dict[str, float | int | str]]:
+    def _densities(self, step: int) -> list[dict[str, float | int | str]]:
         """What stands for the number of examples in each unit region of the losses that harmonise."""
         head = self.detector.bbox_head
-        losses = {"cls": head.loss_cls, "box": head.loss_bbox}
         return [
-            {
-                "step": self._iter + 1,
-                "kind": kind,
-                "low": k / loss.bins,
-                "high": (k + 1) / loss.bins,
-                "density": density,
-            }
-            for kind, loss in losses.items()
+            {"step": step, "kind": kind, "low": k / loss.bins, "high": (k + 1) / loss.bins, "density": density}
+            for kind, loss in (("cls", head.loss_cls), ("box", head.loss_bbox))
             if isinstance(loss, HarmonisedLoss) and loss.acc_sum is not None
             for k, density in enumerate(loss.acc_sum.tolist())
         ]
@@ -223,18 +212,7 @@ class TrainLoop(EpochBasedTrainLoop):
     def _measure_norms(self, epoch: int) -> None:
         assert self.progress
         rows = gradient_norms.measure(self.detector, self.dataloader.dataset, self.train.batch_size, epoch)
-        self.progress.record(gradient_norms.KIND, rows)
-
-    def _measure_ap(self) -> None:
-        if self.measure_ap is None or self.progress is None:
-            return
-        self.runner.call_hook("before_val_epoch")  # the moving average of the weights takes their place
-        self.detector.eval()
-        with randomness.undisturbed():
-            ap = self.measure_ap(self.detector)
-        self.detector.train()
-        self.runner.call_hook("after_val_epoch", metrics={})
-        self.progress.measured(self._epoch + 1, ap)
+        self.progress.record(GRADIENT_NORMS, rows)
 
     def _save(self) -> None:
         """Write a checkpoint: every process adds what it alone knows."""
@@ -248,13 +226,12 @@ class TrainLoop(EpochBasedTrainLoop):
             content = {
                 "state_dict": self.detector.state_dict(),
                 "optimizer": self.runner.optim_wrapper.optimizer.state_dict(),
-                "schedules": [each.state_dict() for each in self.runner.param_schedulers],
+                "schedules": [schedule.state_dict() for schedule in self.runner.param_schedulers],
                 "scaler": self.runner.optim_wrapper.scaler.state_dict(),
-                "ema": self._ema.ema_model.state_dict() if self._ema else None,
-                "meta": {"epoch": self._epoch, "place": self.place, "step": self._iter},
+                "ema": self.ema.ema_model.state_dict() if self.ema else None,
+                "meta": {"epoch": self._epoch, "step_in_epoch": self.step_in_epoch, "step": self._iter},
                 "processes": processes,
                 "records": self.progress.state(),
-                "watch": self.watch.state(),
             }
             self._count_left_out(processes)
             state.save(self.folder, content)
@@ -262,44 +239,36 @@ class TrainLoop(EpochBasedTrainLoop):
 
     def _count_left_out(self, processes: list[dict[str, Any]]) -> None:
         """Add up the images that could not be read over all processes."""
-        every = BadImages(self.bad_images.most)
-        for own in processes:
-            every.found |= own["bad_images"]
-        every.require()
-        self.left_out = len(every.found)
+        all_images = BadImages(self.bad_images.most)
+        for process in processes:
+            all_images.found |= process["bad_images"]
+        all_images.require()
+        self.left_out = len(all_images.found)
 
-    @property
-    def _ema(self) -> EMAHook | None:
-        return next((hook for hook in self.runner.hooks if isinstance(hook, EMAHook)), None)
-
-    def _restore(self, content: dict[str, Any]) -> None:
+    def _restore(self, source: Path, content: dict[str, Any]) -> None:
         """Go on from a checkpoint.
 
         Raises:
             InputError: it is of another model or optimiser.
         """
-        load = state.fit
-        load(self.source, "model", lambda: self.detector.load_state_dict(content["state_dict"]))
-        optimizer = self.runner.optim_wrapper.optimizer
-        load(self.source, "optimizer", lambda: optimizer.load_state_dict(content["optimizer"]))
-        schedules = content["schedules"]
-        if len(schedules) != len(self.runner.param_schedulers):
+        optimizer, schedules = self.runner.optim_wrapper, self.runner.param_schedulers
+        state.fit(source, "model", lambda: self.detector.load_state_dict(content["state_dict"]))
+        state.fit(source, "optimizer", lambda: optimizer.optimizer.load_state_dict(content["optimizer"]))
+        if len(content["schedules"]) != len(schedules):
             raise InputError(
-                f"{self.source} has {len(schedules)} schedules of the learning rate, and this training "
-                f"{len(self.runner.param_schedulers)}: train.schedule and train.warmup_iters must be as they were"
+                f"{source} has {len(content['schedules'])} schedules of the learning rate, and this run "
+                f"{len(schedules)}: train.schedule and train.warmup_iters must be as they were"
             )
-        for schedule, own in zip(self.runner.param_schedulers, schedules, strict=True):
-            schedule.load_state_dict(own)
-        scaler = self.runner.optim_wrapper.scaler
-        if content["scaler"] and scaler.is_enabled():
-            scaler.load_state_dict(content["scaler"])
-        average = self._ema
-        if average and content["ema"]:
-            load(self.source, "moving average", lambda: average.ema_model.load_state_dict(content["ema"]))
+        for schedule, saved in zip(schedules, content["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+        if content["scaler"] and optimizer.scaler.is_enabled():
+            optimizer.scaler.load_state_dict(content["scaler"])
+        if self.ema and content["ema"]:
+            average = self.ema.ema_model
+            state.fit(source, "moving average", lambda: average.load_state_dict(content["ema"]))
         meta = content["meta"]
-        self._epoch, self.place, self._iter = meta["epoch"], meta["place"], meta["step"]
+        self._epoch, self.step_in_epoch, self._iter = meta["epoch"], meta["step_in_epoch"], meta["step"]
         self._restore_process(content["processes"])
-        self.watch.restore(content["watch"])
         if self.progress is not None:
             self.progress.restore(content["records"])
             self._count_left_out(content["processes"])
@@ -311,40 +280,40 @@ class TrainLoop(EpochBasedTrainLoop):
         buffers = own["buffers"]
         if len(processes) != world:
             _log.warning(
-                "the checkpoint is of %s and there are %d now: the training goes on, but not to the same "
-                "bits. Counts of GHM are shared out anew",
+                "the checkpoint is of %s and there are %d now: the run goes on, but not to the same bits. Counts of "
+                "GHM are shared out anew",
                 count(len(processes), "process|processes"),
                 world,
             )
             for name in buffers:
                 if name.endswith(".acc_sum"):
-                    buffers[name] = torch.stack([each["buffers"][name] for each in processes]).sum(0) / world
+                    buffers[name] = torch.stack([process["buffers"][name] for process in processes]).sum(0) / world
         for name, buffer in self.detector.named_buffers():
             buffer.copy_(buffers[name])
         self.bad_images.found = dict(own["bad_images"])
         randomness.restore(own["random"])
 
-    def _stop_if_told(self, told: list[float]) -> None:
-        for number, times in zip(_SIGNALS, told, strict=True):
-            if times:
-                _log.warning(
-                    "stopped by %s after step %d: the same command goes on from there", number.name, self._iter
-                )
-                raise SystemExit(128 + number)
+    def _signal_counts(self) -> list[float]:
+        return [float(self.stop_signals.count(number)) for number in _SIGNALS]
+
+    def _stop_if_told(self, counts: list[float]) -> None:
+        for number in itertools.compress(_SIGNALS, counts):
+            _log.warning("stopped by %s after step %d: the same command goes on from there", number.name, self._iter)
+            raise SystemExit(128 + number)
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _noted_signals() -> Iterator[list[int]]:
     """Note SIGTERM and SIGINT in a list instead of ending; the second of a kind ends the process as usual."""
-    told: list[int] = []
+    noted: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        told.append(number)
+        noted.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        yield told
+        yield noted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

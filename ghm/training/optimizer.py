@@ -43,8 +43,8 @@ class ScaledOptimWrapper(OptimWrapper):
         """Fill the gradients, cut to the norm `most`; return the norm that they had, on the device."""
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        weights = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
-        norm = get_total_norm([each.grad for each in weights])
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        norm = get_total_norm([weight.grad for weight in weights])
         # A norm that is not finite would make all gradients so, and hide where it began.
         clip_grads_with_norm_(weights, most, torch.where(norm.isfinite(), norm, 0.0))
         return norm

@@ -1,50 +1,39 @@
-"""What a person sees of a training, and its log. Only the first process of a training has one."""
+"""What a person sees of a training run, and its tables. Only the first process of a run has one."""
 
 import csv
 import importlib
 import importlib.util
-import io
 import logging
 import sys
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
 
-import pandas as pd
 from tqdm import tqdm
 
-from ghm import files
 from ghm.errors import InputError
-
-COLUMNS = ["step", "epoch", "loss", "loss_cls", "loss_bbox", "lr", "grad_norm", "positives"]
+from ghm.runs import COLUMNS, LOG, VALIDATION
 
 _MEANS = ("loss", "loss_cls", "loss_bbox", "grad_norm", "positives")
-_TYPES = {
-    "log": {column: "int64" if column in ("step", "epoch") else "float64" for column in COLUMNS},
-    "validation": {"epoch": "int64", "AP": "float64"},
-}
-_SHORTEST_BAR = 6  # characters, between two bars
 _log = logging.getLogger(__name__)
 
-Row = dict[str, float | int | str]
+Row = Mapping[str, float | int | str]
 
 
 class Progress:
-    """The log of one training, and a bar on a terminal or a line for each row of the log elsewhere.
+    """The tables of one training run, and a bar on a terminal or a line for each row of the log elsewhere.
 
-    A row holds the mean of each value over the steps since the last row. What an epoch leaves over without a full
-    interval is in no row. Each row is in `folder/log.csv` as soon as it is finished; measured APs are in
-    `validation.csv`, and other tables in a file of their name.
+    A row of the log holds the mean of each value over the steps since the last row. What an epoch leaves over without a
+    full interval is in no row. Each row of a table is in its file in `folder` as soon as it is known.
 
     Args:
-        folder: of the training; it exists.
-        name: of the training, for people.
+        folder: of the run; it exists. Tables of an earlier start in it are deleted.
+        name: of the run, for people.
         steps: in an epoch.
         interval: steps between rows of the log, at most `steps`.
-        batch_size: images in a step, of all processes together.
-        trackers: where to show the rows as well: tensorboard, or nothing.
+        batch_size: images per step, of all processes together.
+        trackers: where to show the log as well: tensorboard, or nothing.
         stream: where the bar goes if it is a terminal; without one, standard error.
 
     Raises:
@@ -63,337 +52,160 @@ class Progress:
         trackers: Sequence[str] = (),
         stream: TextIO | None = None,
     ) -> None:
-        if not 1 <= interval <= steps:
-            raise ValueError(f"interval {interval} is not within 1 and the {steps} steps of an epoch")
-        _require(trackers)
+        if trackers and importlib.util.find_spec("tensorboard") is None:
+            raise InputError(
+                "machine.trackers: tensorboard is not installed: `pip install tensorboard`, or take it out of "
+                "machine.trackers"
+            )
         self._folder = folder
         self._name = name
         self._epochs = epochs
         self._steps = steps
         self._interval = interval
         self._batch_size = batch_size
-        self._trackers = trackers
-        self._board: _TensorBoard | None = None
-        self._first_step = 1
-        self._tables = _Tables(folder)
+        self._tracks = bool(trackers)
+        self._board: Any = None
+        self._tables: dict[str, list[Row]] = {table: [] for table in COLUMNS}
+        for table in COLUMNS:
+            (folder / table).unlink(missing_ok=True)
         self._sums = dict.fromkeys(_MEANS, 0.0)
-        self._count = 0
+        self._count = 0  # of steps in the sums
         self._step = 0
-        self._pace = _Pace(window=max(3 * interval, 50))
-        self._seconds = 0.0
-        self._since: float | None = perf_counter()
+        self._seconds = 0.0  # of earlier starts
+        self._started = perf_counter()
+        self._timed_from: tuple[int, float] | None = None  # the first step of this start, which warms up, and its end
         stream = sys.stderr if stream is None else stream
-        self._bar = None
-        if stream is not None and stream.isatty():
-            self._bar = _Bar(stream, name, epochs * steps, self._texts)
+        shown = stream is not None and stream.isatty()
+        self._bar = _Bar(total=epochs * steps, desc=name, file=stream, dynamic_ncols=True, disable=not shown)
 
     def step(self, epoch: int, step: int, values: Mapping[str, float], lr: float) -> bool:
         """Take in what a step gave; True if it finished a row of the log.
 
         Args:
             epoch: that runs, from 0.
-            step: from 1, counted over the whole training.
+            step: from 1, counted over the whole run.
             values: loss, loss_cls, loss_bbox, grad_norm and positives of this step.
             lr: learning rate of this step.
         """
-        within = (step - 1) % self._steps + 1
-        self._pace.tick(first=within == 1)
-        self._step = step
-        if within == 1:
+        step_in_epoch = (step - 1) % self._steps + 1
+        if step_in_epoch == 1:
             self._clear()
+        self._step = step
+        self._timed_from = self._timed_from or (step, perf_counter())
         for name in _MEANS:
             self._sums[name] += float(values[name])
         self._count += 1
-        finished = within % self._interval == 0
+        finished = step_in_epoch % self._interval == 0
         if finished:
-            self._finish(epoch, within, lr)
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+            means = {name: total / self._count for name, total in self._sums.items()}
+            self._clear()
+            known = {"step": step, "epoch": epoch + 1, "lr": float(lr), **means}
+            row = {column: known[column] for column in COLUMNS[LOG]}
+            self.record(LOG, [row])
+            self._track(step, {name: value for name, value in row.items() if name != "step"})
+            self._show(row, step_in_epoch)
+        self._bar.update(step - self._bar.n)
         return finished
 
     def measured(self, epoch: int, ap: float) -> None:
         """Keep the AP after `epoch` epochs on a part of the validation split; -1 if there was nothing to measure."""
-        self._tables.add("validation", [{"epoch": epoch, "AP": float(ap)}])
-        if ap >= 0:
-            self._track(epoch * self._steps, {"AP": float(ap)})
-            found = f"AP {100 * ap:.1f} after epoch {epoch} of {self._epochs}, on a part of the validation split"
-        else:
-            found = f"no AP after epoch {epoch} of {self._epochs}: nothing to find in a part of the validation split"
-        self._say(logging.INFO, found)
+        self.record(VALIDATION, [{"epoch": epoch, "AP": float(ap)}])
+        if ap < 0:
+            _log.info("%s: no AP after epoch %d: a part of the validation split has no boxes", self._name, epoch)
+            return
+        self._track(epoch * self._steps, {"AP": float(ap)})
+        _log.info("%s: AP so far %.1f after epoch %d of %d", self._name, 100 * ap, epoch, self._epochs)
 
-    def record(self, kind: str, rows: list[Row]) -> None:
-        """Append rows, all with the same columns, to another table of the training."""
-        if kind in _TYPES:
-            raise ValueError(f"{kind} is a table of its own")
-        self._tables.add(kind, rows)
+    def record(self, table: str, rows: Sequence[Row]) -> None:
+        """Append rows to a table, one of `runs.COLUMNS`."""
+        if rows:
+            self._tables[table] += rows
+            _append(self._folder / table, table, rows)
 
     def warn(self, text: str) -> None:
-        """Show a line above the bar, or a warning in the log."""
-        self._say(logging.WARNING, text)
+        """Warn above the bar, or in the log."""
+        _log.warning("%s: %s", self._name, text)
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs, in plain numbers, strings, lists and dictionaries."""
+        """All that `restore` needs, in numbers, strings, lists and dictionaries."""
         return {
             "step": self._step,
             "count": self._count,
             "sums": dict(self._sums),
-            "tables": self._tables.copy(),
+            "tables": {table: [dict(row) for row in rows] for table, rows in self._tables.items()},
             "seconds": self.seconds,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, in a new Progress. Rows that were written after it vanish."""
+        """Go on where `state` was taken, in a new Progress."""
         self._step = state["step"]
         self._count = state["count"]
         self._sums = dict(state["sums"])
-        self._tables.replace(state["tables"])
-        self._seconds = state["seconds"]
-        self._since = perf_counter()
-        self._first_step = self._step + 1
-        if self._bar is not None:
-            self._bar.start_at(self._step)
+        self._seconds, self._started = state["seconds"], perf_counter()
+        for table, rows in state["tables"].items():
+            self.record(table, rows)
+        self._bar.initial = self._bar.n = self._bar.last_print_n = self._step
+        self._bar.refresh()
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The log, the measured APs, and what else was recorded, in the order of its first record."""
-        return self._tables.frames()
+    def write(self, folder: Path) -> None:
+        """Write all tables; of those that only some losses have, the ones with rows."""
+        for table, rows in self._tables.items():
+            if rows or table in (LOG, VALIDATION):
+                _append(folder / table, table, rows)
 
     @property
     def seconds(self) -> float:
         """Seconds of training over all its starts, without the time between them."""
-        return self._seconds + (perf_counter() - self._since if self._since is not None else 0.0)
+        return self._seconds + perf_counter() - self._started
 
     def close(self) -> None:
-        """Stop the clock, and let go of the terminal and the trackers."""
-        self._seconds, self._since = self.seconds, None
-        if self._bar is not None:
-            self._bar.close()
+        """Let go of the terminal and the tracker."""
+        self._bar.close()
         if self._board is not None:
             self._board.close()
-        self._board = None
 
     def _clear(self) -> None:
         self._sums = dict.fromkeys(_MEANS, 0.0)
         self._count = 0
 
-    def _finish(self, epoch: int, within: int, lr: float) -> None:
-        values = {"step": self._step, "epoch": epoch + 1, "lr": float(lr), **self._means()}
-        row: Row = {column: values[column] for column in COLUMNS}
-        self._clear()
-        self._tables.add("log", [row])
-        self._track(self._step, _scalars(row))
-        if self._bar is None:
-            parts = [
-                f"epoch {epoch + 1}/{self._epochs}",
-                f"step {within}/{self._steps}",
-                *_loss(row, whole=True),
-                f"lr {lr:.3g}",
-                *self._ap(),
-                *self._rate(),
-                *(f"{_duration(seconds)} left" for seconds in self._left()),
-            ]
-            self._say(logging.INFO, ", ".join(parts))
+    def _show(self, row: Row, step_in_epoch: int) -> None:
+        """A row of the log beside the bar, or as a line."""
+        epoch = f"epoch {row['epoch']}/{self._epochs}"
+        loss = "loss {loss:.3f} (cls {loss_cls:.3f}, box {loss_bbox:.3f})".format(**row)
+        measured = [float(values["AP"]) for values in self._tables[VALIDATION][-1:]]
+        ap = [f"AP so far {100 * value:.1f}" for value in measured if value >= 0]
+        if not self._bar.disable:
+            self._bar.set_postfix_str(", ".join([epoch, loss, *ap]), refresh=False)
+            return
+        assert self._timed_from
+        first, since = self._timed_from
+        pace = []
+        if self._step > first:
+            seconds = (perf_counter() - since) / (self._step - first)
+            left = tqdm.format_interval(seconds * (self._epochs * self._steps - self._step))
+            pace = [f"{self._batch_size / seconds:.1f} images/s", f"{left} left"]
+        parts = [epoch, f"step {step_in_epoch}/{self._steps}", loss, f"lr {row['lr']:.3g}", *ap, *pace]
+        _log.info("%s: %s", self._name, ", ".join(parts))
 
-    def _means(self) -> dict[str, float]:
-        return {name: total / self._count for name, total in self._sums.items()}
-
-    def _say(self, level: int, text: str) -> None:
-        if self._bar is None:
-            _log.log(level, "%s: %s", self._name, text)
-        else:
-            self._bar.say(f"{self._name}: {text}")
-
-    def _texts(self) -> list[str]:
-        """What the bar tells, from all of it to the least."""
-        epoch = f"epoch {(max(self._step, 1) - 1) // self._steps + 1}/{self._epochs}"
-        rows = self._tables.rows["log"]
-        values = rows[-1] if rows else self._means() if self._count else {}
-        whole, loss = _loss(values, whole=True), _loss(values, whole=False)
-        ap, rate = self._ap(), self._rate()
-        short_ap = [text.replace(" so far", "") for text in ap]
-        left = [f"{tqdm.format_interval(seconds)} left" for seconds in self._left()]
-        choices = [[*whole, *ap, *rate], [*whole, *short_ap], [*loss, *short_ap], loss]
-        return [", ".join([epoch, *choice, *left]) for choice in choices]
-
-    def _ap(self) -> list[str]:
-        measured = [row["AP"] for row in self._tables.rows["validation"]]
-        return [f"AP so far {100 * float(measured[-1]):.1f}"] if measured and float(measured[-1]) >= 0 else []
-
-    def _rate(self) -> list[str]:
-        seconds = self._pace.step
-        return [f"{self._batch_size / seconds:.1f} images/s"] if seconds else []
-
-    def _left(self) -> list[float]:
-        epochs = self._epochs - (max(self._step, 1) - 1) // self._steps
-        seconds = self._pace.left(self._epochs * self._steps - self._step, epochs)
-        return [] if seconds is None else [seconds]
-
-    def _track(self, step: int, values: dict[str, float]) -> None:
-        if "tensorboard" not in self._trackers:
+    def _track(self, step: int, values: Mapping[str, Any]) -> None:
+        if not self._tracks:
             return
         if self._board is None:
-            # Not before: only now is it known where a restored training goes on.
-            self._board = _TensorBoard(self._folder / "tensorboard", self._first_step)
-        self._board.write(step, values)
-
-
-class _Tables:
-    """Rows by the name of their table, in memory and as CSV in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.rows: dict[str, list[Row]] = {name: [] for name in _TYPES}
-        self._folder = folder
-        self._begun: set[str] = set()
-
-    def add(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not rows:
-            return
-        plain = [_plain(row) for row in rows]
-        known = self.rows.get(name, [])
-        columns = [*known, *plain][0].keys()
-        if any(row.keys() != columns for row in plain):
-            raise ValueError(f"a row for {name} has other columns than {', '.join(columns)}")
-        self.rows[name] = known
-        known.extend(plain)
-        if name in self._begun:
-            with self._path(name).open("a", encoding="utf-8") as file:
-                file.write(_csv(plain, list(columns), header=False))
-        else:
-            self._write(name)
-
-    def copy(self) -> dict[str, list[Row]]:
-        return {name: [dict(row) for row in rows] for name, rows in self.rows.items()}
-
-    def replace(self, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        self.rows = {name: [_plain(row) for row in rows] for name, rows in tables.items()}
-        self._begun = set()
-        for name, rows in self.rows.items():
-            if rows:
-                self._write(name)
-            else:
-                self._path(name).unlink(missing_ok=True)
-
-    def frames(self) -> dict[str, pd.DataFrame]:
-        frames = {name: pd.DataFrame(rows) for name, rows in self.rows.items()}
-        for name, types in _TYPES.items():
-            frames[name] = frames[name].reindex(columns=pd.Index(types)).astype(types)
-        return frames
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.csv"
-
-    def _write(self, name: str) -> None:
-        """Whole: an earlier start may have left rows that are no longer of the training."""
-        rows = self.rows[name]
-        files.write_text(self._path(name), _csv(rows, list(rows[0]), header=True))
-        self._begun.add(name)
-
-
-def _plain(row: Mapping[str, Any]) -> Row:
-    """Without NumPy's and torch's scalars, which a checkpoint of plain values cannot hold."""
-    return {str(name): value.item() if hasattr(value, "item") else value for name, value in row.items()}
-
-
-def _csv(rows: Sequence[Row], columns: list[str], *, header: bool) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-class _Pace:
-    """How long the last steps of this start took, and the breaks between epochs: validation, checkpoints, loaders."""
-
-    def __init__(self, window: int) -> None:
-        self._steps: deque[float] = deque(maxlen=window)
-        self._breaks: list[float] = []
-        self._last: float | None = None
-
-    def tick(self, *, first: bool) -> None:
-        """A step has ended, the first of its epoch or another. The first of a start counts for nothing: it warms up."""
-        now = perf_counter()
-        if self._last is not None:
-            (self._breaks if first else self._steps).append(now - self._last)
-        self._last = now
-
-    @property
-    def step(self) -> float | None:
-        """Mean seconds of a step; None as long as nothing is known."""
-        return sum(self._steps) / len(self._steps) if self._steps else None
-
-    def left(self, steps: int, breaks: int) -> float | None:
-        """Seconds that so many steps and breaks will take; None as long as nothing is known."""
-        if self.step is None:
-            return None
-        pause = sum(self._breaks) / len(self._breaks) if self._breaks else 0.0
-        return steps * self.step + breaks * pause
+            # Not before: only now is it known where the run goes on. TensorBoard hides what is there from that step on.
+            module = importlib.import_module("torch.utils.tensorboard")
+            self._board = module.SummaryWriter(str(self._folder / "tensorboard"), purge_step=step)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
 
 
 class _Bar(tqdm):
-    """A bar with the longest of some texts that fits into the terminal."""
-
-    monitor_interval = 0  # no thread beside the training
-
-    def __init__(self, stream: TextIO, name: str, total: int, texts: Callable[[], list[str]]) -> None:
-        self._texts = texts
-        super().__init__(total=total, desc=name, file=stream, dynamic_ncols=True, mininterval=0.25, miniters=1)
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        values = super().format_dict
-        texts = self._texts()
-        room = (values["ncols"] or sys.maxsize) - len(f"{self.desc} 100%|| ") - _SHORTEST_BAR
-        text = next((text for text in texts if len(text) <= room), texts[-1])
-        return {**values, "bar_format": "{desc} {percentage:3.0f}%|{bar}| {text}", "text": text}
-
-    def start_at(self, step: int) -> None:
-        self.initial = self.n = self.last_print_n = step
-        self.refresh()
-
-    def say(self, text: str) -> None:
-        self.write(text, file=self.fp)
+    monitor_interval = 0  # no thread beside the training, whose loader forks
 
 
-class _TensorBoard:
-    """Event files; TensorBoard hides what an earlier start wrote at `first_step` and later."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        module = importlib.import_module("torch.utils.tensorboard")
-        self._writer = module.SummaryWriter(str(folder), purge_step=first_step)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def _require(trackers: Sequence[str]) -> None:
-    for name in trackers:
-        if importlib.util.find_spec(name) is None:
-            raise InputError(
-                f"machine.trackers: {name} is not installed: `pip install {name}`, or take it out of machine.trackers"
-            )
-        importlib.import_module("torch.utils.tensorboard")
-
-
-def _scalars(row: Row) -> dict[str, float]:
-    return {column: float(row[column]) for column in COLUMNS if column != "step"}
-
-
-def _loss(values: Mapping[str, Any], *, whole: bool) -> list[str]:
-    if not values:
-        return []
-    parts = " (cls {loss_cls:.3f}, box {loss_bbox:.3f})".format(**values) if whole else ""
-    return [f"loss {values['loss']:.3f}{parts}"]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _append(path: Path, table: str, rows: Sequence[Row]) -> None:
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS[table], lineterminator="\n")
+        if not file.tell():
+            writer.writeheader()
+        writer.writerows(rows)

@@ -1,7 +1,7 @@
-"""What the data loader takes: the same batches from any place on, images that cannot be read said and not replaced.
+"""What the data loader takes: the same batches from any step on; images that cannot be read are named, not replaced.
 
 The random changes of an image depend on the seed, the epoch and the image alone. So neither the number of worker
-processes nor a stop and a new start changes what a training sees, and no state of a worker needs to be kept.
+processes nor a stop and a new start changes what a run sees, and no state of a worker needs to be kept.
 """
 
 import signal
@@ -78,7 +78,7 @@ class Samples:
 
     Args:
         dataset: a data set of mmengine, or its config.
-        seed: of the training.
+        seed: of the run.
     """
 
     def __init__(self, dataset: Any, seed: int = 0) -> None:
@@ -96,9 +96,9 @@ class Samples:
         """What the annotations say of an image."""
         return self.dataset.get_data_info(index)
 
-    def __getitem__(self, place: int | tuple[int, int]) -> dict[str, Any] | Unreadable:
-        """The sample of an image, by its number, or by epoch and number."""
-        epoch, index = place if isinstance(place, tuple) else (0, place)
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any] | Unreadable:
+        """The sample of an image, by its index, or by epoch and index."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         info = self.get_data_info(index)
         try:
             with randomness.undisturbed():
@@ -109,10 +109,10 @@ class Samples:
 
 
 @DATA_SAMPLERS.register_module()
-class PlacedBatches(AspectRatioBatchSampler):
-    """mmdet's batches of images that are all wide or all high, from any place of an epoch on.
+class ResumableBatches(AspectRatioBatchSampler):
+    """mmdet's batches of images that are all wide or all high, from any step of an epoch on.
 
-    Gives (epoch, number) of each image. Batches before the place are grouped again but not read.
+    Gives (epoch, index) of each image. Batches before that step are grouped again but not read.
     """
 
     epoch = 0
@@ -139,8 +139,8 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
 
 
 @FUNCTIONS.register_module()
-def deaf_worker(_number: int) -> None:
-    """A worker process leaves signals to the training, which takes its last step and ends its workers itself."""
+def ignore_signals(_worker: int) -> None:
+    """For worker processes: the training process takes its last step and ends its workers itself."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -158,7 +158,7 @@ class BadImages:
 
     def add(self, unreadable: Sequence[Unreadable]) -> list[str]:
         """Count images and return a line for each that is new."""
-        new = {str(each.image): str(each) for each in unreadable if str(each.image) not in self.found}
+        new = {str(image.image): str(image) for image in unreadable if str(image.image) not in self.found}
         self.found |= new
         return [f"left out: {text}" for text in new.values()]
 

@@ -18,7 +18,7 @@ from ghm.errors import InputError
 
 KEPT = 2  # the newest, and the one before it in case a disk loses the newest
 NEEDED = {"state_dict", "optimizer", "meta", "processes", "records"}
-_NAME = re.compile(r"step_(\d{8,})_epoch_(\d+)-([0-9a-f]{16})\.pth")
+_NAME = re.compile(r"step_\d{10}_epoch_\d{6}-([0-9a-f]{16})\.pth")  # by name is by age
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ def save(folder: Path, content: dict[str, Any]) -> Path:
     torch.save(plain(content), buffer)
     data = buffer.getbuffer()
     meta, checksum = content["meta"], hashlib.sha256(data).hexdigest()[:16]
-    path = folder / f"step_{meta['step']:08d}_epoch_{meta['epoch']}-{checksum}.pth"
+    path = folder / f"step_{meta['step']:010d}_epoch_{meta['epoch']:06d}-{checksum}.pth"
     temporary = folder / f".{path.name}"
     try:
         with temporary.open("wb") as file:
@@ -42,7 +42,9 @@ def save(folder: Path, content: dict[str, Any]) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(folder)
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)  # the new name itself
+        os.close(handle)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if files.is_full(error):
@@ -75,17 +77,17 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def by_age(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, the one of the latest step last."""
-    return sorted((path for path in folder.glob("step_*.pth") if _NAME.fullmatch(path.name)), key=_place)
+    return sorted(path for path in folder.glob("step_*.pth") if _NAME.fullmatch(path.name))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a training. Only tensors, numbers, texts and containers are made; no code of it runs.
+    """Read a checkpoint of a run. Only tensors, numbers, texts and containers are made; no code of it runs.
 
     Raises:
-        InputError: it is not what its name says, holds something else, or is no state of a training.
+        InputError: it is not what its name says, holds something else, or is no state of a run.
     """
     name = _NAME.fullmatch(path.name)
-    if name and files.digest(path)[:16] != name[3]:
+    if name and files.digest(path)[:16] != name[1]:
         raise InputError(f"the checkpoint {path} is damaged: its content does not have the checksum in its name")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -93,7 +95,7 @@ def read(path: Path) -> dict[str, Any]:
         reason = checkpoints.reason(error)
         raise InputError(f"{path} is no checkpoint that can be loaded safely: {reason}") from None
     if not isinstance(content, dict) or not content.keys() >= NEEDED:
-        raise InputError(f"{path} holds no state of a training, which `.state/*/step_*.pth` do")
+        raise InputError(f"{path} holds no state of a training run, which `.state/*/step_*.pth` do")
     return content
 
 
@@ -107,7 +109,7 @@ def fit(path: Path, name: str, load: Callable[[], Any]) -> None:
         load()
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"the {name} in {path} does not fit this training: {reason}") from None
+        raise InputError(f"the {name} in {path} does not fit this run: {reason}") from None
 
 
 def plain(value: Any) -> Any:
@@ -119,17 +121,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
-
-
-def _place(path: Path) -> tuple[int, ...]:
-    name = _NAME.fullmatch(path.name)
-    return tuple(map(int, name.groups()[:2])) if name else ()
-
-
-def _flush_folder(folder: Path) -> None:
-    """Put the new name itself on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

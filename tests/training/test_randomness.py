@@ -49,27 +49,6 @@ def test_a_state_goes_on_with_the_same_numbers_when_it_was_written_and_read(numb
     assert [draw() for _ in range(3)] == expected
 
 
-def test_the_second_number_of_a_pair_of_normal_ones_is_kept():
-    randomness.seed(0)
-    draw()
-    state = through_a_file(randomness.capture())
-    assert state["python"][2] is not None and state["numpy"]["has_gauss"] == 1
-    randomness.seed(1)
-    randomness.restore(state)
-    assert random.gauss(0, 1) == state["python"][2]
-    assert np.random.standard_normal() == state["numpy"]["gauss"]
-
-
-def test_a_state_that_is_restored_twice_gives_the_same_numbers_twice():
-    randomness.seed(0)
-    state = randomness.capture()
-    first = draw()
-    randomness.restore(state)
-    assert draw() == first
-    randomness.restore(state)
-    assert draw() == first
-
-
 @given(WHOLE, st.integers(0, 5))
 @settings(deadline=None)
 def test_a_block_leaves_no_trace_in_the_numbers_after_it(number: int, before: int):
@@ -79,50 +58,12 @@ def test_a_block_leaves_no_trace_in_the_numbers_after_it(number: int, before: in
     state = randomness.capture()
     expected = draw()
     randomness.restore(state)
-    with randomness.undisturbed():
+    with pytest.raises(KeyError), randomness.undisturbed():
         randomness.seed(number + 1)
-        draw()
-    assert draw() == expected
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_block_that_raises_leaves_no_trace_either(error: type[BaseException]):
-    randomness.seed(0)
-    expected = draw()
-    randomness.seed(0)
-    with pytest.raises(error), randomness.undisturbed():
-        draw()
-        raise error
-    assert draw() == expected
-
-
-def test_blocks_in_blocks_leave_each_other_alone():
-    randomness.seed(0)
-    expected = [draw(), draw()]
-    randomness.seed(0)
-    first = draw()
-    with randomness.undisturbed():
-        randomness.seed(1)
-        own = draw()
-        randomness.seed(1)
         with randomness.undisturbed():
             draw()
-        assert draw() == own
-    assert [first, draw()] == expected
-
-
-@given(st.lists(st.tuples(WHOLE, WHOLE, WHOLE), min_size=2, max_size=4, unique=True))
-@settings(deadline=None)
-def test_other_places_have_other_numbers_and_the_same_place_the_same(places: list[tuple[int, int, int]]):
-    numbers = []
-    for place in places:
-        randomness.seed(*place)
-        numbers.append(draw())
-        draw()
-        randomness.seed(*place)
-        assert draw() == numbers[-1]
-    for column in zip(*numbers, strict=True):
-        assert len(set(column)) == len(places)
+        raise KeyError
+    assert draw() == expected
 
 
 def test_neighbours_do_not_share_numbers():

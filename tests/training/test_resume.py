@@ -7,42 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
-from benchmarks.faults import BEGUN, ROOT, TABLES, VARIANT, Trainer, differences, unequal
+from benchmarks.faults import BEGUN, ROOT, VARIANT, Trainer, differences, unequal
+from ghm.runs import COLUMNS, CONFIG, MODEL, RECORD
 from ghm.training import state
-
-Change = Callable[..., None]
-
-
-@pytest.fixture
-def change(workspace: Path) -> Change:
-    """Set values of the sections `train` and `machine` in the workspace."""
-
-    def apply(**values: Any) -> None:
-        yaml = YAML()
-        content = yaml.load(workspace / "params.yaml")
-        for name, value in values.items():
-            content["machine" if name in content["machine"] else "train"][name] = value
-        yaml.dump(content, workspace / "params.yaml")
-
-    return apply
-
-
-def log(folder: Path) -> str:
-    return (folder / "log.txt").read_text()
+from tests.training.conftest import Change, checkpoints, log, result
 
 
 def model(folder: Path) -> bytes:
-    return (folder / "runs" / VARIANT / "seed_0" / "model.pth").read_bytes()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return state.by_age(next(folder.glob(f".state/{VARIANT}-seed_0-*/")))
+    return (result(folder) / MODEL).read_bytes()
 
 
 def test_a_training_that_is_killed_at_random_moments_ends_with_the_bits_of_one_left_alone():
@@ -68,31 +44,36 @@ def test_the_comparison_of_two_trainings_sees_one_bit():
 def test_a_signal_ends_the_step_saves_and_exits_with_the_usual_code(
     workspace: Path, change: Change, trainer: Trainer, number: signal.Signals, code: int, workers: int
 ):
-    change(epochs=4, workers=workers, ema_momentum=0.01, flip=0.5, checkpoint_minutes=1e-6)
+    change(
+        train__epochs=4,
+        machine__workers=workers,
+        train__ema_momentum=0.01,
+        train__flip=0.5,
+        machine__checkpoint_minutes=1e-6,
+    )
     assert trainer.run(workspace, number, at_write=True) == code
     assert f"stopped by {number.name} after step" in log(workspace)
     assert "Traceback" not in log(workspace)
-    assert not (workspace / "runs" / VARIANT).exists()
+    assert not result(workspace).exists()
     newest = checkpoints(workspace)[-1]
     assert state.read(newest)["meta"]["step"] > 0
-    change(workers=0)
+    change(machine__workers=0)
     trainer.finish(workspace)
     assert f"going on from .state/{newest.parent.name}/{newest.name}" in log(workspace)
 
 
-def test_worker_processes_do_not_change_a_bit(workspace: Path, change: Change, trainer: Trainer, tmp_path: Path):
-    change(flip=0.5)
-    other = tmp_path / "other"
-    shutil.copytree(workspace, other, symlinks=True, ignore=shutil.ignore_patterns("other"))
-    trainer.finish(other)
-    change(workers=2)
-    trainer.finish(workspace)
-    assert list(differences(workspace, other)) == []
-
-
-def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_is_used(
-    workspace: Path, trainer: Trainer, tmp_path: Path
+def test_worker_processes_do_not_change_a_bit(
+    workspace: Path, change: Change, trainer: Trainer, other: Callable[[], Path]
 ):
+    change(train__flip=0.5)
+    alone = other()
+    trainer.finish(alone)
+    change(machine__workers=2)
+    trainer.finish(workspace)
+    assert list(differences(workspace, alone)) == []
+
+
+def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_is_used(workspace: Path, trainer: Trainer):
     trainer.finish(workspace)
     whole = model(workspace)
     before, newest = checkpoints(workspace)
@@ -107,24 +88,24 @@ def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_is_used(
 
 def test_a_finished_training_is_not_repeated(workspace: Path, trainer: Trainer):
     trainer.finish(workspace)
-    whole = {path.name: path.read_bytes() for path in (workspace / "runs" / VARIANT / "seed_0").iterdir()}
-    assert {"model.pth", "config.py", "context.json", *TABLES} == whole.keys()
+    whole = {path.name: path.read_bytes() for path in result(workspace).iterdir()}
+    assert {MODEL, CONFIG, RECORD, *COLUMNS} == whole.keys()
     shutil.rmtree(workspace / "runs")
     trainer.finish(workspace)
     assert "already trained under these conditions" in log(workspace)
     assert log(workspace).count(BEGUN) == 1
-    for path in (workspace / "runs" / VARIANT / "seed_0").iterdir():
+    for path in result(workspace).iterdir():
         assert path.read_bytes() == whole[path.name], path
 
 
 def test_what_shapes_a_training_starts_it_afresh_and_says_why(workspace: Path, change: Change, trainer: Trainer):
     trainer.finish(workspace)
-    change(lr=0.001)
+    change(train__lr=0.001)
     trainer.finish(workspace)
-    assert "training starts afresh, for since the last one of this name" in log(workspace)
+    assert "training starts afresh, for since the last run of this name" in log(workspace)
     assert "optim_wrapper.optimizer.lr was 0.001 and is 0.0005" in log(workspace)
     assert log(workspace).count("afresh") == 1
-    change(workers=1, checkpoint_minutes=3, launcher="none")
+    change(machine__workers=1, machine__checkpoint_minutes=3, machine__launcher="none")
     trainer.finish(workspace)
     assert log(workspace).count("already trained") == 1
 
@@ -133,19 +114,19 @@ def test_a_training_goes_on_from_the_checkpoint_that_is_named(workspace: Path, c
     trainer.finish(workspace)
     whole = model(workspace)
     before, _ = checkpoints(workspace)
-    assert state.read(before)["meta"] == {"epoch": 1, "place": 0, "step": 6}
+    assert state.read(before)["meta"] == {"epoch": 1, "step_in_epoch": 0, "step": 6}
     kept = str(shutil.copy(before, workspace / before.name))
-    change(resume_from=kept)
+    change(train__resume_from=kept)
     trainer.finish(workspace)
     assert f"going on from {kept}, after step 6" in log(workspace)
     assert model(workspace) == whole
-    change(resume_from="none.pth")
+    change(train__resume_from="none.pth")
     assert trainer.run(workspace) == 1
     assert "error: train.resume_from must be null or an existing checkpoint, got 'none.pth'" in log(workspace)
     torch.save({"state_dict": {}}, workspace / "weights.pth")
-    change(resume_from="weights.pth")
+    change(train__resume_from="weights.pth")
     assert trainer.run(workspace) == 1
-    assert "error: train.resume_from: weights.pth holds no state of a training" in log(workspace)
+    assert "error: weights.pth holds no state of a training run" in log(workspace)
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(workspace: Path, change: Change, trainer: Trainer):
@@ -153,9 +134,9 @@ def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(workspace: Path,
     newest = checkpoints(workspace)[-1]
     text = (workspace / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(text.replace("fpn_channels: 64", "fpn_channels: 32"))
-    change(resume_from=str(newest))
+    change(train__resume_from=str(newest))
     assert trainer.run(workspace) == 1
-    assert f"error: the model in {newest} does not fit this training" in log(workspace)
+    assert f"error: the model in {newest} does not fit this run" in log(workspace)
 
 
 def test_loading_a_checkpoint_executes_nothing(workspace: Path, change: Change, trainer: Trainer):
@@ -164,23 +145,22 @@ def test_loading_a_checkpoint_executes_nothing(workspace: Path, change: Change, 
             return (Path("executed").mkdir, ())
 
     torch.save({"message_hub": Hostile()}, workspace / "hostile.pth")
-    change(resume_from="hostile.pth")
+    change(train__resume_from="hostile.pth")
     assert trainer.run(workspace) == 1
-    assert "error: train.resume_from: hostile.pth is no checkpoint that can be loaded safely" in log(workspace)
+    assert "error: hostile.pth is no checkpoint that can be loaded safely" in log(workspace)
     assert not (workspace / "executed").exists()
 
 
 def test_a_full_disk_stops_a_training_with_a_sentence_and_it_goes_on_once_there_is_room(
-    workspace: Path, change: Change, trainer: Trainer, tmp_path: Path
+    workspace: Path, change: Change, trainer: Trainer, other: Callable[[], Path]
 ):
     def mount(options: str) -> int:
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(workspace / ".state")]
         return subprocess.run(command, capture_output=True, check=False).returncode
 
-    change(checkpoint_minutes=1e-6, val_images=0)
-    other = tmp_path / "other"
-    shutil.copytree(workspace, other, symlinks=True, ignore=shutil.ignore_patterns("other"))
-    trainer.finish(other)
+    change(machine__checkpoint_minutes=1e-6, train__val_images=0)
+    alone = other()
+    trainer.finish(alone)
     (workspace / ".state").mkdir()
     if mount("size=30m"):  # two checkpoints, and not three
         pytest.skip("a tmpfs cannot be mounted here")
@@ -193,13 +173,13 @@ def test_a_full_disk_stops_a_training_with_a_sentence_and_it_goes_on_once_there_
         assert mount("remount,size=400m") == 0
         trainer.finish(workspace)
         assert f"going on from .state/{kept[1].parent.name}/{kept[1].name}, after step 2" in log(workspace)
-        assert list(differences(workspace, other)) == []
+        assert list(differences(workspace, alone)) == []
     finally:
         subprocess.run(["umount", str(workspace / ".state")], check=True)
 
 
 def test_two_starts_of_one_training_take_turns(workspace: Path, change: Change, trainer: Trainer):
-    change(epochs=4)
+    change(train__epochs=4)
     with Trainer() as other:
         process = other.nursery
         assert process
@@ -209,6 +189,6 @@ def test_two_starts_of_one_training_take_turns(workspace: Path, change: Change, 
         while not (workspace / "log.txt").exists() or BEGUN not in log(workspace):
             assert process.poll() is None
         trainer.finish(workspace)
-    assert "another process works on the training" in log(workspace)
+    assert "another process works on the training run" in log(workspace)
     assert "already trained under these conditions" in log(workspace)
     assert log(workspace).count(BEGUN) == 1

@@ -17,10 +17,9 @@ from ghm.losses.density import (
     regression_gradient_norm,
 )
 
-KIND = "gradient_norms"  # the table of a training
 BINS = 120  # a multiple of the 5, 10, 20, 30 and 40 unit regions that the paper compares
 IMAGES = 64  # of the training set, evenly spaced
-AT_ONCE = 4  # images: the norms need several times the memory of a training, and one process has them all
+AT_ONCE = 4  # images: the norms need several times the memory of a step, and one process has them all
 MU = 0.02  # the paper's, for boxes of a variant without GHM-R
 
 
@@ -38,7 +37,7 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
         epoch: how many the network has been trained.
 
     Returns:
-        Rows of `epoch`, `kind`, `low`, `high`, `count`.
+        Rows of the table `runs.GRADIENT_NORMS`.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int))
     total = {"cls": torch.zeros(BINS, dtype=torch.int64), "box": torch.zeros(BINS, dtype=torch.int64)}
@@ -59,26 +58,9 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
     ]
 
 
-def histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The number of examples in each bin of the gradient norm; arguments as in `norms`.
-
-    A norm that is NaN is in no bin.
-
-    Returns:
-        `cls` and `box`, see `measure`; int64 on the CPU.
-    """
-    return {kind: histogram(norm, valid) for kind, (norm, valid) in norms(model, batch).items()}
-
-
-def histogram(norm: Tensor, valid: Tensor) -> Tensor:
-    """The number of valid examples in each bin of the gradient norm; int64 on the CPU."""
-    edges = region_edges(BINS, end=1 + 1e-6).to(norm.device)
-    return region_counts(region_index(norm, valid, edge_E=edges), bins=BINS).cpu()
-
-
 @torch.no_grad()
-def norms(model: Any, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The gradient norm of every example of a batch, and whether the example is valid.
+def histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The number of examples in each bin of the gradient norm; a norm that is NaN is in no bin.
 
     The network is used as it is, in training or in evaluation mode.
 
@@ -87,7 +69,7 @@ def norms(model: Any, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tenso
         batch: `inputs` and `data_samples`, as a data loader gives them.
 
     Returns:
-        `cls` and `box`, see `measure`.
+        `cls` and `box`, see `measure`; int64 on the CPU.
     """
     prepared = model.data_preprocessor(dict(batch), training=True)
     samples = prepared["data_samples"]
@@ -95,9 +77,14 @@ def norms(model: Any, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tenso
     examples, _ = model.bbox_head.examples(
         scores, boxes, [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
     )
-    return {
+    norms = {
         "cls": _classification_norms(model.bbox_head, examples),
         "box": _regression_norms(model.bbox_head, examples),
+    }
+    edges = region_edges(BINS, end=1 + 1e-6).to(examples.logit_NC.device)
+    return {
+        kind: region_counts(region_index(norm, valid, edge_E=edges), bins=BINS).cpu()
+        for kind, (norm, valid) in norms.items()
     }
 
 
