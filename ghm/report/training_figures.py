@@ -65,11 +65,13 @@ def gradient_norms(results: Results, params: Params) -> Plot:
             ax.stairs(share_K, np.linspace(0, 1, SHOWN + 1), baseline=None, color=colour, linewidth=1.4)
         ax.set(title=f"{KINDS[kind]}, {moment}", xlim=(0, 1))
     for row in axes[: len(MOMENTS)], axes[len(MOMENTS) :]:
-        row[0].set(yscale="log", ylabel="share of examples")
-        low, high = row[0].get_ylim()
-        margin = max(1.0, 10 / np.sqrt(high / low))  # two decades or more, so that noise does not look like a trend
-        row[0].set_ylim(low / margin, high * margin)
-        row[0].yaxis.set_minor_locator(NullLocator())
+        row[0].set_ylabel("share of examples")
+        if any(0 < ax.dataLim.y1 < np.inf for ax in row):  # not where there was no positive anchor
+            row[0].set_yscale("log")
+            low, high = row[0].get_ylim()
+            margin = max(1.0, 10 / np.sqrt(high / low))  # two decades or more, so that noise does not look like a trend
+            row[0].set_ylim(low / margin, high * margin)
+            row[0].yaxis.set_minor_locator(NullLocator())
     for ax in axes[len(MOMENTS) :]:
         ax.set_xlabel("gradient norm g")
     return Plot(

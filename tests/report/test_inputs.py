@@ -8,7 +8,7 @@ import pytest
 from ghm import report, runs
 from ghm.errors import InputError
 from ghm.report.inputs import read
-from tests.report.artificial_runs import change, fill, write_detections, write_json
+from tests.report.conftest import change, fill, write_detections, write_json
 
 ANNOTATIONS = "data/digits/annotations/instances_test.json"
 
@@ -59,13 +59,6 @@ def test_runs_of_other_code_or_data_are_refused_with_the_list(tmp_path: Path) ->
     assert "ghmc_sl1, seed 0" not in text
     assert text.endswith("run `dvc repro`")
     assert not (tmp_path / "reports").exists()
-
-
-def test_runs_of_another_data_set_are_refused(tmp_path: Path) -> None:
-    params = fill(tmp_path)
-    change(record(tmp_path, "ghmc_sl1", 0), dataset="voc")
-    with pytest.raises(InputError, match="ghmc_sl1, seed 0 was trained on voc, and the report is on digits"):
-        read(params, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["annotations_sha256", "files_sha256"])

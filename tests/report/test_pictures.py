@@ -10,7 +10,7 @@ import pytest
 from ghm import runs
 from ghm.report import pictures
 from ghm.report.inputs import Results, read
-from tests.report.artificial_runs import fill, write_detections, write_json
+from tests.report.conftest import fill, write_detections, write_json
 
 BOX, FAR = [10, 10, 20, 20], [70, 70, 20, 20]
 ANNOTATIONS = "data/digits/annotations/instances_test.json"

@@ -15,14 +15,14 @@ from ghm.report import training_figures
 from ghm.report.inputs import Results, read
 from ghm.report.style import STYLE, Plot
 from ghm.report.training_figures import focal_gradient, regrouped, weights
-from tests.report.artificial_runs import fill
+from tests.report.conftest import fill
 
 COUNT = np.random.default_rng(0).poisson(50, 120).astype(float)
 
 
 def drawn(results: Results, params: Params) -> dict[str, Any]:
     """All figures, drawn."""
-    names = ("loss", "gradient_norms", "region_weights", "reformulated", "density")
+    names = ("loss", "gradient_norms", "reformulated", "density")
     with rc_context(STYLE):
         plots = {name: getattr(training_figures, name)(results, params) for name in names}
         for plot in plots.values():
@@ -65,15 +65,6 @@ def test_figures_do_not_depend_on_the_names_of_sections_and_variants(tmp_path: P
     for name, plot in before.items():
         assert plot.caption == after[name].caption
         assert lines(plot) == lines(after[name]), name
-
-
-def test_variants_without_ghm_show_the_weights_of_a_section_or_of_the_defaults(tmp_path: Path) -> None:
-    params = fill(tmp_path, variants=1)
-    results = read(params, tmp_path)
-    assert "30 unit regions for classes and 10 for boxes" in training_figures.region_weights(results, params).caption
-    used = {name: params.losses[name] for name in ("focal", "smooth_l1")}
-    params = dataclasses.replace(params, losses=used)
-    assert "10 unit regions for classes and 10 for boxes" in training_figures.region_weights(results, params).caption
 
 
 @pytest.mark.parametrize("regions", [5, 10, 30, 40])

@@ -1,9 +1,10 @@
-"""An artificial folder of finished runs: plausible numbers and images from a seeded generator."""
+"""An artificial folder of finished runs, plausible numbers and images from a seeded generator; a reader of pages."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,41 @@ def fill(
     for number, variant in enumerate(params.variants):
         metrics = []
         for seed in params.seeds:
-            metrics.append(_metrics(classes, 0.55 + 0.01 * number, rng))
+            of_class = {name: round(float(rng.normal(0.55, 0.05)), 4) for name in classes}
+            values = {key: round(float(0.55 + 0.01 * number + rng.normal(0, 0.02)), 4) for key in METRICS}
+            metrics.append({**values, "classes": of_class, "unreadable_images": []})
             _run(runs.run_folder(variant, seed, root), params, variant, seed, manifest, rng)
             _evaluation(runs.detections_folder(variant, seed, root), params, manifest, metrics[-1], detect, rng)
-        mean: dict[str, Any] = {key: _mean([seed[key] for seed in metrics]) for key in METRICS}
-        mean["classes"] = {name: _mean([seed["classes"][name] for seed in metrics]) for name in classes}
-        write_json(root / "detections" / variant / runs.METRICS, mean | {"unreadable_images": []})
+        mean = pd.DataFrame(metrics)[[*METRICS]].mean().round(4).to_dict()
+        of_classes = pd.DataFrame([seed["classes"] for seed in metrics]).mean().round(4).to_dict()
+        whole = {**mean, "classes": of_classes, "unreadable_images": []}
+        write_json(root / "detections" / variant / runs.METRICS, whole)
     return params
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes, and the texts of its cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open or "th" in self.open:
+            self.cells[-1] += data
 
 
 def write_json(path: Path, content: object) -> None:
@@ -68,10 +97,6 @@ def write_json(path: Path, content: object) -> None:
 def change(path: Path, **values: object) -> None:
     """Set keys of a JSON file."""
     write_json(path, {**json.loads(path.read_text()), **values})
-
-
-def _mean(values: list[float]) -> float:
-    return round(float(np.mean(values)), 4)
 
 
 def _data(root: Path, params: Params, names: list[str], images: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -107,13 +132,6 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
     manifest = {"name": params.data.name, "classes": names, "splits": splits}
     write_json(root / "data" / f"{params.data.name}.json", manifest)
     return manifest
-
-
-def _metrics(names: Sequence[str], level: float, rng: np.random.Generator) -> dict[str, Any]:
-    """Return metrics around `level`."""
-    values: dict[str, Any] = {key: round(float(level + rng.normal(0, 0.02)), 4) for key in METRICS}
-    of_class = {name: round(float(level + rng.normal(0, 0.05)), 4) for name in names}
-    return values | {"classes": of_class, "unreadable_images": []}
 
 
 def _run(
