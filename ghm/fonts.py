@@ -19,10 +19,7 @@ def covering(texts: Iterable[str]) -> list[FontEntry]:
     chosen = [next(entry for entry in fontManager.ttflist if entry.name == STANDARD and _is_upright(entry))]
     wanted = {letter for text in texts for letter in text if letter.isprintable()}
     missing = wanted - _letters(chosen[0], wanted)
-    known = [
-        entry for entry in fontManager.ttflist if not entry.name.startswith("Last Resort")
-    ]  # boxes for all letters
-    candidates = [(entry, _letters(entry, missing)) for entry in known] if missing else []
+    candidates = [(entry, _letters(entry, missing)) for entry in fontManager.ttflist] if missing else []
     while missing:
         best, has = max(candidates, key=lambda pair: (len(missing & pair[1]), _is_upright(pair[0]), pair[0].name))
         if not missing & has:
