@@ -52,12 +52,6 @@ def test_prose_shows_a_name_as_it_is(name: str):
             assert set(re.findall(r"<(\w+)", page)) <= {"ul", "li", "p", "code"}
 
 
-def test_a_plain_name_is_written_as_it_is():
-    for name in ("fl_sl1", "lower_95", "traffic light", "T-shirt", "0.5", "猫"):
-        assert names.markdown(name) == names.figure(name) == name
-        assert names.code(name) == f"`{name}`"
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_figure_shows_a_name_as_it_is(name: str):
     with look([name]):

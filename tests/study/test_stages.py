@@ -29,7 +29,7 @@ def test_a_study_depends_on_the_parameters_that_its_trials_have(name: str, monke
     content = sections.read(definition.PARAMS)
     wanted = {f"data.{key}" for key in content["data"]} - {f"data.{key}" for key in trials.ELSEWHERE}
     wanted |= {*trials.SECTIONS} - {"data"}
-    for cell in definition.cells(definition.load(name)):
+    for cell in definition.load(name).cells():
         variant = definition.applied(content, cell.changes)["variants"][cell.variant]
         wanted |= {variant["cls"], variant["box"]}
         wanted |= {f"variants.{cell.variant}"} if cell.variant in content["variants"] else set()
