@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import html
 import json
+import re
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.errors import KINDS
 from ghm.evaluation.judge import judge
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R
-from ghm.params import Params, Variant
+from ghm.params import Params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 128  # pixels of an image
@@ -39,12 +40,9 @@ def fill(
 ) -> Params:
     """Write the runs of `variants` x `seeds` below `root`; variants and classes are so many, or have these names."""
     params = ghm_params.load(REPOSITORY / "params.yaml")
-    pairs = [(cls, box) for box in ("smooth_l1", "ghmr") for cls in ("focal", "ghmc", "cross_entropy")]
-    known = params.variants | {f"extra_{number}": Variant(*pairs[number % len(pairs)]) for number in range(4)}
-    names = list(known)[:variants] if isinstance(variants, int) else variants
-    params = dataclasses.replace(
-        params, variants=dict(zip(names, known.values(), strict=False)), seeds=tuple(range(seeds))
-    )
+    names = list(params.variants)[:variants] if isinstance(variants, int) else variants
+    named = dict(zip(names, params.variants.values(), strict=False))
+    params = dataclasses.replace(params, variants=named, seeds=tuple(range(seeds)))
     rng = np.random.default_rng(0)
     if isinstance(classes, int):
         classes = [str(number) if classes <= 10 else f"class {number}" for number in range(classes)]
@@ -64,29 +62,10 @@ def fill(
     return params
 
 
-class Elements(HTMLParser):
-    """The elements of a page with their attributes, and the texts of its cells."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        self.open.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        while self.open and self.open.pop() != tag:
-            pass
-
-    def handle_data(self, data: str) -> None:
-        if "td" in self.open or "th" in self.open:
-            self.cells[-1] += data
+def cells(page: str) -> list[str]:
+    """The texts in the cells of all tables of an HTML page."""
+    texts = re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", page, re.DOTALL)
+    return [html.unescape(re.sub("<[^>]+>", "", text)).strip() for text in texts]
 
 
 def write_json(path: Path, content: object) -> None:
@@ -126,10 +105,9 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
     described = {
         "images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split,
         "annotations_sha256": hashlib.sha256((folder / annotations).read_bytes()).hexdigest(),
-        "files_sha256": "0" * 64, "warnings": {},
+        "files_sha256": "0" * 64,
     }  # fmt: skip
-    splits = {"train": described | {"warnings": {"crowd_boxes": 1200}}, split: described}
-    manifest = {"name": params.data.name, "classes": names, "splits": splits}
+    manifest = {"name": params.data.name, "classes": names, "splits": {"train": described, split: described}}
     write_json(root / "data" / f"{params.data.name}.json", manifest)
     return manifest
 

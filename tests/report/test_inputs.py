@@ -76,12 +76,6 @@ def test_runs_on_other_data_than_the_manifest_describes_are_refused(tmp_path: Pa
         assert f"{variant}, seed 0 was {words} than data/digits.json describes" in str(error.value)
 
 
-def test_another_commit_with_the_same_code_may_stand_beside_it(tmp_path: Path) -> None:
-    params = fill(tmp_path)
-    change(record(tmp_path, "ghmc_sl1", 0), revision="fedcba9")
-    assert read(params, tmp_path).records["ghmc_sl1"][0].revision == "fedcba9"
-
-
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     params = fill(tmp_path, variants=1)
     write_json(record(tmp_path, "fl_sl1", 0), {"variant": "fl_sl1"})

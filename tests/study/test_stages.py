@@ -19,7 +19,10 @@ def test_every_study_has_its_stage() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_depends_on_the_code_that_shapes_weights_and_metrics(name: str) -> None:
     wanted = {*ROOT_STAGES["train"]["do"]["deps"], *ROOT_STAGES["evaluate"]["do"]["deps"]}
-    code = {path for path in wanted if path.startswith("ghm/")} | {"ghm/study/comparison.py"}
+    code = {path for path in wanted if path.startswith("ghm/")} | {
+        "ghm/report/comparison.py",
+        "ghm/study/comparison.py",
+    }
     assert set(STAGES[name]["deps"]) == {*code, "data/${data.name}.json", "weights"}
 
 
