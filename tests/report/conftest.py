@@ -55,10 +55,9 @@ def fill(
             metrics.append({**values, "classes": of_class, "unreadable_images": []})
             _run(runs.run_folder(variant, seed, root), params, variant, seed, manifest, rng)
             _evaluation(runs.detections_folder(variant, seed, root), params, manifest, metrics[-1], detect, rng)
-        mean = pd.DataFrame(metrics)[[*METRICS]].mean().round(4).to_dict()
-        of_classes = pd.DataFrame([seed["classes"] for seed in metrics]).mean().round(4).to_dict()
-        whole = {**mean, "classes": of_classes, "unreadable_images": []}
-        write_json(root / "detections" / variant / runs.METRICS, whole)
+        mean: dict[str, Any] = {key: float(np.mean([seed[key] for seed in metrics])) for key in METRICS}
+        mean["classes"] = {name: float(np.mean([seed["classes"][name] for seed in metrics])) for name in classes}
+        write_json(root / "detections" / variant / runs.METRICS, mean | {"unreadable_images": []})
     return params
 
 

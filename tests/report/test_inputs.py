@@ -36,13 +36,6 @@ def test_detections_of_crowds_count_neither_way(tmp_path: Path) -> None:
     assert read(params, tmp_path).detections["fl_sl1"] == [{**detections[1], "hit": 2}]
 
 
-def test_histograms_of_all_seeds_are_added_up(tmp_path: Path) -> None:
-    params = fill(tmp_path, variants=1, seeds=2)
-    table = read(params, tmp_path).gradient_norms
-    assert not table.duplicated(["variant", "epoch", "kind", "low"]).any()
-    assert table.groupby(["epoch", "kind"])["share"].sum().to_list() == pytest.approx([1.0] * 6)
-
-
 def test_runs_of_other_code_or_data_are_refused_with_the_list(tmp_path: Path) -> None:
     params = fill(tmp_path, seeds=2)
     same = runs.Record.read(runs.run_folder("fl_sl1", 0, tmp_path)).conditions
