@@ -1,6 +1,4 @@
-"""What the training runs of a study say: chosen on one split, reported on another, compared on the same images and
-seeds.
-"""
+"""What the runs of a study say: chosen on one split, reported on another, compared on the same images and seeds."""
 
 import itertools
 import json
