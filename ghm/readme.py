@@ -1,7 +1,6 @@
 """`python -m ghm.readme`: write the table of README.md from that of `reports/ap_table.md`."""
 
 import re
-from itertools import dropwhile, takewhile
 from pathlib import Path
 
 from ghm import files, params
@@ -15,34 +14,33 @@ from ghm.words import label
 README, REPORT = Path("README.md"), Path("reports/ap_table.md")
 COLUMNS = re.compile("AP|AP50|AP75|AR100|AP minus .*")  # that README shows, beside variant and losses
 # Type -> name. Another loss is called by its type.
-LOSSES = {
-    "ghm.FocalLoss": "Focal Loss",
-    "ghm.GHMC": "GHM-C",
-    "ghm.SmoothL1Loss": "Smooth L1",
-    "ghm.GHMR": "GHM-R",
-}
+LOSSES = {"ghm.FocalLoss": "Focal Loss", "ghm.GHMC": "GHM-C", "ghm.SmoothL1Loss": "Smooth L1", "ghm.GHMR": "GHM-R"}
 TABLE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-def table(parameters: Params, report: str) -> str:
-    """A row for each variant, in Markdown.
+def updated(readme: str, parameters: Params, report: str) -> str:
+    """README with a row for each variant between its markers.
 
     Args:
         report: whose first table has them.
 
     Raises:
-        InputError: the report is of other variants.
+        InputError: the report is of other variants, or README has no markers.
     """
-    lines = takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line[:1] != "|", report.splitlines()))
-    head, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines] or [[], []]
+    first = re.search(r"(?:^\|.*\n)+", report, re.MULTILINE)
+    lines = first[0].splitlines() if first else ["", ""]
+    head, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     if [row[0] for row in rows] != [names.markdown(name) for name in parameters.variants]:
         raise InputError(f"{REPORT} is not of the variants of params.yaml: run `dvc repro`")
-    shown = [column for column, cell in enumerate(head) if COLUMNS.fullmatch(cell)]
-    cells = [["variant", *(head[column] for column in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
+    if not TABLE.search(readme):
+        raise InputError(f"{README} has no lines <!-- table ... --> and <!-- end of table --> to write between")
+    shown = [number for number, cell in enumerate(head) if COLUMNS.fullmatch(cell)]
+    cells = [["variant", *(head[number] for number in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
     for name, row in zip(parameters.variants, rows, strict=True):
         losses = " + ".join(_name(parameters.loss(name, role)) for role in ("cls", "box"))
-        cells.append([names.code(name), *(row[column] for column in shown), losses])
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        cells.append([names.code(name), *(row[number] for number in shown), losses])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    return TABLE.sub(lambda match: f"{match[1]}\n{table}\n\n{match[2]}", readme, count=1)
 
 
 def _name(loss: Loss) -> str:
@@ -50,24 +48,12 @@ def _name(loss: Loss) -> str:
     return (LOSSES.get(loss.type) or names.code(loss.type)) + f" with {on}" * bool(on)
 
 
-def written(readme: str, content: str) -> str:
-    """README with `content` between its markers.
-
-    Raises:
-        InputError: it has no markers.
-    """
-    if not TABLE.search(readme):
-        raise InputError(f"{README} has no lines <!-- table ... --> and <!-- end of table --> to write between")
-    return TABLE.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", readme, count=1)
-
-
 def main() -> None:
     for path in (README, REPORT):
         if not path.is_file():
             raise InputError(f"{path} is missing: run `dvc repro`, or restore it with git")
-    content = table(params.load(), REPORT.read_text(encoding="utf-8"))
-    files.write_text(README, written(README.read_text(encoding="utf-8"), content))
-    print(content)
+    content = updated(README.read_text(encoding="utf-8"), params.load(), REPORT.read_text(encoding="utf-8"))
+    files.write_text(README, content)
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_an
     metrics = evaluation.evaluate(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"), Path("detections/ghmc_ghmr"))
     evaluation.files.write_json(Path("metrics/ghmc_ghmr.json"), metrics)
     report.write(parameters, Path())
-    assert "all weights from a trained detector (zoo-own.pth)" in Path("reports/ap_table.md").read_text()
+    assert "all weights from a trained detector (zoo-own.pth)" in Path("reports/built/ap_table.md").read_text()
 
 
 def test_another_number_of_classes_keeps_all_but_the_layer_that_names_them(

@@ -1,5 +1,6 @@
-"""Laws of the table of README: it is that of the results."""
+"""Laws of the README: its table is that of the results, and what it names exists."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 
 from ghm import params, readme
 from ghm.errors import InputError
-from tests.conftest import ROOT
 
+ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 REPORT = """# Title
 
@@ -20,6 +21,7 @@ REPORT = """# Title
 | ghmc_smooth | 53.0 | 63.0 | 1.0 | 83.0 | [4, 6] | +3.0 [+0.1, +10.0] | better |
 
 | variant | AP |
+|:--------|---:|
 """
 
 
@@ -30,38 +32,28 @@ def committed(path: str) -> str:
 
 def test_the_table_is_what_its_command_writes_from_the_committed_report(tmp_path: Path):
     (tmp_path / "params.yaml").write_text(committed("params.yaml"))
-    table = readme.table(params.load(tmp_path / "params.yaml"), committed("reports/ap_table.md"))
-    assert readme.written(committed("README.md"), table) == committed("README.md")
+    parameters = params.load(tmp_path / "params.yaml")
+    assert readme.updated(committed("README.md"), parameters, committed("reports/ap_table.md")) == committed(
+        "README.md"
+    )
 
 
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all that the table is made of, and numbers of its own."""
-    for name in ("README.md", "params.yaml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    (tmp_path / "reports").mkdir()
-    (tmp_path / readme.REPORT).write_text(REPORT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_the_command_writes_the_table_and_nothing_else(results: Path):
-    readme.main()
-    after = (results / "README.md").read_text()
+def test_the_table_is_written_and_nothing_else():
+    after = readme.updated(README, params.load(ROOT / "params.yaml"), REPORT)
     assert readme.TABLE.sub("", README) == readme.TABLE.sub("", after)
     assert "| variant | AP | AP50 | AR100 | AP minus fl_sl1, 95 % | losses |\n| --- | ---: |" in after
     assert "| `ghmc_sl1` | 51.0 | 61.0 | 81.0 | +1.0 [-0.1, +10.0] | GHM-C + Smooth L1 |" in after
     assert "| +3.0 [+0.1, +10.0] | GHM-C with smoothing 100 + Smooth L1 |" in after
-    readme.main()
-    assert (results / "README.md").read_text() == after
 
 
 @pytest.mark.parametrize("report", ["", REPORT.replace("ghmc_sl1", "other")])
-def test_a_report_of_other_variants_and_a_missing_file_are_refused(report: str, results: Path):
-    readme.REPORT.write_text(report)
+def test_a_report_of_other_variants_is_refused(report: str):
     with pytest.raises(InputError, match=r"reports/ap_table\.md is not of the variants of params\.yaml: "):
-        readme.main()
-    readme.REPORT.unlink()
-    with pytest.raises(InputError, match=r"reports/ap_table\.md is missing: run `dvc repro`"):
-        readme.main()
-    assert (results / "README.md").read_text() == README
+        readme.updated(README, params.load(ROOT / "params.yaml"), report)
+
+
+def test_every_file_and_target_that_the_readme_names_is_there():
+    named = set(re.findall(r"\]\(([\w./-]+)\)", README)) | set(re.findall(r"^    (ghm/[\w./]+)", README, re.MULTILINE))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", README, re.MULTILINE)) <= targets

@@ -1,67 +1,68 @@
 """What the resampled metrics say: intervals of a variant, and of its difference to the first one."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from ghm.evaluation import bootstrap
-from ghm.evaluation.bootstrap import Interval
+from ghm.evaluation.bootstrap import Interval, Resampled
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R, Array
-from ghm.params import Params
 from ghm.report.inputs import Results
 
 BASELINE = "baseline"  # in place of the difference of the first variant to itself
+# Variant and metric -> the metric with its interval, and its difference to the first variant; the first has none.
+Compared = dict[tuple[str, str], tuple[Interval, Interval | None]]
 
 
-def table(results: Results, params: Params) -> pd.DataFrame:
-    """A row for each variant and each metric that the split has a box for.
+def interval(seeds: Sequence[Resampled], metric: str) -> Interval | None:
+    """A metric, mean over seeds; None where it is not defined."""
+    return bootstrap.interval(_values(seeds, metric), seeds[0].images) if seeds else None
 
-    `estimate`, `low`, `high`, of the difference too, and `verdict`; the first variant has no difference.
-    """
-    first = next(iter(params.variants))
+
+def difference(seeds: Sequence[Resampled], others: Sequence[Resampled], metric: str) -> Interval | None:
+    """A metric minus that of the same seeds of another variant."""
+    return bootstrap.difference(_values(seeds, metric), _values(others, metric), seeds[0].images) if seeds else None
+
+
+def _values(seeds: Sequence[Resampled], metric: str) -> Array:
+    return np.stack([seed.value_B[metric] for seed in seeds])
+
+
+def compare(results: Results) -> Compared:
+    """The intervals of each variant in each metric that the split has a box for."""
+    baseline, *_ = results.resampled.values()
+    compared = {}
+    for variant, seeds in results.resampled.items():
+        for metric in seeds[0].value_B:
+            if estimate := interval(seeds, metric):
+                minus = None if seeds is baseline else difference(seeds, baseline, metric)
+                compared[variant, metric] = (estimate, minus)
+    return compared
+
+
+def table(compared: Compared) -> pd.DataFrame:
+    """A row for each variant and metric; the first variant has no difference."""
     rows = []
-    for variant in params.variants:
-        for metric in results.resampled[variant][0].value_B:
-            values, images = _values(results, variant, metric), _images(results)
-            interval = bootstrap.interval(values, images)
-            difference = bootstrap.difference(values, _values(results, first, metric), images)
-            if interval is None or difference is None:
-                continue
-            if variant == first:
-                difference, verdict = Interval(np.nan, np.nan, np.nan), BASELINE
-            else:
-                verdict = difference.verdict
-            rows.append(
-                {"variant": variant, "metric": metric, "estimate": interval.estimate, "low": interval.low,
-                 "high": interval.high, "difference": difference.estimate, "difference_low": difference.low,
-                 "difference_high": difference.high, "verdict": verdict}
-            )  # fmt: skip
+    for (variant, metric), (estimate, minus) in compared.items():
+        ends = minus or Interval(np.nan, np.nan, np.nan)
+        rows.append(
+            {"variant": variant, "metric": metric, **asdict(estimate), "difference": ends.estimate,
+             "difference_low": ends.low, "difference_high": ends.high, "verdict": minus.verdict if minus else BASELINE}
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def row(compared: pd.DataFrame, variant: str, metric: str) -> dict[str, Any]:
-    """That of `table` for a variant and a metric."""
-    return compared.set_index(["variant", "metric"]).loc[(variant, metric)].to_dict()
-
-
-def precision_recall(results: Results, params: Params) -> pd.DataFrame:
+def precision_recall(results: Results) -> pd.DataFrame:
     """Mean precision at each recall, with its interval: variant, iou, recall, precision, low, high."""
     rows = []
-    for variant in params.variants:
-        curve_SBUR = np.stack([seed.curve_BUR for seed in results.resampled[variant]]).astype(float)
+    for variant, seeds in results.resampled.items():
+        curve_SBUR = np.stack([seed.curve_BUR for seed in seeds]).astype(float)
         for u, iou in enumerate(CURVE_IOUS):
             for r, recall in enumerate(RECALLS_R):
-                interval = bootstrap.interval(curve_SBUR[:, :, u, r], _images(results))
-                assert interval, "a split without boxes is not evaluated"
+                precision = bootstrap.interval(curve_SBUR[:, :, u, r], seeds[0].images)
+                assert precision, "a split without boxes is not evaluated"
                 point = {"variant": variant, "iou": iou, "recall": round(float(recall), 2)}
-                rows.append({**point, "precision": interval.estimate, "low": interval.low, "high": interval.high})
+                rows.append({**point, "precision": precision.estimate, "low": precision.low, "high": precision.high})
     return pd.DataFrame(rows)
-
-
-def _values(results: Results, variant: str, metric: str) -> Array:
-    return np.stack([seed.value_B[metric] for seed in results.resampled[variant]])
-
-
-def _images(results: Results) -> int:
-    return next(iter(results.resampled.values()))[0].images

@@ -44,25 +44,25 @@ def read(params: Params, root: Path) -> Results:
     """Read the runs that `params` describes from the repository at `root`.
 
     Raises:
-        InputError: a file is missing, or the runs may not be compared.
+        FileNotFoundError: a file is missing.
+        InputError: the runs may not be compared.
     """
 
     def per_seed(folder: Callable[..., Path], name: str, load: Callable[[Path], Content]) -> dict[str, list[Content]]:
         return {
-            variant: [load(existing(folder(variant, seed, root) / name, root)) for seed in params.seeds]
-            for variant in params.variants
+            variant: [load(folder(variant, seed, root) / name) for seed in params.seeds] for variant in params.variants
         }
 
     home = root / "data" / params.data.name
-    manifest = _json(existing(home.with_name(f"{home.name}.json"), root))
+    manifest = _json(home.with_name(f"{home.name}.json"))
     split = manifest["splits"][params.evaluate.split]
-    annotations = truth.read(existing(home / split["annotations"], root))
+    annotations = truth.read(home / split["annotations"])
     records = per_seed(runs.run_folder, runs.RECORD, _record)
     resampled = per_seed(runs.detections_folder, runs.RESAMPLED, Resampled.load)
     _require_comparable(params, records, resampled, manifest)
     first = {variant: runs.detections_folder(variant, params.seeds[0], root) for variant in params.variants}
     return Results(
-        metrics={name: _json(existing(folder.parent / runs.METRICS, root)) for name, folder in first.items()},
+        metrics={name: _json(folder.parent / runs.METRICS) for name, folder in first.items()},
         seed_metrics=per_seed(runs.detections_folder, runs.METRICS, _json),
         records=records,
         resampled=resampled,
@@ -71,22 +71,11 @@ def read(params: Params, root: Path) -> Results:
         validation=_table(params, root, runs.VALIDATION).query("AP >= 0"),  # -1: no box to measure on
         density=_table(params, root, runs.DENSITY),
         gradient_norms=_shares(_table(params, root, runs.GRADIENT_NORMS)),
-        detections={name: _best(folder, len(annotations["annotations"]), root) for name, folder in first.items()},
+        detections={name: _best(folder, len(annotations["annotations"])) for name, folder in first.items()},
         manifest=manifest,
         truth=annotations,
         images=home / split["folder"],
     )
-
-
-def existing(path: Path, root: Path) -> Path:
-    """Return `path`.
-
-    Raises:
-        InputError: it is no file. The message names it relative to `root`.
-    """
-    if not path.is_file():
-        raise InputError(f"{path.relative_to(root)} is missing: run `dvc repro` to make it")
-    return path
 
 
 def _json(path: Path) -> Any:
@@ -100,14 +89,14 @@ def _record(path: Path) -> runs.Record:
         raise InputError(f"{path} was written by another version ({error}): run `dvc repro`") from None
 
 
-def _best(folder: Path, number: int, root: Path) -> list[dict[str, Any]]:
+def _best(folder: Path, number: int) -> list[dict[str, Any]]:
     """The detections with the highest scores, with `hit`.
 
     A fixed score would not compare like with like: above 0.3, say, GHM-C has several times Focal Loss's boxes. What
     hits a box is decided by falling score, so the worse detections that are left out change nothing.
     """
-    detections = _json(existing(folder / runs.DETECTIONS, root))
-    hits = matches.read(existing(folder / runs.MATCHES, root).parent).tolist()
+    detections = _json(folder / runs.DETECTIONS)
+    hits = matches.read(folder).tolist()
     pairs = sorted(zip(detections, hits, strict=True), key=lambda pair: -pair[0]["score"])[:number]
     # Below 0: it counts neither way, for it hits a crowd.
     return [{**detection, "hit": hit} for detection, hit in pairs if hit >= 0]
@@ -120,7 +109,7 @@ def _table(params: Params, root: Path, name: str) -> pd.DataFrame:
         path = runs.run_folder(variant, seed, root) / name
         if name in OPTIONAL and not path.is_file():
             continue
-        table = pd.read_csv(existing(path, root))
+        table = pd.read_csv(path)
         table.insert(0, "variant", variant)
         table.insert(1, "seed", seed)
         tables.append(table)
@@ -147,17 +136,15 @@ def _require_comparable(
     problems = []
     for record, measured in zip(itertools.chain(*records.values()), itertools.chain(*resampled.values()), strict=True):
         name = f"{record.variant}, seed {record.seed}"
-        if record.dataset != params.data.name:
-            problems.append(f"{name} was trained on {record.dataset}, and the report is on {params.data.name}")
-        elif measured.measured_on != measured_on:
+        if measured.measured_on != measured_on:
             problems.append(f"{name} was measured on other annotations or images of {split} than {described}")
         if record.conditions["data"] != fingerprint.data_checksum(manifest):
             problems.append(f"{name} was trained on other data than {described}")
-        other = [key for key, value in sorted(base.conditions.items()) if record.conditions.get(key) != value]
-        if other := [key for key in other if key != "data"]:
+        differ = [key for key, value in sorted(base.conditions.items()) if record.conditions.get(key) != value]
+        if keys := [key for key in differ if key != "data"]:
             problems.append(
                 f"{name} (revision {record.revision}) differs from {base.variant}, seed {base.seed} (revision "
-                f"{base.revision}) in {', '.join(other)}"
+                f"{base.revision}) in {', '.join(keys)}"
             )
     if problems:
         raise InputError(f"these runs cannot be compared: {'; '.join(problems)}: run `dvc repro`")

@@ -1,100 +1,97 @@
-"""The report: gathers tables and figures and writes them all or not at all."""
+"""The report as Markdown and as one HTML page: gathers tables and figures and writes them all or not at all."""
 
-import shutil
-import tempfile
+import base64
+import html
+import re
 from pathlib import Path
 
 import pandas as pd
+from markdown_it import MarkdownIt
 
+from ghm import files
+from ghm.errors import InputError
 from ghm.params import Params
-from ghm.report import comparison, html, metric_figures, pictures, tables, training_figures, words
+from ghm.report import comparison, metric_figures, pictures, tables, training_figures, words
+from ghm.report.comparison import Compared
 from ghm.report.inputs import Results, read
-from ghm.report.style import DPI, Plot, look
+from ghm.report.style import Plot, look
 
 REPORTS = Path("reports")
 LONG = 20  # rows from which a table is folded away
 TITLE = "Does harmonising the gradients train a better detector than Focal Loss?"
+PUBLISHED = (
+    "Of RetinaNet with ResNet-50 FPN on COCO minival, after 12 epochs, the authors report 35.6 AP with Focal Loss, "
+    "35.8 with GHM-C and 37.0 with GHM-C and GHM-R in [libuyu/GHM_Detection](https://github.com/libuyu/GHM_Detection), "
+    "36.4 in the [paper](https://arxiv.org/abs/1811.05181). Other images and another model: only the "
+    "differences can be held against those above."
+)
+AGAIN = (
+    "`make repro` makes this report from a fresh clone; [docs/experiments.md](../docs/experiments.md) says how to "
+    "change a parameter and compare."
+)
+TEMPLATE = Path(__file__).with_name("template.html")
+TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
-def write(params: Params, root: Path, out: Path = REPORTS) -> None:
+def write(params: Params, root: Path, out: Path = REPORTS / "built") -> None:
     """Write `ap_table.md`, `index.html`, `figures/` and `plots/*.csv` into the folder `out` below `root`.
 
     Raises:
         InputError: a file of a variant is missing, or the runs cannot be compared.
     """
-    results = read(params, root)
-    compared = comparison.table(results, params)
-    curve = comparison.precision_recall(results, params)
-    main_table = tables.main(results, params, compared)
+    try:
+        _write(read(params, root), params, root, out)
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing: run `dvc repro` to make it") from None
+
+
+def _write(results: Results, params: Params, root: Path, out: Path) -> None:
+    compared, curve = comparison.compare(results), comparison.precision_recall(results)
     written = [*params.variants, *params.losses, *results.manifest["classes"]]
-    with look(written), tempfile.TemporaryDirectory(dir=root, prefix=".report-") as folder:
-        new = Path(folder)
-        plots = _plots(results, params, compared, curve, root)
+    with look(written), files.whole_folder(root / out) as new:
+        plots = {
+            "differences": metric_figures.differences(compared, params),
+            "gradient_norms": training_figures.gradient_norms(results, params),
+            "reformulated_gradient": training_figures.reformulated(results, params),
+            "density": training_figures.density(results, params),
+            "precision_recall": metric_figures.precision_recall(curve, params),
+            "errors": metric_figures.errors(results, params),
+            "gallery": pictures.gallery(results, params),
+            "loss": training_figures.loss(results, params),
+            "validation_ap": metric_figures.validation_ap(results, params),
+        }
+        plots = {name: plot for name, plot in plots.items() if plot}
         (new / "figures").mkdir()
         for name, plot in plots.items():
-            # Without matplotlib's version in the file, equal pictures are equal bytes.
-            metadata = {"Software": None} if plot.format == "png" else None
-            plot.figure.savefig(new / "figures" / f"{name}.{plot.format}", dpi=DPI, metadata=metadata)
+            plot.save(new / "figures", name)
         (new / "plots").mkdir()
         for name, table in _plot_data(results, compared, curve).items():
             table.to_csv(new / "plots" / f"{name}.csv", index=False, float_format="%.6g")
-        page = _page(results, params, compared, main_table, plots)
+        page = _page(results, params, compared, plots)
         (new / "ap_table.md").write_text(page, encoding="utf-8")
-        (new / "index.html").write_text(html.page(page, new, TITLE), encoding="utf-8")
-        _replace(new, root / out)
+        (new / "index.html").write_text(_html(page, new), encoding="utf-8")
 
 
-def _plots(
-    results: Results, params: Params, compared: pd.DataFrame, curve: pd.DataFrame, root: Path
-) -> dict[str, Plot]:
-    """Return every figure that there is something to draw for, by name."""
-    several = len(params.variants) > 1
-    plots = {
-        "differences": metric_figures.differences(compared, params) if several else None,
-        "gradient_norms": training_figures.gradient_norms(results, params),
-        "region_weights": training_figures.region_weights(results, params),
-        "reformulated_gradient": training_figures.reformulated(results, params),
-        "density": training_figures.density(results, params),
-        "precision_recall": metric_figures.precision_recall(curve, params),
-        "errors": metric_figures.errors(results, params),
-        "per_class": metric_figures.per_class(compared, results, params) if several else None,
-        "disagreements": pictures.disagreements(results, params, root),
-        "gallery": pictures.gallery(results, params, root),
-        "loss": training_figures.loss(results, params),
-        "validation_ap": metric_figures.validation_ap(results, params),
-    }
-    return {name: plot for name, plot in plots.items() if plot}
-
-
-def _replace(new: Path, reports: Path) -> None:
-    reports.mkdir(parents=True, exist_ok=True)
-    for name in ("figures", "plots"):
-        shutil.rmtree(reports / name, ignore_errors=True)
-    for path in new.iterdir():
-        path.replace(reports / path.name)
-
-
-def _plot_data(results: Results, compared: pd.DataFrame, curve: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _plot_data(results: Results, compared: Compared, curve: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the tidy tables behind the figures, for `dvc plots show`."""
     ious: list[float] = curve["iou"].unique().tolist()
     return {
         "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
         "validation_ap": results.validation,
-        "intervals": compared,
+        "intervals": comparison.table(compared),
         **{f"precision_recall_{100 * iou:.0f}": curve.query("iou == @iou").drop(columns="iou") for iou in ious},
         "gradient_norms": results.gradient_norms.drop(columns="count"),
     }
 
 
-def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: str, plots: dict[str, Plot]) -> str:
+def _page(results: Results, params: Params, compared: Compared, plots: dict[str, Plot]) -> str:
     per_class = tables.per_class(results, params)
     count = len(results.manifest["classes"])
     if count > LONG:
         per_class = f"<details><summary>{count} classes</summary>\n\n{per_class}\n\n</details>"
 
     def shown(*names: str) -> list[str]:
-        present = {name: plots[name] for name in names if name in plots}
-        return [f"![{plot.alt}](figures/{name}.{plot.format})\n\n{plot.caption}" for name, plot in present.items()]
+        return [plots[name].markdown(f"figures/{name}") for name in names if name in plots]
 
     blocks = [
         f"# {TITLE}",
@@ -102,30 +99,43 @@ def _page(results: Results, params: Params, compared: pd.DataFrame, main_table: 
         "## What was run",
         words.setting(results, params),
         "## Result",
-        main_table,
+        tables.main(results, params, compared),
         words.reading(params),
         "## How sure",
         *shown("differences"),
         "## What the losses did to the gradients",
-        *shown("gradient_norms", "region_weights", "reformulated_gradient", "density"),
+        *shown("gradient_norms", "reformulated_gradient", "density"),
         "## What that did to the detections",
         *shown("precision_recall", "errors"),
         "### AP of each class",
         per_class,
-        *shown("per_class"),
         "### On the images",
-        *shown("disagreements", "gallery"),
+        *shown("gallery"),
         "## Training",
         tables.training(results, params),
         *shown("loss", "validation_ap"),
         "## Published figures, not comparable in level",
-        "COCO minival, RetinaNet with ResNet-50 FPN, 12 epochs: the repository "
-        "[libuyu/GHM_Detection](https://github.com/libuyu/GHM_Detection). Other images and another model; only the "
-        "differences can be held against those above.",
-        tables.published(params),
-        "The table of the paper itself has 36.4 for GHM-C with GHM-R.",
+        PUBLISHED,
         "## Do it again",
-        "`make repro` makes this report from a fresh clone; [docs/experiments.md](../docs/experiments.md) says how to "
-        "change a parameter and compare.",
+        AGAIN,
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _html(markdown: str, folder: Path) -> str:
+    """Turn the report into a page that needs no other file: with sortable tables, and figures that can be enlarged.
+
+    Args:
+        markdown: the report; its figures are paths below `folder`.
+    """
+
+    def embedded(image: re.Match[str]) -> str:
+        path = folder / image[1]
+        return f'<img src="data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"'
+
+    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    body = re.sub(r'<img src="([^"]+)"', embedded, body)
+    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    # Links into the repository lead nowhere from a page that stands alone.
+    body = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", body)
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(TITLE)).replace("{{body}}", body)

@@ -1,9 +1,10 @@
-"""One look for all figures: sizes, colours, legend."""
+"""One look for all figures: sizes, colours, panels, legend, and the words that go with them."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ghm import fonts
-from ghm.params import Params, Role
+from ghm.params import Role
 from ghm.report import names
 
 WIDTH = 9.0  # inches: about 900 px on a code host's page, where 9 pt are then 12 px
@@ -31,38 +32,36 @@ STYLE: dict[str, Any] = {
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
     "lines.linewidth": 1.8,
-    "legend.fontsize": 10,
     "legend.frameon": False,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
-    "figure.constrained_layout.wspace": 0.04,
-    "savefig.facecolor": "white",
 }
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with the words that go with it on the page."""
+    """A figure with its words."""
 
     figure: Figure
-    alt: str
-    caption: str
+    title: str  # without a full stop; its alternative text, too
+    caption: str  # the sentences after it
     format: str = "png"  # jpg for photographs
+
+    def save(self, folder: Path, name: str) -> None:
+        # Without matplotlib's version in the file, equal pictures are equal bytes.
+        metadata = {"Software": None} if self.format == "png" else None
+        self.figure.savefig(folder / f"{name}.{self.format}", dpi=DPI, metadata=metadata)
+
+    def markdown(self, path: str) -> str:
+        """The figure on a page; `path` has no suffix."""
+        return f"![{self.title}]({path}.{self.format})\n\n**{self.title}**. {self.caption}"
 
 
 @contextmanager
@@ -79,20 +78,26 @@ def colours(variants: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(variants)}
 
 
-def new_figure(height: float) -> Figure:
-    """Return an empty figure of page width, `height` in inches."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+def panels(
+    variants: Iterable[str], number: int = 1, columns: int = 3, height: float = 2.4, extra: Sequence[Artist] = (),
+    **shared: Any,
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
+    """Return a figure of page width with panels, `columns` side by side, `height` inches each.
 
-
-def legend(figure: Figure, variants: Iterable[str], extra: Iterable[Artist] = ()) -> None:
-    """Put one legend for the whole figure above its panels: the variants, then `extra` handles."""
-    lines = [
-        Line2D([], [], color=colour, linewidth=3, label=names.figure(name))
-        for name, colour in colours(variants).items()
-    ]
-    handles = [*lines, *extra]
-    columns = len(handles) if len(handles) <= 5 else (len(handles) + 1) // 2
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.6)
+    One legend stands above them: the variants, then `extra` handles.
+    """
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(WIDTH, 0.5 + height * rows), layout="constrained")
+    axes: list[Axes] = figure.subplots(rows, columns, squeeze=False, **shared).ravel().tolist()
+    for ax in axes[number:]:
+        ax.set_axis_off()
+    named = colours(variants).items()
+    handles = [*(Line2D([], [], color=colour, linewidth=3, label=names.figure(name)) for name, colour in named), *extra]
+    lines = 1 if len(handles) <= 5 else 2
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=-(-len(handles) // lines), columnspacing=1.6)
+    return figure, axes[:number]
 
 
 def draw_seeds(ax: Axes, table: pd.DataFrame, x: str, y: str, colour: str, window: int = 1, **line: Any) -> None:
@@ -101,8 +106,3 @@ def draw_seeds(ax: Axes, table: pd.DataFrame, x: str, y: str, colour: str, windo
     values: pd.DataFrame = runs.rolling(window, center=True, min_periods=1).mean()  # type: ignore[assignment]
     ax.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, linewidth=0)
     ax.plot(values.index, values.mean(axis=1), color=colour, **line)
-
-
-def of_seeds(params: Params, words: str = " Band: from the lowest to the highest seed.") -> str:
-    """What a caption says only where there are several seeds."""
-    return words if len(params.seeds) > 1 else ""

@@ -1,6 +1,4 @@
-"""The tables of the report: AP, published AP, AP of each class, and how each variant was trained. What a study shows in
-its tables is written here, too.
-"""
+"""The tables of the report and of studies, and how they write intervals."""
 
 import inspect
 from collections import Counter
@@ -8,29 +6,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from tabulate import tabulate
 
 from ghm import losses, truth
 from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Interval
 from ghm.params import Loss, Params
-from ghm.report import comparison, names
-from ghm.report.comparison import BASELINE
+from ghm.report import names
+from ghm.report.comparison import BASELINE, Compared
 from ghm.report.inputs import Results
 
 HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # the last one on VOC only
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 LEVEL = f"{100 * bootstrap.LEVEL:g} %"
 ONE_IN = f"one in {1 / (1 - bootstrap.LEVEL):.0f}"  # so often an interval misses the truth
-
-# COCO minival, ResNet-50 FPN, 12 epochs: README of github.com/libuyu/GHM_Detection. Types of the losses for classes and
-# for boxes -> AP. The first one is the baseline.
-PUBLISHED = {
-    ("ghm.FocalLoss", "ghm.SmoothL1Loss"): 35.6,
-    ("ghm.GHMC", "ghm.SmoothL1Loss"): 35.8,
-    ("ghm.GHMC", "ghm.GHMR"): 37.0,
-}
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -44,55 +33,33 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1)
     return tabulate([*plain], [names.markdown(cell) for cell in head], "pipe", colalign=align, disable_numparse=True)
 
 
-def main(results: Results, params: Params, compared: pd.DataFrame) -> str:
-    """Return a row for each variant: metrics in percent, AP with its interval, and AP minus the first's with a verdict.
-
-    Args:
-        compared: of `comparison.table`.
-    """
-    keys = [key for key in HEADLINE if key != "VOC_AP50" or any(key in each for each in results.metrics.values())]
+def main(results: Results, params: Params, compared: Compared) -> str:
+    """Return a row for each variant: metrics in percent, AP with its interval, and AP minus the first's."""
+    keys = [key for key in HEADLINE if key != "VOC_AP50" or any(key in means for means in results.metrics.values())]
     baseline = next(iter(params.variants))
     head = ["variant", *keys, f"AP, {LEVEL}", f"AP minus {names.line(baseline)}, {LEVEL}", "verdict"]
     rows = []
     for name in params.variants:
         means = [_percent(results.metrics[name], results.seed_metrics[name], key) for key in keys]
-        row = comparison.row(compared, name, "AP")
-        minus = BASELINE if name == baseline else signed(difference(row))
-        rows.append([name, *means, between(row["low"], row["high"]), minus, row["verdict"]])
+        ap, minus = compared[name, "AP"]
+        compared_ = [signed(minus), minus.verdict] if minus else [BASELINE, BASELINE]
+        rows.append([name, *means, between(ap), *compared_])
     return markdown(head, rows)
-
-
-def difference(row: dict[str, Any]) -> Interval:
-    """That of a row of `comparison.table`."""
-    return Interval(row["difference"], row["difference_low"], row["difference_high"])
 
 
 def interval(metric: Interval) -> str:
     """A metric with its interval, in percent."""
-    return f"{100 * metric.estimate:.1f} {between(metric.low, metric.high)}"
+    return f"{100 * metric.estimate:.1f} {between(metric)}"
 
 
 def signed(minus: Interval) -> str:
     """A difference with its interval, in points."""
-    return f"{100 * minus.estimate:+.1f} {between(minus.low, minus.high, '+')}"
+    return f"{100 * minus.estimate:+.1f} {between(minus, '+')}"
 
 
-def between(low: float, high: float, sign: str = "") -> str:
+def between(metric: Interval, sign: str = "") -> str:
     """The ends of an interval, in percent or points."""
-    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
-
-
-def published(params: Params) -> str:
-    """Return the published AP of each variant whose losses, without options, the reference repository has one for."""
-    first = next(iter(PUBLISHED))
-    rows = []
-    for name in params.variants:
-        pair = params.loss(name, "cls"), params.loss(name, "box")
-        types = pair[0].type, pair[1].type
-        ap = None if any(any(options(loss).values()) for loss in pair) else PUBLISHED.get(types)
-        minus = DASH if ap is None else BASELINE if types == first else f"{ap - PUBLISHED[first]:+.1f}"
-        rows.append([name, DASH if ap is None else f"{ap:.1f}", minus])
-    return markdown(["variant", "published AP", "minus Focal Loss"], rows)
+    return f"[{100 * metric.low:{sign}.1f}, {100 * metric.high:{sign}.1f}]"
 
 
 def per_class(results: Results, params: Params) -> str:
@@ -142,8 +109,7 @@ def distinct(values: Iterable[str]) -> str:
 
 def _percent(mean: dict[str, Any], seeds: list[dict[str, Any]], key: str) -> str:
     """Write a fraction in percent with its spread over seeds; a dash where there was nothing to measure."""
-    return f"{100 * mean[key]:.1f}" + _spread([seed[key] for seed in seeds]) if key in mean else DASH
-
-
-def _spread(seeds: list[float]) -> str:
-    return f" ± {100 * np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else ""
+    if key not in mean:
+        return DASH
+    spread = f" ± {100 * np.std([seed[key] for seed in seeds], ddof=1):.1f}" if len(seeds) > 1 else ""
+    return f"{100 * mean[key]:.1f}{spread}"

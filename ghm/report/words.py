@@ -3,29 +3,22 @@
 import itertools
 from collections.abc import Sequence
 
-import pandas as pd
-
 from ghm.evaluation.bootstrap import LEVEL, RESAMPLES, Interval
 from ghm.params import Params
-from ghm.report import comparison, names, tables
+from ghm.report import names, tables
+from ghm.report.comparison import Compared
 from ghm.report.inputs import Results
 from ghm.runs import Record
 from ghm.words import count
 
-NAMED = 5  # images at most
 
-
-def answer(params: Params, compared: pd.DataFrame) -> str:
-    """Say for each variant whether it is better than the first one, in AP.
-
-    Args:
-        compared: of `comparison.table`.
-    """
+def answer(params: Params, compared: Compared) -> str:
+    """Say for each variant whether it is better than the first one, in AP."""
     first, *others = params.variants
     if not others:
         return f"There is nothing to compare {names.code(first)} with: add a variant to `params.yaml`."
-    differences = [(name, tables.difference(comparison.row(compared, name, "AP"))) for name in others]
-    lines = [f"- {names.code(name)} {judged(minus, names.code(first))}" for name, minus in differences]
+    differences = {name: compared[name, "AP"][1] for name in others}
+    lines = [f"- {names.code(name)} {judged(minus, names.code(first))}" for name, minus in differences.items() if minus]
     return "\n".join([*lines, "", scope(params.seeds)])
 
 
@@ -57,14 +50,17 @@ def setting(results: Results, params: Params) -> str:
     records = [*itertools.chain.from_iterable(results.records.values())]
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
+    unreadable = {image for metrics in results.metrics.values() for image in metrics["unreadable_images"]}
+    left_out = {"train": max(record.unreadable_images for record in records), split: len(unreadable)}
+    missing = " and ".join(f"{count(number, 'image')} of `{name}`" for name, number in left_out.items() if number)
     return "\n".join(
         [
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",
             "",
             f"- **Data**: `{records[0].dataset}`, {count(len(results.manifest['classes']), 'class|classes')}, "
             f"{count(records[0].images, 'image')} to train, {measured['images']:,} to measure (`{split}`, "
-            f"{count(measured['boxes'], 'box|boxes')}).{wrong}{_warnings(results, split)}",
-            *left_out(results, split),
+            f"{count(measured['boxes'], 'box|boxes')}).{wrong}",
+            *([f"- **Left out**, because they cannot be read: {missing}."] if missing else []),
             *described(records, params, params.seeds),
         ]
     )
@@ -92,36 +88,6 @@ def described(records: Sequence[Record], params: Params, seeds: Sequence[int]) -
         f"- **Machine**: {names.markdown(tables.distinct(record.device for record in records))}; "
         f"{tables.distinct(versions)}; revision {tables.distinct(record.revision for record in records)}.",
     ]
-
-
-def _warnings(results: Results, split: str) -> str:
-    """Say what the check of the data set found in the splits that were used."""
-    found = [
-        f"{number:,} {kind.replace('_', ' ')} in `{name}`"
-        for name in ("train", split)
-        for kind, number in results.manifest["splits"][name]["warnings"].items()
-    ]
-    return f" Found by its check: {', '.join(found)}." if found else ""
-
-
-def left_out(results: Results, split: str) -> list[str]:
-    """Say which images could not be read, if any: a list with one line."""
-    known = {name: set(results.manifest["splits"][name].get("unreadable", [])) for name in ("train", split)}
-    known[split] |= {image for found in results.metrics.values() for image in found["unreadable_images"]}
-    counts = {name: len(images) for name, images in known.items()}
-    records = itertools.chain.from_iterable(results.records.values())
-    counts["train"] = max(counts["train"], *(record.unreadable_images for record in records))
-    parts = []
-    for name, number in counts.items():
-        if number:
-            shown = [names.markdown(image) for image in sorted(known[name])[:NAMED]]
-            rest = f", and {number - len(shown)} more" if shown and number > len(shown) else ""
-            listed = f" ({', '.join(shown)}{rest})" if shown else ""
-            parts.append(f"{count(number, 'image')} of `{name}`{listed}")
-    if not parts:
-        return []
-    counted = f" One of `{split}` counts as an image in which nothing was found." if counts[split] else ""
-    return [f"- **Left out**, because they cannot be read: {' and '.join(parts)}.{counted}"]
 
 
 def reading(params: Params) -> str:

@@ -12,28 +12,23 @@ from ghm.study.comparison import gather
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ghm.study", description=__doc__)
-    parser.add_argument("names", metavar="NAME", nargs="+", help="a file of studies/, without .yaml")
+    parser.add_argument("name", metavar="NAME", help="a file of studies/, without .yaml")
     parser.add_argument("--jobs", type=int, help="training runs at once; default: the number of GPUs, or else of cores")
     parser.add_argument("--table", action="store_true", help="train nothing, sum up what has been trained")
     arguments = parser.parse_args()
-    studies = {name: definition.load(name) for name in arguments.names}
-    content = sections.read(definition.PARAMS)
-    failures: list[str] = []
-    for name, study in studies.items():
-        if not arguments.table:
-            cells = [trials.trials(cell, study.seeds, content) for cell in definition.cells(study)]
-            seed_by_seed = [trial for of_a_seed in zip(*cells, strict=True) for trial in of_a_seed]
-            try:
-                jobs = arguments.jobs or len(devices.visible()) or os.cpu_count() or 1
-                trials.run_all(seed_by_seed, definition.splits(study), jobs)
-            except InputError as error:
-                failures.append(str(error))  # the others are worth a table: a run that diverges is a result, too
+    study, content = definition.load(arguments.name), sections.read(definition.PARAMS)
+    failed = None
+    if not arguments.table:
+        cells = [trials.trials(cell, study.seeds, content) for cell in study.cells()]
+        seed_by_seed = [trial for of_a_seed in zip(*cells, strict=True) for trial in of_a_seed]
         try:
-            print(page.write(gather(name, study)), flush=True)
+            jobs = arguments.jobs or len(devices.visible()) or os.cpu_count() or 1
+            trials.run_all(seed_by_seed, definition.splits(study), jobs)
         except InputError as error:
-            failures.append(str(error))
-    if failures:
-        raise InputError("; ".join(failures))
+            failed = error  # the others are worth a table: a run that diverges is a result, too
+    print(page.write(gather(arguments.name, study)), flush=True)
+    if failed:
+        raise failed
 
 
 if __name__ == "__main__":

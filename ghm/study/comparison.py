@@ -1,24 +1,19 @@
-"""What the training runs of a study say: chosen on one split, reported on another, compared on the same images and
-seeds.
+"""What the runs of a study say: chosen on one split, reported on another, compared on the same images and seeds."""
 
-Shapes: S seeds, B weightings of the images.
-"""
-
+import itertools
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ghm import params, runs, sections
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap
-from ghm.evaluation.bootstrap import Interval, Resampled
+from ghm.evaluation.bootstrap import METRICS, Interval, Resampled
 from ghm.params import Params
+from ghm.report.comparison import difference, interval
 from ghm.runs import Record
 from ghm.study import definition, trials
 from ghm.study.definition import FOLDER, PARAMS, Cell, Study
-from ghm.study.trials import Trial
-from ghm.words import label
 
 
 @dataclass(frozen=True)
@@ -28,11 +23,11 @@ class Row:
     cell: Cell
     missing: dict[int, str]  # seed -> why it is not there
     chosen_on: dict[int, float]  # seed -> AP on the split to choose on
-    reported_on: dict[int, float] = field(default_factory=dict)  # seed -> AP on the split to report on
+    reported_on: dict[int, float]  # seed -> AP on the split to report on
     # AP, AP50, AP75 on that split: mean over seeds, and its difference to the reference on the same images and seeds.
-    intervals: dict[str, Interval | None] = field(default_factory=lambda: dict.fromkeys(bootstrap.METRICS))
-    differences: dict[str, Interval | None] = field(default_factory=lambda: dict.fromkeys(bootstrap.METRICS))
-    paired: int = 0  # seeds that the reference has, too
+    intervals: dict[str, Interval | None]
+    differences: dict[str, Interval | None]
+    paired: int  # seeds that the reference has, too
     chosen: bool = False
 
     @property
@@ -55,7 +50,7 @@ class Comparison:
 
     def of(self, condition: str, curve: str) -> list[Row]:
         """The rows of a curve, in the order of the values."""
-        return [row for row in self.rows if (row.cell.condition, row.cell.curve) == (condition, curve)]
+        return [row for row in self.rows if row.cell.key[:2] == (condition, curve)]
 
 
 def gather(name: str, study: Study) -> Comparison:
@@ -64,56 +59,56 @@ def gather(name: str, study: Study) -> Comparison:
     Raises:
         InputError: there are none, or two that are compared were judged on different images.
     """
-    splits, content, cells = definition.splits(study), sections.read(PARAMS), [*definition.cells(study)]
-    records: dict[Trial, Record] = {}
-    resampled: dict[tuple[str, str, str], dict[int, Resampled]] = {}
+    splits, content, cells = definition.splits(study), sections.read(PARAMS), [*study.cells()]
+    wanted = {cell.key: trials.trials(cell, study.seeds, content) for cell in cells}
+    why = {trial: trial.why_missing(splits) for trial in itertools.chain(*wanted.values())}
+    finished = [trial for trial, reason in why.items() if not reason]
+    if not finished:
+        reasons = "; ".join(dict.fromkeys(why.values()))
+        raise InputError(f"{FOLDER / name}.yaml: none of its training runs is there ({reasons})")
+    resampled = {
+        key: {
+            trial.seed: Resampled.load(trial.detections(splits[-1]) / runs.RESAMPLED)
+            for trial in trials_
+            if not why[trial]
+        }
+        for key, trials_ in wanted.items()
+    }
     rows = []
     for cell in cells:
-        wanted = trials.trials(cell, study.seeds, content)
-        missing = {trial.seed: why for trial in wanted if (why := trial.why_missing(splits))}
-        finished = [trial for trial in wanted if trial.seed not in missing]
-        records |= {trial: Record.read(runs.run_folder(trial.variant, trial.seed, trial.folder)) for trial in finished}
-        metrics = {trial.seed: (trial.detections(splits[0]) / runs.METRICS).read_text() for trial in finished}
-        chosen_on = {seed: float(json.loads(text)["AP"]) for seed, text in metrics.items()}
-        resampled[cell.condition, cell.curve, label(cell.value)] = {
-            trial.seed: Resampled.load(trial.detections(splits[-1]) / runs.RESAMPLED) for trial in finished
+        missing = {trial.seed: why[trial] for trial in wanted[cell.key] if why[trial]}
+        metrics = {
+            trial.seed: trial.detections(splits[0]) / runs.METRICS for trial in wanted[cell.key] if not why[trial]
         }
-        rows.append(Row(cell, missing, chosen_on))
-    if not records:
-        raise InputError(f"{FOLDER / name}.yaml: none of its training runs is there: `make study NAME={name}`")
-    for place, row in enumerate(rows):
-        condition, value = row.cell.condition, label(row.cell.value)
-        # Of the same value where the reference is swept too.
-        at_value = resampled.get((condition, study.reference, value)) if row.cell.curve != study.reference else {}
-        reference = resampled.get((condition, study.reference, ""), {}) if at_value is None else at_value
-        rows[place] = _measured(row, resampled[condition, row.cell.curve, value], reference)
-    first = next(iter(records))
+        chosen_on = {seed: float(json.loads(path.read_text())["AP"]) for seed, path in metrics.items()}
+        reference = {}
+        if cell.curve != study.reference:  # at the same value where the reference is swept, too
+            at_value = replace(cell, curve=study.reference).key
+            reference = resampled.get(at_value) or resampled.get((cell.condition, study.reference, ""), {})
+        pairs = [(one, reference[seed]) for seed, one in resampled[cell.key].items() if seed in reference]
+        if any(one.measured_on != other.measured_on for one, other in pairs):
+            raise InputError(f"{cell.curve} and what it is compared with were judged on different images")
+        seeds, (paired, others) = [*resampled[cell.key].values()], [*zip(*pairs, strict=True)] or ((), ())
+        rows.append(
+            Row(
+                cell,
+                missing,
+                chosen_on,
+                reported_on={seed: float(one.value_B["AP"][0]) for seed, one in resampled[cell.key].items()},
+                intervals={metric: interval(seeds, metric) for metric in METRICS},
+                differences={metric: difference(paired, others, metric) for metric in METRICS},
+                paired=len(pairs),
+            )
+        )
     return Comparison(
         name,
         study,
         splits,
         rows=tuple(_chosen(rows) if study.chooses else rows),
-        images={split: Resampled.load(first.detections(split) / runs.RESAMPLED).images for split in splits},
+        images={split: Resampled.load(finished[0].detections(split) / runs.RESAMPLED).images for split in splits},
         parameters=params.parse(content),
-        records=tuple(records.values()),
+        records=tuple(Record.read(runs.run_folder(trial.variant, trial.seed, trial.folder)) for trial in finished),
     )
-
-
-def _measured(row: Row, resampled: dict[int, Resampled], reference: dict[int, Resampled]) -> Row:
-    """The row with what its runs measured on the split to report on."""
-    pairs = [(resampled[seed], reference[seed]) for seed in resampled if seed in reference]
-    if any(mine.measured_on != other.measured_on for mine, other in pairs):
-        raise InputError(f"{row.cell.curve} and what it is compared with were judged on different images")
-    intervals, differences = dict(row.intervals), dict(row.differences)
-    for metric in bootstrap.METRICS:
-        if resampled:
-            value_SB = np.stack([one.value_B[metric] for one in resampled.values()])
-            intervals[metric] = bootstrap.interval(value_SB, next(iter(resampled.values())).images)
-        if pairs:
-            mine_SB, other_SB = (np.stack([pair[side].value_B[metric] for pair in pairs]) for side in (0, 1))
-            differences[metric] = bootstrap.difference(mine_SB, other_SB, pairs[0][0].images)
-    reported_on = {seed: float(one.value_B["AP"][0]) for seed, one in resampled.items()}
-    return replace(row, reported_on=reported_on, intervals=intervals, differences=differences, paired=len(pairs))
 
 
 def _chosen(rows: list[Row]) -> list[Row]:
@@ -121,9 +116,7 @@ def _chosen(rows: list[Row]) -> list[Row]:
 
     A value that lacks seeds which others have is not chosen: those that diverged would be left out of its mean.
     """
-    best: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = row.cell.condition, row.cell.curve
-        if row.cell.value is not None and row.chosen_on and (key not in best or row.rank > best[key].rank):
-            best[key] = row
-    return [replace(row, chosen=any(row is other for other in best.values())) for row in rows]
+    swept = (row for row in rows if row.cell.value is not None and row.chosen_on)
+    curves = itertools.groupby(swept, lambda row: row.cell.key[:2])
+    best = [max(of_curve, key=lambda row: row.rank) for _, of_curve in curves]
+    return [replace(row, chosen=any(row is other for other in best)) for row in rows]

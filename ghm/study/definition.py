@@ -1,7 +1,6 @@
 """`studies/<name>.yaml`: what is varied, what is compared, and what has been published about it."""
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +28,19 @@ class Curve(Section):
 
 
 @dataclass(frozen=True)
-class Published(Section):
-    """What others reported, on a data set of their own."""
+class Cell:
+    """Training runs that differ in nothing but the seed."""
 
-    dataset: str  # heads the column of the table
-    source: str  # model, and where it was published
-    # curve -> AP in percent, or value -> AP in percent where the curve is swept; a text, as "NaN", is shown as it is
-    ap: dict[str, Any]
+    condition: str
+    curve: str
+    value: object  # of the parameter; None where it does not concern the curve
+    variant: str
+    changes: Changes
 
-    def of(self, curve: str, value: object) -> float | str | None:
-        """The AP of a curve at a value; None where there is none."""
-        ap: Any = self.ap.get(curve)
-        return {label(key): number for key, number in ap.items()}.get(label(value)) if isinstance(ap, Mapping) else ap
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Condition, curve, and the value as people write it."""
+        return self.condition, self.curve, label(self.value)
 
 
 @dataclass(frozen=True)
@@ -56,31 +56,26 @@ class Study(Section):
     curves: Annotated[dict[str, Curve], Field(min_length=2)]
     conditions: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # -> changes
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    published: tuple[Published, ...]
+    published: str | None  # what others reported, and on what: Markdown for the page
 
     def broken(self) -> Iterator[str]:
-        labels = [label(value) for value in self.values]
+        labels = {label(value) for value in self.values}
         swept = [name for name, curve in self.curves.items() if curve.swept]
-        if (self.parameter is None) == bool(self.values):
-            yield f"values must be [] without a parameter and hold some with one, got {list(self.values)}"
-        if None in self.values or len(set(labels)) < len(labels):
+        if len({self.parameter is None, not self.values, not swept}) > 1:
+            got = f"got {self.parameter}, {list(self.values)} and {swept}"
+            yield f"parameter, values and the curves that are swept must be there or be missing together, {got}"
+        if None in self.values or len(labels) < len(self.values):
             yield f"values must differ from each other and not be null, got {list(self.values)}"
         if len(set(self.seeds)) < len(self.seeds):
             yield f"seeds must differ from each other, got {list(self.seeds)}"
-        if (self.parameter is None) == bool(swept):
-            yield f"curves.<name>.swept must be true of some curve with a parameter, of none without one, got {swept}"
-        for number, published in enumerate(self.published):
-            for curve, ap in published.ap.items():
-                key = f"published[{number}].ap.{curve}"
-                if curve not in self.curves:
-                    yield f"{key} must be of one of the curves: {', '.join(self.curves)}"
-                elif self.curves[curve].swept != isinstance(ap, Mapping):
-                    yield f"{key} must hold the AP of each value if its curve is swept, else one AP, got {ap!r}"
-                for value, figure in ap.items() if isinstance(ap, Mapping) else [(None, ap)]:
-                    if value is not None and label(value) not in labels:
-                        yield f"{key}.{value} must be of one of the values: {', '.join(labels)}"
-                    if not isinstance(figure, str) and not (isinstance(figure, int | float) and math.isfinite(figure)):
-                        yield f'{key} must hold percents, or texts such as "NaN", got {figure!r}'
+
+    def cells(self) -> Iterator[Cell]:
+        """Everything that is trained, condition by condition, curve by curve, in the order of the values."""
+        for condition, conditional in self.conditions.items():
+            for name, curve in self.curves.items():
+                for value in self.values if curve.swept else (None,):
+                    swept = {} if value is None else {str(self.parameter): value}
+                    yield Cell(condition, name, value, curve.variant, {**conditional, **curve.changes, **swept})
 
     @property
     def reference(self) -> str:
@@ -91,17 +86,6 @@ class Study(Section):
     def chooses(self) -> bool:
         """Whether a value is chosen. A parameter that concerns the reference too is a circumstance, not a choice."""
         return self.parameter is not None and not self.curves[self.reference].swept
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Training runs that differ in nothing but the seed."""
-
-    condition: str
-    curve: str
-    value: object  # of the parameter; None where it does not concern the curve
-    variant: str
-    changes: Changes
 
 
 def load(name: str) -> Study:
@@ -132,7 +116,7 @@ def splits(study: Study) -> tuple[str, ...]:
     """
     content = sections.read(PARAMS)
     known = set()
-    for cell in cells(study):
+    for cell in study.cells():
         parameters = params.parse(applied(content, cell.changes))
         check.losses(parameters)
         if cell.variant not in parameters.variants:
@@ -142,15 +126,6 @@ def splits(study: Study) -> tuple[str, ...]:
     if len(known) > 1:
         raise InputError(f"data.name must be of data sets with the same splits, got {sorted(known)}")
     return known.pop()
-
-
-def cells(study: Study) -> Iterator[Cell]:
-    """Everything that is trained, condition by condition, curve by curve, in the order of the values."""
-    for condition, conditional in study.conditions.items():
-        for name, curve in study.curves.items():
-            for value in study.values if curve.swept else (None,):
-                swept = {} if value is None else {str(study.parameter): value}
-                yield Cell(condition, name, value, curve.variant, {**conditional, **curve.changes, **swept})
 
 
 def applied(content: Mapping[str, Any], changes: Changes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ghm import files
 from ghm.report import names
-from ghm.report.style import DPI, Plot, look
+from ghm.report.style import Plot, look
 from ghm.report.tables import DASH, LEVEL, ONE_IN, distinct, interval, markdown, signed
 from ghm.report.words import described, judged, reading_intervals, scope
 from ghm.study import figure
@@ -22,14 +22,11 @@ def write(result: Comparison) -> str:
     """Write the three files, all or none; return the tables as text."""
     study, name = result.study, result.name
     REPORTS.mkdir(parents=True, exist_ok=True)
-    with (
-        look(figure.texts(result.study)),
-        tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{name}.") as folder,
-    ):
+    named = [*study.curves, *study.conditions, *map(label, study.values)]
+    with look(named), tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{name}.") as folder:
         new = Path(folder)
         plot = figure.draw(result)
-        # Without matplotlib's version in the file, equal pictures are equal bytes.
-        plot.figure.savefig(new / f"{name}.png", dpi=DPI, metadata={"Software": None})
+        plot.save(new, name)
         files.write_json(new / f"{name}.json", numbers(result))
         files.write_text(new / f"{name}.md", text(result, plot))
         for path in sorted(new.iterdir()):
@@ -56,15 +53,13 @@ def text(result: Comparison, plot: Plot) -> str:
     """The whole page, in Markdown."""
     study = result.study
     blocks = [f"# {study.question}", _setting(result), *_incomplete(result)]
-    blocks += [f"![{plot.alt}]({result.name}.png)", plot.caption, "## Result", _reading(result)]
+    blocks += [plot.markdown(result.name), "## Result", _reading(result)]
     for condition, changes in study.conditions.items():
         listed = ", ".join(f"`{key}: {'null' if value is None else value}`" for key, value in changes.items())
         blocks.append(f"### {names.markdown(condition)}" + f" ({listed})" * bool(changes))
         blocks += [*_sentences(result, condition), _table(result, condition)]
     if study.published:
-        blocks.append("## Published figures, not comparable in level")
-        blocks.append("\n".join(f"- {names.markdown(one.dataset)}: {one.source}" for one in study.published))
-        blocks.append("Other images and another model: only which value or curve is ahead can be compared with ours.")
+        blocks += ["## Published figures, not comparable in level", study.published.strip()]
     blocks += ["## Do it again", f"```shell\nmake study NAME={result.name}\n```"]
     return "\n\n".join(blocks).replace("](../", "](../../") + "\n"
 
@@ -103,16 +98,14 @@ def _reading(result: Comparison) -> str:
     study, choose, report = result.study, result.splits[0], result.splits[-1]
     same = f" at the same `{study.parameter}`" if study.curves[study.reference].swept else ""
     lines = [f"AP in percent. {reading_intervals(names.markdown(study.reference) + same)}", scope(study.seeds)]
-    if study.chooses and choose != report:
-        lines.append(
-            f"**Bold**: the value with the best mean AP on `{choose}`. Its verdict on `{report}` is that of a single, "
-            f"fair comparison; of the other rows, {ONE_IN} without a difference would show one."
+    if study.chooses:
+        fair = (
+            f"Its verdict on `{report}` is that of a single, fair comparison; of the other rows, {ONE_IN} without a "
+            "difference would show one."
         )
-    elif study.chooses:
-        lines.append(
-            f"**Bold**: the value with the best mean AP. There is no split but `{report}`, so that it was chosen by "
-            "the images it is reported on: its AP and its difference lean upward."
-        )
+        biased = "It was chosen by the images it is reported on: its AP and its difference lean upward."
+        best = f"**Bold**: the value with the best mean AP on `{choose}`."
+        lines.append(f"{best} {biased if choose == report else fair}")
     return "\n\n".join(lines)
 
 
@@ -139,7 +132,6 @@ def _table(result: Comparison, condition: str) -> str:
     study, choose, report = result.study, result.splits[0], result.splits[-1]
     head = ["curve", *([study.parameter] if study.parameter else []), "seeds", f"AP on {choose}, each seed"]
     head += [f"AP on {report}, {LEVEL}", f"minus {names.line(study.reference)}", "verdict"]
-    head += [f"published AP, {names.line(published.dataset)}" for published in study.published]
     rows = []
     for row in (row for row in result.rows if row.cell.condition == condition):
         ap, minus = row.intervals["AP"], row.differences["AP"]
@@ -151,10 +143,6 @@ def _table(result: Comparison, condition: str) -> str:
         cells.append(f"{100 * row.rank[1]:.1f}" + f" ({seeds})" * (len(row.chosen_on) > 1) if seeds else DASH)
         cells.append(interval(ap) if ap else DASH)
         cells += [signed(minus), minus.verdict + " (one seed)" * (row.paired == 1)] if minus else [DASH, DASH]
-        for published in study.published:
-            figure_ = published.of(row.cell.curve, row.cell.value)
-            shown = names.markdown(figure_) if isinstance(figure_, str) else f"{figure_:.1f}" if figure_ else DASH
-            cells.append(shown)
         rows.append(cells)
     return markdown(head, rows)
 

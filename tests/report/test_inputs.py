@@ -8,7 +8,7 @@ import pytest
 from ghm import report, runs
 from ghm.errors import InputError
 from ghm.report.inputs import read
-from tests.report.artificial_runs import change, fill, write_detections, write_json
+from tests.report.conftest import change, fill, write_detections, write_json
 
 ANNOTATIONS = "data/digits/annotations/instances_test.json"
 
@@ -36,13 +36,6 @@ def test_detections_of_crowds_count_neither_way(tmp_path: Path) -> None:
     assert read(params, tmp_path).detections["fl_sl1"] == [{**detections[1], "hit": 2}]
 
 
-def test_histograms_of_all_seeds_are_added_up(tmp_path: Path) -> None:
-    params = fill(tmp_path, variants=1, seeds=2)
-    table = read(params, tmp_path).gradient_norms
-    assert not table.duplicated(["variant", "epoch", "kind", "low"]).any()
-    assert table.groupby(["epoch", "kind"])["share"].sum().to_list() == pytest.approx([1.0] * 6)
-
-
 def test_runs_of_other_code_or_data_are_refused_with_the_list(tmp_path: Path) -> None:
     params = fill(tmp_path, seeds=2)
     same = runs.Record.read(runs.run_folder("fl_sl1", 0, tmp_path)).conditions
@@ -61,13 +54,6 @@ def test_runs_of_other_code_or_data_are_refused_with_the_list(tmp_path: Path) ->
     assert not (tmp_path / "reports").exists()
 
 
-def test_runs_of_another_data_set_are_refused(tmp_path: Path) -> None:
-    params = fill(tmp_path)
-    change(record(tmp_path, "ghmc_sl1", 0), dataset="voc")
-    with pytest.raises(InputError, match="ghmc_sl1, seed 0 was trained on voc, and the report is on digits"):
-        read(params, tmp_path)
-
-
 @pytest.mark.parametrize("key", ["annotations_sha256", "files_sha256"])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_runs_on_other_data_than_the_manifest_describes_are_refused(tmp_path: Path, key: str, split: str) -> None:
@@ -81,12 +67,6 @@ def test_runs_on_other_data_than_the_manifest_describes_are_refused(tmp_path: Pa
     words = "trained on other data" if split == "train" else "measured on other annotations or images of test"
     for variant in params.variants:
         assert f"{variant}, seed 0 was {words} than data/digits.json describes" in str(error.value)
-
-
-def test_another_commit_with_the_same_code_may_stand_beside_it(tmp_path: Path) -> None:
-    params = fill(tmp_path)
-    change(record(tmp_path, "ghmc_sl1", 0), revision="fedcba9")
-    assert read(params, tmp_path).records["ghmc_sl1"][0].revision == "fedcba9"
 
 
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:

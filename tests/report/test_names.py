@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from ghm import fonts, report
-from ghm.params import Params
+from ghm import report
 from ghm.report import names, tables
-from ghm.report.style import legend, look
-from tests.report.artificial_runs import fill
-from tests.report.test_html import Elements
+from ghm.report.style import look, panels
+from tests.report.conftest import cells, fill
 
 HOSTILE = [
     "cat|dog", "<i>", "__x__", "a\nb", "$x$ $y$", "`", "``a``", "lower_95", "AP", "", "猫", "🦝", " a ", "*b*", "_c",
@@ -32,8 +27,8 @@ def rendered(markdown: str) -> list[list[str]]:
     """The cells of a table, row by row, as a page shows them."""
     page = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
     assert set(re.findall(r"<(\w+)", page)) <= {"table", "thead", "tbody", "tr", "th", "td"}, page
-    cells, width = Elements(page).cells, len(re.findall("<th[ >]", page))
-    return [cells[place : place + width] for place in range(0, len(cells), width)]
+    texts, width = cells(page), len(re.findall("<th[ >]", page))
+    return [texts[start : start + width] for start in range(0, len(texts), width)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -51,82 +46,36 @@ def test_prose_shows_a_name_as_it_is(name: str):
     for write in (names.markdown, names.code):
         for text in (f"- {write(name)}", f"see {write(name)}."):
             page = MarkdownIt("commonmark", {"html": True}).enable("strikethrough").render(text)
-            shown = Elements(f"<td>{page}</td>").cells[0].strip()
+            shown = cells(f"<td>{page}</td>")[0]
             assert shown == (f"see {names.line(name)}." if text.startswith("see") else names.line(name))
             assert set(re.findall(r"<(\w+)", page)) <= {"ul", "li", "p", "code"}
-
-
-def test_a_plain_name_is_written_as_it_is():
-    for name in ("fl_sl1", "lower_95", "traffic light", "T-shirt", "0.5", "猫"):
-        assert names.markdown(name) == names.figure(name) == name
-        assert names.code(name) == f"`{name}`"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_figure_shows_a_name_as_it_is(name: str):
     with look([name]):
-        figure = Figure()
-        figure.subplots().set_title(names.figure(name))
-        legend(figure, [name])
+        figure, (ax,) = panels([name])
+        ax.set_title(names.figure(name))
         figure.canvas.draw()
         text: Any = figure.legends[0].get_texts()[0]
         assert text._preprocess_math(text.get_text()) == ("\u200a" * name.startswith("_") + names.line(name), False)
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
-    root = tmp_path_factory.mktemp("hostile")
-    params = fill(root, variants=["$x$ $y$", "boxes", "a|*b*"], seeds=2, classes=HOSTILE)
-    report.write(params, root)
-    return root, params
-
-
-def test_a_whole_report_is_written_with_hostile_names(hostile: tuple[Path, Params]):
-    root, params = hostile
-    page = (root / "reports/ap_table.md").read_text(encoding="utf-8")
+def test_a_whole_report_is_written_with_hostile_names(tmp_path: Path):
+    params = fill(tmp_path, variants=["$x$ $y$", "boxes", "a|*b*"], seeds=2, classes=HOSTILE)
+    report.write(params, tmp_path)
+    page = (tmp_path / "reports/built/ap_table.md").read_text(encoding="utf-8")
     table = page.split("### AP of each class")[1].split("<details>")[1].split("\n\n")[1]
     found = rendered(table)
     assert found[0] == ["class", "boxes", *params.variants]
-    metrics = [json.loads((root / f"detections/{name}/metrics.json").read_text()) for name in params.variants]
+    metrics = [json.loads((tmp_path / f"detections/{name}/metrics.json").read_text()) for name in params.variants]
     assert [row[0] for row in found[1:]] == list(map(names.line, HOSTILE))
     for name, row in zip(HOSTILE, found[1:], strict=True):
-        expected = [f"{100 * each['classes'][name]:.1f}" for each in metrics]
+        expected = [f"{100 * of_variant['classes'][name]:.1f}" for of_variant in metrics]
         assert [cell.split(" ±")[0] for cell in row[2:]] == expected, name
-
-
-def test_the_page_has_the_tables_of_the_report(hostile: tuple[Path, Params]):
-    root, params = hostile
-    page = Elements((root / "reports/index.html").read_text(encoding="utf-8"))
-    assert set(map(names.line, [*HOSTILE, *params.variants])) <= set(page.cells)
-    assert not {tag for tag, _ in page.found} & {"i", "del", "s"}
-
-
-@pytest.fixture
-def font(tmp_path: Path) -> Path:
-    """A font that has one letter, 猫."""
-    pen = TTGlyphPen(None)
-    pen.moveTo((0, 0))
-    pen.lineTo((500, 800))
-    pen.lineTo((900, 0))
-    pen.closePath()
-    builder = FontBuilder(1000)
-    builder.setupGlyphOrder([".notdef", "cat"])
-    builder.setupCharacterMap({ord("猫"): "cat"})
-    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "cat": pen.glyph()})
-    builder.setupHorizontalMetrics({".notdef": (1000, 0), "cat": (1000, 0)})
-    builder.setupHorizontalHeader(ascent=900, descent=-100)
-    builder.setupNameTable({"familyName": "Only Cat", "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(tmp_path / "cat.ttf")
-    return tmp_path / "cat.ttf"
-
-
-def test_letters_come_from_a_font_that_has_them(font: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
-    font_manager.fontManager.addfont(font)
-    assert [entry.name for entry in fonts.covering(["dog", "猫"])] == [fonts.STANDARD, "Only Cat"]
-    assert [entry.name for entry in fonts.covering(["dog"])] == [fonts.STANDARD]
+    html = (tmp_path / "reports/built/index.html").read_text(encoding="utf-8")
+    assert set(map(names.line, [*HOSTILE, *params.variants])) <= set(cells(html))
+    assert not re.search("<(i|del|s)>", html)
 
 
 def test_letters_that_no_font_has_are_said_once(caplog: pytest.LogCaptureFixture):

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ghm import runs
 from ghm.report import pictures
 from ghm.report.inputs import Results, read
-from tests.report.artificial_runs import fill, write_detections, write_json
+from tests.report.conftest import fill, write_detections, write_json
 
 BOX, FAR = [10, 10, 20, 20], [70, 70, 20, 20]
 ANNOTATIONS = "data/digits/annotations/instances_test.json"
@@ -52,23 +51,3 @@ def test_what_is_found_wrong_and_missed(tmp_path: Path, truth: Any, found: Any, 
     assert [(kind, box["bbox"]) for box, kind in marks["ground truth"]] == [("truth", bbox) for bbox, _ in truth]
     if len(truth) < len(found):
         assert marks["fl_sl1"][0][0]["score"] == max(score for *_, score in found)
-
-
-def test_images_without_boxes_or_with_crowds_are_not_shown(tmp_path: Path) -> None:
-    params = fill(tmp_path, variants=1)  # images 1 and 6 are empty
-    content = json.loads((tmp_path / ANNOTATIONS).read_text())
-    content["images"].reverse()
-    next(box for box in content["annotations"] if box["image_id"] == 3)["iscrowd"] = 1
-    write_json(tmp_path / ANNOTATIONS, content)
-    assert [image["id"] for image in pictures.usable_images(read(params, tmp_path))] == [2, 4, 5, 7, 8]
-
-
-@pytest.mark.parametrize(("length", "number"), [(9, 3), (5, 5), (5, 9), (1, 4), (0, 4), (1000, 7)])
-def test_evenly_spaced_items_reach_from_the_first_to_the_last(length: int, number: int) -> None:
-    chosen = pictures.evenly_spaced(range(length), number)
-    assert len(chosen) == min(length, number)
-    if len(chosen) > 1:
-        assert (chosen[0], chosen[-1]) == (0, length - 1)
-        steps = np.diff(chosen)
-        assert steps.min() > 0
-        assert steps.max() - steps.min() <= 1

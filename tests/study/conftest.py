@@ -77,8 +77,9 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
 def define(name: str = "asked", **keys: Any) -> str:
     """Write a study like `bins`, with some keys otherwise, and return its name."""
     content = {
-        "question": "How many?", "parameter": "ghmc.bins", "values": [10, 20], "conditions": {"clean": {}},
-        "curves": {"FL": curve("fl_sl1", swept=False), "GHM-C": curve("ghmc_sl1")}, "seeds": [0, 1, 2], "published": [],
+        "question": "How many?", "parameter": "ghmc.bins", "values": [10, 20], "seeds": [0, 1, 2],
+        "curves": {"FL": curve("fl_sl1", swept=False), "GHM-C": curve("ghmc_sl1")}, "conditions": {"clean": {}},
+        "published": None,
     }  # fmt: skip
     with Path("studies", f"{name}.yaml").open("w") as file:
         YAML().dump({**content, **keys}, file)

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
-from PIL import Image
 
 from ghm.errors import InputError
 from ghm.evaluation.bootstrap import Resampled
 from ghm.study import figure
-from tests.report.test_html import Elements
+from tests.report.conftest import cells
 from tests.study.conftest import REPORTS, Trainer, curve, define, run_study
 
 SEEDS = {"fl_sl1": (0.05, -0.05, 0.0), "ghmc_sl1": (-0.1, 0.1, 0.0)}  # what seeds 0, 1, 2 do to AP in percent
@@ -20,9 +19,8 @@ SEEDS = {"fl_sl1": (0.05, -0.05, 0.0), "ghmc_sl1": (-0.1, 0.1, 0.0)}  # what see
 def table(page: str) -> list[dict[str, str]]:
     """The first table of a page, by the heads of its columns."""
     html = MarkdownIt("commonmark").enable("table").render(page).split("</table>")[0]
-    cells, width = Elements(html).cells, html.count("<th")
-    width -= html.count("<thead")
-    rows = [cells[start : start + width] for start in range(0, len(cells), width)]
+    texts, width = cells(html), html.count("<th") - html.count("<thead")
+    rows = [texts[start : start + width] for start in range(0, len(texts), width)]
     return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
 
@@ -101,20 +99,6 @@ def test_missing_seeds_are_said_and_what_there_is_is_compared_with_the_same_seed
     assert results["rows"][1]["chosen"], "a value that diverged under some seeds is not chosen for the others"
 
 
-def test_where_all_fail_the_reason_is_said_and_no_file_is_written(trainer: Trainer):
-    trainer.level = lambda variant, params: "error: no room"
-    with pytest.raises(InputError, match=r"3 of 3 training runs failed: .*txt: error: no room; .*none of its training"):
-        run_study(define(seeds=[0]))
-    assert not REPORTS.exists()
-
-
-def test_published_figures_stand_beside_ours_and_a_nan_is_a_word(trainer: Trainer):
-    published = [{"dataset": "C|D", "source": "a paper", "ap": {"GHM-C": {10: 34.6, 20: "N|N"}}}]
-    _, page = run_study(define(published=published, seeds=[0]))
-    assert [row["published AP, C|D"] for row in table(page)] == ["–", "34.6", "N|N"]  # noqa: RUF001
-    assert "- C\\|D: a paper" in page
-
-
 def test_curves_without_a_parameter_are_compared_whatever_they_are_called_and_none_is_chosen(trainer: Trainer):
     first, second = "F|*L* $a$ $b$", "<i>_c\nd"
     curves = {first: curve("fl_sl1", swept=False), second: curve("ghmc_sl1", swept=False)}
@@ -152,13 +136,9 @@ def test_the_three_files_are_written_all_or_none_and_are_the_same_each_time(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ):
     name = define(seeds=[0])
-
-    def fail(found: object) -> None:
-        raise RuntimeError("no font")
-
     with monkeypatch.context() as patch:
-        patch.setattr(figure, "draw", fail)
-        with pytest.raises(RuntimeError, match="no font"):
+        patch.delattr(figure, "draw")
+        with pytest.raises(AttributeError):
             run_study(name)
     assert list(REPORTS.iterdir()) == []
     contents = []
@@ -167,5 +147,3 @@ def test_the_three_files_are_written_all_or_none_and_are_the_same_each_time(
         contents.append({path.name: path.read_bytes() for path in REPORTS.iterdir()})
     assert sorted(contents[0]) == [f"{name}.json", f"{name}.md", f"{name}.png"]
     assert contents[0] == contents[1]
-    with Image.open(REPORTS / f"{name}.png") as picture:
-        assert picture.width == 1440

@@ -1,8 +1,10 @@
-"""An artificial folder of finished runs: plausible numbers and images from a seeded generator."""
+"""An artificial folder of finished runs, plausible numbers and images from a seeded generator; a reader of pages."""
 
 import dataclasses
 import hashlib
+import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.errors import KINDS
 from ghm.evaluation.judge import judge
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R
-from ghm.params import Params, Variant
+from ghm.params import Params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 128  # pixels of an image
@@ -38,12 +40,9 @@ def fill(
 ) -> Params:
     """Write the runs of `variants` x `seeds` below `root`; variants and classes are so many, or have these names."""
     params = ghm_params.load(REPOSITORY / "params.yaml")
-    pairs = [(cls, box) for box in ("smooth_l1", "ghmr") for cls in ("focal", "ghmc", "cross_entropy")]
-    known = params.variants | {f"extra_{number}": Variant(*pairs[number % len(pairs)]) for number in range(4)}
-    names = list(known)[:variants] if isinstance(variants, int) else variants
-    params = dataclasses.replace(
-        params, variants=dict(zip(names, known.values(), strict=False)), seeds=tuple(range(seeds))
-    )
+    names = list(params.variants)[:variants] if isinstance(variants, int) else variants
+    named = dict(zip(names, params.variants.values(), strict=False))
+    params = dataclasses.replace(params, variants=named, seeds=tuple(range(seeds)))
     rng = np.random.default_rng(0)
     if isinstance(classes, int):
         classes = [str(number) if classes <= 10 else f"class {number}" for number in range(classes)]
@@ -51,13 +50,21 @@ def fill(
     for number, variant in enumerate(params.variants):
         metrics = []
         for seed in params.seeds:
-            metrics.append(_metrics(classes, 0.55 + 0.01 * number, rng))
+            of_class = {name: round(float(rng.normal(0.55, 0.05)), 4) for name in classes}
+            values = {key: round(float(0.55 + 0.01 * number + rng.normal(0, 0.02)), 4) for key in METRICS}
+            metrics.append({**values, "classes": of_class, "unreadable_images": []})
             _run(runs.run_folder(variant, seed, root), params, variant, seed, manifest, rng)
             _evaluation(runs.detections_folder(variant, seed, root), params, manifest, metrics[-1], detect, rng)
-        mean: dict[str, Any] = {key: _mean([seed[key] for seed in metrics]) for key in METRICS}
-        mean["classes"] = {name: _mean([seed["classes"][name] for seed in metrics]) for name in classes}
+        mean: dict[str, Any] = {key: float(np.mean([seed[key] for seed in metrics])) for key in METRICS}
+        mean["classes"] = {name: float(np.mean([seed["classes"][name] for seed in metrics])) for name in classes}
         write_json(root / "detections" / variant / runs.METRICS, mean | {"unreadable_images": []})
     return params
+
+
+def cells(page: str) -> list[str]:
+    """The texts in the cells of all tables of an HTML page."""
+    texts = re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", page, re.DOTALL)
+    return [html.unescape(re.sub("<[^>]+>", "", text)).strip() for text in texts]
 
 
 def write_json(path: Path, content: object) -> None:
@@ -68,10 +75,6 @@ def write_json(path: Path, content: object) -> None:
 def change(path: Path, **values: object) -> None:
     """Set keys of a JSON file."""
     write_json(path, {**json.loads(path.read_text()), **values})
-
-
-def _mean(values: list[float]) -> float:
-    return round(float(np.mean(values)), 4)
 
 
 def _data(root: Path, params: Params, names: list[str], images: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -101,19 +104,11 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
     described = {
         "images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split,
         "annotations_sha256": hashlib.sha256((folder / annotations).read_bytes()).hexdigest(),
-        "files_sha256": "0" * 64, "warnings": {},
+        "files_sha256": "0" * 64,
     }  # fmt: skip
-    splits = {"train": described | {"warnings": {"crowd_boxes": 1200}}, split: described}
-    manifest = {"name": params.data.name, "classes": names, "splits": splits}
+    manifest = {"name": params.data.name, "classes": names, "splits": {"train": described, split: described}}
     write_json(root / "data" / f"{params.data.name}.json", manifest)
     return manifest
-
-
-def _metrics(names: Sequence[str], level: float, rng: np.random.Generator) -> dict[str, Any]:
-    """Return metrics around `level`."""
-    values: dict[str, Any] = {key: round(float(level + rng.normal(0, 0.02)), 4) for key in METRICS}
-    of_class = {name: round(float(level + rng.normal(0, 0.05)), 4) for name in names}
-    return values | {"classes": of_class, "unreadable_images": []}
 
 
 def _run(

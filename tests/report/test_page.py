@@ -1,0 +1,186 @@
+"""Laws of the report: its numbers are those of the runs, and it is written whole."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ghm import report
+from ghm.errors import InputError
+from ghm.evaluation import bootstrap
+from ghm.evaluation.bootstrap import Resampled
+from ghm.params import Params
+from ghm.report import comparison, tables, words
+from ghm.report.inputs import read
+from tests.report.conftest import cells, change, fill
+
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+BUILT = Path("reports/built")
+
+
+class Written(NamedTuple):
+    """A report on artificial runs."""
+
+    root: Path
+    params: Params
+
+    @property
+    def page(self) -> str:
+        return (self.root / BUILT / "ap_table.md").read_text(encoding="utf-8")
+
+    def rows(self, heading: str) -> dict[str, list[str]]:
+        """Return the first table below a heading: name of the row -> its cells."""
+        below = self.page.split(f"## {heading}")[1].split("\n## ")[0]
+        lines = [line.strip("| ").split("|") for line in below.splitlines() if line.startswith("|")]
+        return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def write(root: Path, **wanted: Any) -> Written:
+    params = fill(root, **wanted)
+    report.write(params, root)
+    return Written(root, params)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Four variants, two seeds, thirty classes."""
+    return write(tmp_path_factory.mktemp("large"), variants=4, seeds=2, classes=30)
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """One variant that found nothing, and one seed."""
+    return write(tmp_path_factory.mktemp("blind"), variants=1, detect=False)
+
+
+@pytest.fixture(params=["large", "blind"])
+def any_report(request: pytest.FixtureRequest) -> Written:
+    return request.getfixturevalue(request.param)
+
+
+def metrics(root: Path, variant: str) -> dict[str, Any]:
+    return json.loads((root / "detections" / variant / "metrics.json").read_text())
+
+
+def test_tables_have_the_metrics_in_percent_and_the_main_one_which_make_prints_comes_first(any_report: Written) -> None:
+    rows, of_classes = any_report.rows("Result"), any_report.rows("AP of each class")
+    first = next(line for line in any_report.page.splitlines() if line.startswith("|"))
+    assert [cell.strip() for cell in first.strip("|").split("|")][1:] == rows["variant"]
+    for number, name in enumerate(any_report.params.variants, start=1):
+        values = metrics(any_report.root, name)
+        shown = [cell.split(" ±")[0] for cell in rows[name]]
+        ap = [metrics(any_report.root, f"{name}/seed_{seed}")["AP"] for seed in any_report.params.seeds]
+        assert len(ap) == 1 or rows[name][0].endswith(f" ± {100 * np.std(ap, ddof=1):.1f}")
+        wanted = {**values, "APl": None}
+        expected = ["–" if wanted[key] is None else f"{100 * wanted[key]:.1f}" for key in COLUMNS]  # noqa: RUF001
+        assert shown[: len(COLUMNS)] == expected
+        for label, ap in values["classes"].items():
+            assert of_classes[label][number].split(" ±")[0] == f"{100 * ap:.1f}"
+
+
+def test_intervals_are_those_of_the_resampled_metrics(large: Written) -> None:
+    table = pd.read_csv(large.root / BUILT / "plots/intervals.csv").set_index(["variant", "metric"])
+    folders = {name: large.root / "detections" / name for name in ("ghmc_sl1", "fl_sl1")}
+    own, other = ([Resampled.load(folder / f"seed_{n}/resampled.npz") for n in (0, 1)] for folder in folders.values())
+    for metric in ("AP", "AP75", "AP_class 7"):
+        own_SB, other_SB = (np.stack([seed.value_B[metric] for seed in seeds]) for seeds in (own, other))
+        expected = bootstrap.difference(own_SB, other_SB, 8)
+        assert expected
+        row = table.loc[("ghmc_sl1", metric)]
+        ends = [row["difference"], row["difference_low"], row["difference_high"]]
+        np.testing.assert_allclose(ends, [expected.estimate, expected.low, expected.high], rtol=1e-4)
+        assert row["verdict"] == expected.verdict
+    assert f"`ghmc_sl1` is **{large.rows('Result')['ghmc_sl1'][-1]}**" in large.page
+
+
+def test_the_baseline_and_a_single_variant_are_compared_with_nothing(large: Written, blind: Written) -> None:
+    baseline = pd.read_csv(large.root / BUILT / "plots/intervals.csv").query("variant == 'fl_sl1'")
+    assert set(baseline["verdict"]) == {"baseline"}
+    assert np.isnan(baseline[["difference", "difference_low", "difference_high"]].to_numpy(float)).all()
+    assert "There is nothing to compare `fl_sl1` with" in blind.page
+    assert "other images and other training runs (2 seeds)" in large.page
+
+
+def test_a_class_without_boxes_is_a_dash_and_no_difference(tmp_path: Path) -> None:
+    params = fill(tmp_path, variants=2, images=1)  # its only image is empty: the truth says so of no class
+    for variant in params.variants:
+        folder = tmp_path / "detections" / variant
+        for path in (folder / "metrics.json", folder / "seed_0" / "metrics.json"):
+            change(path, classes=dict.fromkeys("012456789", 0.5))
+        stored = Resampled.load(folder / "seed_0" / "resampled.npz")
+        stored.value_B["AP_3"][:] = -1
+        stored.save(folder / "seed_0" / "resampled.npz")
+    results = read(params, tmp_path)
+    assert re.search(r"^\| 3 +\| +0 \| +– \| +– \|$", tables.per_class(results, params), re.MULTILINE)  # noqa: RUF001
+    measured = {metric for _, metric in comparison.compare(results)}
+    assert measured == {"AP", "AP50", "AP75", *(f"AP_{number}" for number in range(10))} - {"AP_3"}
+
+
+def test_images_that_were_left_out_are_counted(tmp_path: Path) -> None:
+    params = fill(tmp_path, variants=2)
+    assert "Left out" not in words.setting(read(params, tmp_path), params)
+    change(tmp_path / "runs/ghmc_sl1/seed_0/context.json", unreadable_images=1)
+    change(tmp_path / "detections/ghmc_sl1/metrics.json", unreadable_images=["b.png", "a_.png"])
+    line = "- **Left out**, because they cannot be read: 1 image of `train` and 2 images of `test`."
+    assert line in words.setting(read(params, tmp_path), params)
+
+
+def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(large: Written, blind: Written) -> None:
+    stems = []
+    for written in (large, blind):
+        shown = dict(re.findall(r"!\[(.{20,}?)\]\(figures/(\w+\.(?:png|jpg))\)", written.page))
+        assert set(shown.values()) == {path.name for path in (written.root / BUILT / "figures").iterdir()}
+        stems.append({Path(name).stem for name in shown.values()})
+    assert len(stems[0]) == 9
+    assert stems[0] - stems[1] == {"differences", "density"}  # one variant, with Focal Loss
+
+
+def test_the_html_page_has_the_tables_and_figures_and_asks_for_no_other_file(large: Written) -> None:
+    text = (large.root / BUILT / "index.html").read_text(encoding="utf-8")
+    sources = re.findall(r'\bsrc="([^"]*)"', text)
+    assert len(sources) == len(list((large.root / BUILT / "figures").iterdir()))
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"<link|url\(|@import|fetch\(", text)
+    links = re.findall(r'\bhref="([^"]*)"', text)
+    assert links and all(link.startswith("https://") for link in links)
+    lines = [line for line in large.page.splitlines() if line.startswith("|") and not line.startswith("|:")]
+    assert cells(text) == [cell.strip() for line in lines for cell in line.strip("|").split("|")]
+
+
+def test_writing_twice_gives_the_same_bytes_and_publishing_removes_old_figures(blind: Written) -> None:
+    reports = blind.root / "reports"
+    before = {path.relative_to(reports): path.read_bytes() for path in reports.rglob("*") if path.is_file()}
+    report.write(blind.params, blind.root)
+    after = {path.relative_to(reports): path.read_bytes() for path in reports.rglob("*") if path.is_file()}
+    assert before == after
+    (reports / "studies").mkdir()
+    (reports / "figures").mkdir()
+    (reports / "figures" / "old.png").touch()
+    report.publish(reports / "built", reports)
+    built = {path.name for path in (reports / "built").rglob("*")}
+    assert {path.name for path in reports.rglob("*")} == {*built, "built", "studies"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "detections/ghmc_sl1/seed_0/resampled.npz",
+        "detections/ghmc_sl1/seed_0/matches.npz",
+        "runs/ghmc_sl1/seed_0/log.csv",
+        "runs/ghmc_sl1/seed_0/context.json",
+        "data/digits.json",
+        "data/digits/test/0001.png",
+    ],
+)
+def test_a_missing_file_is_named_and_the_old_report_stays(tmp_path: Path, name: str) -> None:
+    params = fill(tmp_path)
+    (tmp_path / BUILT).mkdir(parents=True)
+    (tmp_path / BUILT / "ap_table.md").write_text("old")
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{re.escape(name)} is missing: run `dvc repro`"):
+        report.write(params, tmp_path)
+    assert [path.name for path in (tmp_path / "reports").rglob("*")] == ["built", "ap_table.md"]
