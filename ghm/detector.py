@@ -12,7 +12,6 @@ from mmengine.registry import MODELS, init_default_scope
 
 from ghm import checkpoints, devices
 from ghm.errors import InputError
-from ghm.training.optimizer import set_precision
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +43,8 @@ def load(cfg: Config, checkpoint: Path, described_in: str, device: Any = None) -
         _log.warning("%s: %s", checkpoint, report)
     model.load_state_dict(state, strict=False)
     model.to(device or devices.choose()).eval()
-    set_precision(cfg)
+    if "speed" in cfg:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.speed.tf32
     if cfg.get("speed", {}).get("channels_last"):
         model.to(memory_format=torch.channels_last)
     return model

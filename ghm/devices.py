@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ from ghm.words import count
 
 LOCKS = Path(tempfile.gettempdir())  # one lock per GPU, for all users of the machine
 POLL = 1.0  # seconds between two looks at GPUs that are taken
-OLDEST_DRIVER = {"12": "525", "13": "580"}  # by the major version of CUDA
-INDEX = "https://download.pytorch.org/whl"
 held: dict[str, filelock.BaseFileLock] = {}  # until this process ends
 _log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ def visible() -> list[str]:
     if allowed is not None and not allowed.strip():
         return []
     words = None if allowed is None else [word.strip() for word in allowed.split(",")]
-    uuids = _uuids()
+    uuids = {index: uuid for index, uuid, _ in _ask_driver()}
     if not uuids:
         import torch
 
@@ -41,14 +40,9 @@ def visible() -> list[str]:
         return (words or [str(index) for index in range(number)])[:number]
     if words is None:
         return list(uuids.values())
-    names: list[str] = []
-    for word in words:
-        matches = [uuid for uuid in uuids.values() if word and uuid.startswith(word)]
-        name = uuids.get(word) or (matches[0] if len(matches) == 1 else word if word.startswith("MIG-") else None)
-        if name is None:
-            break  # as CUDA does: what follows a name that it does not know is invisible
-        names.append(name)
-    return names
+    names = [uuids.get(word, word) for word in words]
+    # As CUDA does: what follows a name that it does not know is invisible.
+    return list(takewhile(lambda name: name in uuids.values() or name.startswith("MIG-"), names))
 
 
 def choose() -> Any:
@@ -66,9 +60,7 @@ def choose() -> Any:
     if not gpus:
         return torch.device("cpu")
     require_cuda(gpus)
-    number = torch.cuda.current_device()
-    require_cuda(gpus, number)
-    return torch.device("cuda", number)
+    return use(gpus, torch.cuda.current_device())
 
 
 def take() -> None:
@@ -79,32 +71,18 @@ def take() -> None:
     """
     gpus = visible()
     if gpus:
-        use(claim_visible(1, gpus)[0], 0)
+        use(claim_visible(1, gpus), 0)
 
 
-def use(name: str, number: int) -> Any:
-    """Make a GPU the current one of this process.
-
-    Args:
-        name: as it was claimed.
-        number: its index among those that are visible.
-
-    Returns:
-        A torch.device.
+def use(gpus: list[str], number: int) -> Any:
+    """Make the GPU of this number the current one of this process, and return its torch.device.
 
     Raises:
-        InputError: PyTorch cannot use the GPU, or CUDA has another one at this index.
+        InputError: PyTorch cannot use it.
     """
     import torch
 
-    require_cuda([name], number)
-    # Where CUDA started before CUDA_VISIBLE_DEVICES was set, or has an order of its own.
-    shown = f"GPU-{torch.cuda.get_device_properties(number).uuid}"
-    if name != shown and {name, shown} <= set(_uuids().values()):
-        raise InputError(
-            f"CUDA shows {shown} where {name} was claimed: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the GPUs by their "
-            "UUIDs in CUDA_VISIBLE_DEVICES (nvidia-smi -L lists them)"
-        )
+    require_cuda(gpus, number)
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -121,30 +99,24 @@ def require_cuda(gpus: list[str], number: int | None = None) -> None:
         torch.cuda.init()
         if number is not None:
             torch.ones(1, device=f"cuda:{number}").add_(1).item()
-        return
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-    driver = next((version for _, _, version in _ask_driver()), "of unknown version")
-    cuda = torch.version.cuda
-    built = f"built for CUDA {cuda} ({', '.join(torch.cuda.get_arch_list())})" if cuda else "built without CUDA"
-    oldest = OLDEST_DRIVER.get((cuda or "").partition(".")[0])
-    newer = f"driver {oldest} or newer, or " * bool(oldest)
-    version = torch.__version__.partition("+")[0]
-    raise InputError(
-        f"{count(len(gpus), 'GPU is|GPUs are')} visible (NVIDIA driver {driver}), and PyTorch {torch.__version__}, "
-        f"{built}, cannot use {'it' if len(gpus) == 1 else 'them'} ({reason}): install {newer}a PyTorch that is built "
-        f"for this driver and GPU (pip install torch=={version} torchvision --index-url {INDEX}/cu126, cu128 or "
-        "another), or set CUDA_VISIBLE_DEVICES= to use the CPU"
-    )
+        driver = next((version for _, _, version in _ask_driver()), "of unknown version")
+        cuda = torch.version.cuda
+        built = f"built for CUDA {cuda} ({', '.join(torch.cuda.get_arch_list())})" if cuda else "built without CUDA"
+        raise InputError(
+            f"{count(len(gpus), 'GPU is|GPUs are')} visible (NVIDIA driver {driver}), and PyTorch {torch.__version__}, "
+            f"{built}, cannot use {'it' if len(gpus) == 1 else 'them'} ({str(error).strip().splitlines()[0]}): install "
+            "a newer driver or a PyTorch that is built for this one and the GPU (https://pytorch.org/get-started), or "
+            "set CUDA_VISIBLE_DEVICES= to use the CPU"
+        ) from None
 
 
 def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = True) -> list[str]:
     """Take `number` of the GPUs for this process alone, until it ends, however it ends, or what it becomes by exec.
 
-    All or none: who waits holds nothing, so that no two processes wait for each other. What the process holds already
-    is taken first.
+    All or none: who waits holds nothing, so that no two processes wait for each other.
 
     Args:
         gpus: their names, the same to every process.
@@ -200,11 +172,6 @@ def _claim_now(gpus: list[str], number: int, folder: Path) -> list[str]:
             held.update(free)
             new.pop_all()
     return [gpu for gpu in gpus if gpu in free][:number]
-
-
-def _uuids() -> dict[str, str]:
-    """UUIDs of the machine's GPUs by their indices; empty where nvidia-smi is missing or finds no driver."""
-    return {index: uuid for index, uuid, _ in _ask_driver()}
 
 
 def _ask_driver() -> list[list[str]]:

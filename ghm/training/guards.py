@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.structures.bbox import get_box_tensor
-from torch import nn
+from torch import Tensor
 
 from ghm import files
 from ghm.errors import InputError
@@ -30,11 +30,8 @@ WINDOW = 50  # steps whose mean a loss is held against
 EXPLOSION = 10.0  # times that mean. Single steps of batches of 1 and 2 digits reached 2.7 times
 # Steps in a row above it. Focal Loss divides by the positive anchors: one batch almost without boxes may be far above.
 RUN = 3
-LOSS_QUIET = 200  # steps between two warnings of the loss
-
 FEW_WINDOW = 100  # steps whose mean number of positive anchors is looked at
 FEWEST = 1.0  # positive anchors per step
-FEW_QUIET = 500  # steps between two warnings of few positive anchors
 
 # GHM's moving average starts at zero, and forgets that in 1 / (1 - momentum) steps in which a region is occupied. So
 # many times that may be to blame: rare regions are occupied in few steps. 100 steps with the momentum of GHM-C.
@@ -61,44 +58,37 @@ def learning_rate_warning(train: Train) -> str | None:
 
 
 class Watch:
-    """Warns, from the numbers of each step of this start, of a run that goes wrong without stopping."""
+    """Warns, from the numbers of each step of this start, of a run that goes wrong without stopping; once of each."""
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=WINDOW + RUN)
         self._positives: deque[float] = deque(maxlen=FEW_WINDOW)
-        self._loud_again = {"loss": 0, "positives": 0}  # the step from which there may be a warning
+        self._told: set[str] = set()
 
     def step(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """Take in the `loss` and the number of `positives` of a step; return warnings, mostly none.
-
-        Args:
-            step: counted over the whole run.
-            values: of the whole batch.
-        """
+        """Take in the `loss` and the number of `positives` of a step, counted over the whole run; return warnings."""
         self._losses.append(float(values["loss"]))
         self._positives.append(float(values["positives"]))
-        warnings = []
         losses = list(self._losses)
         mean = sum(losses[:WINDOW]) / WINDOW
-        exploding = len(losses) == WINDOW + RUN and min(losses[WINDOW:]) > EXPLOSION * mean
-        if exploding and step >= self._loud_again["loss"]:
-            self._loud_again["loss"] = step + LOSS_QUIET
-            warnings.append(
+        positives = sum(self._positives) / len(self._positives)
+        warnings = {}
+        if len(losses) == WINDOW + RUN and min(losses[WINDOW:]) > EXPLOSION * mean:
+            warnings["loss"] = (
                 f"the loss explodes: {losses[-1]:.3g} at step {step}, and for {RUN} steps above {EXPLOSION:g} times "
                 f"{mean:.3g}, the mean of the {WINDOW} steps before; lower train.lr, raise train.warmup_iters or set "
                 "train.grad_clip"
             )
-        positives = sum(self._positives) / len(self._positives)
-        few = len(self._positives) == FEW_WINDOW and positives < FEWEST
-        if few and step >= self._loud_again["positives"]:
-            self._loud_again["positives"] = step + FEW_QUIET
-            warnings.append(
+        if len(self._positives) == FEW_WINDOW and positives < FEWEST:
+            warnings["positives"] = (
                 f"anchors do not fit the data set, or most images have no boxes: {positives:.2g} positive anchors per "
                 f"step, the mean of the last {FEW_WINDOW} steps up to {step}; set model.anchors.base_scale, "
                 "scales_per_octave and ratios to the sizes that boxes have after train.image_scale, or "
                 "train.filter_empty: true"
             )
-        return warnings
+        new = [text for kind, text in warnings.items() if kind not in self._told]
+        self._told |= warnings.keys()
+        return new
 
 
 def non_finite(
@@ -114,8 +104,7 @@ def non_finite(
 ) -> InputError:
     """Write down a step whose loss or gradient is not finite; call it after backward, before the weights move.
 
-    Writes the values, the images, the gradients of the detector's parts, the names of weights that are not finite and
-    the moving averages of GHM. Nothing here waits for another process, and the detector stays as it was.
+    Nothing here waits for another process, and the detector stays as it was.
 
     Args:
         detector: with the gradients of the step.
@@ -128,25 +117,21 @@ def non_finite(
     Returns:
         The error to raise: what was not finite, where, and what to try.
     """
-    images = _images(batch)
-    losses: dict[Role, Any] = {"cls": detector.bbox_head.loss_cls, "box": detector.bbox_head.loss_bbox}
-    broken = [name for name, weight in detector.named_parameters() if not weight.isfinite().all()]
-    averages = {name: getattr(loss, "acc_sum", None) for name, loss in losses.items()}
+    images = [_image(*image) for image in zip(batch["inputs"], batch["data_samples"], strict=True)]
+    weights = dict(detector.named_parameters())
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
     record = {
         "step": step,
         "epoch": epoch,
         "values": dict(values),
         "images": images,
-        "gradients": {name: _gradient(part) for name, part in detector.named_children()},
+        "gradients_not_finite": [
+            name for name, weight in weights.items() if weight.grad is not None and not weight.grad.isfinite().all()
+        ],
         "weights_not_finite": broken,
-        "ghm": {name: average.tolist() for name, average in averages.items() if average is not None},
     }
-    try:
-        # JSON has no numbers that are not finite: they become texts.
-        files.write_json(path, json.loads(json.dumps(record, default=str), parse_constant=str))
-        where = f"{path} has the details"
-    except OSError as error:
-        where = f"{path} could not be written ({error.strerror})"
+    # JSON has no numbers that are not finite: they become texts.
+    files.write_json(path, json.loads(json.dumps(record, default=str), parse_constant=str))
     wrong = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
     spoilt = [str(image["img_id"]) for image in images if image["broken_boxes"] or not image["finite"]]
     if broken:
@@ -155,57 +140,41 @@ def non_finite(
             "were not finite before this step"
         ]
     else:
-        remedies = _remedies(losses, spoilt, step, parameters, variant)
+        remedies = _remedies(detector.bbox_head, spoilt, step, parameters, variant)
     return InputError(
         f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), "
-        f"images {_few([str(image['img_id']) for image in images])}: {where}. Try: {'; '.join(remedies)}"
+        f"images {_few([str(image['img_id']) for image in images])}: {path} has the details. Try: {'; '.join(remedies)}"
     )
 
 
-def _remedies(losses: Mapping[Role, Any], spoilt: list[str], step: int, parameters: Params, variant: str) -> list[str]:
+def _remedies(head: Any, spoilt: list[str], step: int, parameters: Params, variant: str) -> list[str]:
     """What to try, the likeliest first."""
-    train, remedies, averages = parameters.train, [], []
+    train, remedies = parameters.train, []
+    losses: dict[Role, Any] = {"cls": head.loss_cls, "box": head.loss_bbox}
     if spoilt:
         remedies.append(f"mend images {_few(spoilt)}, which have pixels that are not finite or boxes without an area")
     for role, loss in losses.items():
-        momentum = getattr(loss, "momentum", 0)
-        if momentum > 0 and not getattr(loss, "bias_correction", False) and step * (1 - momentum) <= EARLY:
-            bias = f"{parameters.loss_key(variant, role, 'bias_correction')}: true or "
-            key = parameters.loss_key(variant, role, "momentum")
-            averages.append(f"{bias * isinstance(loss, HarmonisedLoss)}a lower {key} than {momentum:g}")
-    if averages:
-        remedies.append(f"{', '.join(averages)}: GHM's first weights are up to 1 / (1 - momentum) too large")
+        averages = isinstance(loss, HarmonisedLoss) and loss.acc_sum is not None
+        if averages and not loss.bias_correction and step * (1 - loss.momentum) <= EARLY:
+            key = parameters.loss_key(variant, role, "bias_correction")
+            remedies.append(f"{key}: true, for GHM's first weights are up to 1 / (1 - momentum) too large")
     remedies.append(f"a lower train.lr than {train.lr:g}, or more train.warmup_iters than {train.warmup_iters}")
     if train.grad_clip is None:
         remedies.append("train.grad_clip: 35.0 instead of null")
     if train.precision == "fp16":
         remedies.append("train.precision: fp32 or bf16 instead of fp16")
-    return remedies if spoilt else [*remedies, "look for broken boxes on these images"]
+    return remedies
 
 
-def _images(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each image of the batch is, and whether its numbers can be learned from."""
-    images = []
-    for pixels, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
-        box_N4 = get_box_tensor(sample.gt_instances.bboxes)
-        sound_N = box_N4.isfinite().all(1) & (box_N4[:, 2:] > box_N4[:, :2]).all(1)
-        images.append(
-            {
-                **{key: sample.metainfo.get(key) for key in ("img_id", "img_path", "ori_shape", "img_shape")},
-                "finite": bool(pixels.isfinite().all()),
-                "boxes": len(box_N4),
-                "broken_boxes": int((~sound_N).sum()),
-            }
-        )
-    return images
-
-
-def _gradient(part: nn.Module) -> dict[str, Any]:
-    gradients = {name: weight.grad for name, weight in part.named_parameters() if weight.grad is not None}
-    wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+def _image(pixels: Tensor, sample: Any) -> dict[str, Any]:
+    """What an image of the batch is, and whether its numbers can be learned from."""
+    box_N4 = get_box_tensor(sample.gt_instances.bboxes)
+    sound_N = box_N4.isfinite().all(1) & (box_N4[:, 2:] > box_N4[:, :2]).all(1)
     return {
-        "norm": math.hypot(*(float(gradient.double().norm()) for gradient in gradients.values())),
-        "not_finite": wrong[:SHOWN],
+        **{key: sample.metainfo.get(key) for key in ("img_id", "img_path", "ori_shape", "img_shape")},
+        "finite": bool(pixels.isfinite().all()),
+        "boxes": len(box_N4),
+        "broken_boxes": int((~sound_N).sum()),
     }
 
 

@@ -23,15 +23,15 @@ from ghm import backbones, checkpoints, config, data, files, fingerprint, runs
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.runs import Record
-from ghm.training import engine, guards, state
-from ghm.training.loop import TrainLoop
+from ghm.training import guards, state
+from ghm.training.engine import Engine
+from ghm.training.loop import Loop
 from ghm.training.processes import Processes
 from ghm.training.progress import Progress
 from ghm.training.validation import ValidationSample
 from ghm.words import count
 
 LOG_INTERVAL = 50  # steps
-LOGS = "mmengine"  # what the Runner writes; nobody reads it
 _log = logging.getLogger(__name__)
 
 
@@ -161,7 +161,7 @@ def _fit(run: _Run) -> None:
             f"train.batch_size must be a multiple of the {processes.world_size} processes, got {train.batch_size}"
         )
     start = processes.share(_start(run) if processes.first else None)
-    runner = engine.build(train, run.cfg, run.folder / LOGS, processes, loads=start is None)
+    engine = Engine(run.cfg, processes, begins=start is None)
     progress = None
     if processes.first:
         _log.info("learning rate %g for %s per step", train.learning_rate, count(train.batch_size, "image"))
@@ -178,20 +178,11 @@ def _fit(run: _Run) -> None:
             batch_size=train.batch_size,
             trackers=run.parameters.machine.trackers,
         )
-    loop = TrainLoop(
-        runner,
-        run.parameters,
-        run.variant,
-        run.folder,
-        processes,
-        progress=progress,
-        measure_ap=ValidationSample(run.cfg) if train.val_images else None,
-        start=start,
-    )
-    runner._train_loop = loop  # a config cannot hold what it is made of
+    measure_ap = ValidationSample(run.cfg) if train.val_images else None
+    loop = Loop(engine, run.parameters, run.variant, run.folder, processes, progress=progress, measure_ap=measure_ap)
     try:
         with logging_redirect_tqdm():
-            runner.train()
+            loop.run(start)
     finally:
         if progress:
             progress.close()
@@ -212,7 +203,7 @@ def _start(run: _Run) -> tuple[Path, dict[str, Any]] | None:
     return start
 
 
-def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float) -> None:
+def _write_result(run: _Run, loop: Loop, progress: Progress, seconds: float) -> None:
     """Keep what the outs are made of. With a moving average of the weights, that is the model."""
     parameters, manifest = run.parameters, data.read_manifest(run.parameters)
     record = Record(
@@ -223,7 +214,7 @@ def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float
         epochs=parameters.train.epochs,
         images=manifest["splits"]["train"]["images"],
         category_ids=manifest["category_ids"],
-        parameters=sum(tensor.numel() for tensor in loop.detector.state_dict().values()),
+        parameters=sum(tensor.numel() for tensor in loop.engine.detector.state_dict().values()),
         pretrained=parameters.model.pretrained,
         load_from=parameters.model.load_from,
         fingerprint=fingerprint.key(run.parts),
@@ -232,10 +223,9 @@ def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float
         processes=run.processes.world_size,
         unreadable_images=loop.left_out,
     )
-    model: Any = loop.ema.ema_model.module if loop.ema else loop.detector
     described = {"classes": list(manifest["classes"]), "category_ids": record.category_ids}
     content = {
-        "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
+        "state_dict": {name: value.cpu() for name, value in loop.engine.result.state_dict().items()},
         "meta": {"dataset_meta": described},
     }
     # An out is the same on every machine.
@@ -247,4 +237,3 @@ def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float
         progress.write(result)
         cfg.dump(str(result / runs.CONFIG))
         record.write(result)
-    shutil.rmtree(run.folder / LOGS, ignore_errors=True)

@@ -26,7 +26,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ghm import params, training
+from ghm import config, params
 from ghm.errors import InputError
 from ghm.registry import DATASETS
 from ghm.training.samples import (
@@ -118,7 +118,7 @@ def draw(sample: Any) -> Any:
 
 def train_config(**changes: Any) -> Any:
     """The loader of the tiny training, with images that are changed at random."""
-    cfg = training.build_config(params.load(), "ghmc_ghmr", 5).train_dataloader
+    cfg = config.for_run(params.load(), "ghmc_ghmr", 5).train_dataloader
     [flip] = [step for step in cfg.dataset.dataset.pipeline if step.type == "RandomFlip"]
     flip.prob = 0.5
     cfg.dataset.dataset.pipeline.insert(-1, {"type": "PhotoMetricDistortion"})

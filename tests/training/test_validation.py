@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ghm import params, training
+from ghm import config, params
 from ghm.registry import MODELS
 from ghm.training import randomness
 from ghm.training.samples import Unreadable
@@ -26,7 +26,7 @@ from ghm.training.validation import ValidationSample
 def cfg(workspace: Path) -> Iterator[Config]:
     """The tiny training, with mmdet's names without a prefix, as the Runner has them."""
     with DefaultScope.overwrite_default_scope("mmdet"):
-        yield training.build_config(params.load(), "ghmc_ghmr", 0)
+        yield config.for_run(params.load(), "ghmc_ghmr", 0)
 
 
 class Oracle:
