@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from mmengine.config import Config
 
 import ghm
-from ghm import backbones, config, data, fingerprint, params
+from ghm import backbones, data, fingerprint, params
+from ghm.config import for_run
 
 HOME = Path(ghm.__file__).parent
 
 
 def config(parameters: params.Params | None = None, variant: str = "ghmc_ghmr", seed: int = 0) -> Config:
-    return config.for_run(parameters or params.load(), variant, seed)
+    return for_run(parameters or params.load(), variant, seed)
 
 
 def parts(cfg: Config | None = None, resume_from: Path | None = None) -> dict[str, Any]:

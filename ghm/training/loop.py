@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.params import Params
@@ -210,21 +208,15 @@ class Loop:
 
     def _restore_process(self, processes: list[dict[str, Any]]) -> None:
         """Take what this process had: its random numbers, and the buffers that differ between processes."""
-        world = self.processes.world_size
-        own = processes[self.processes.rank % len(processes)]
-        buffers = own["buffers"]
-        if len(processes) != world:
+        if len(processes) != self.processes.world_size:
             _log.warning(
-                "the checkpoint is of %s and there are %d now: the run goes on, but not to the same bits. Counts of "
-                "GHM are shared out anew",
+                "the checkpoint is of %s and there are %d now: the run goes on, but not to the same bits",
                 count(len(processes), "process|processes"),
-                world,
+                self.processes.world_size,
             )
-            for name in buffers:
-                if name.endswith(".acc_sum"):
-                    buffers[name] = torch.stack([process["buffers"][name] for process in processes]).sum(0) / world
+        own = processes[self.processes.rank % len(processes)]
         for name, buffer in self.engine.detector.named_buffers():
-            buffer.copy_(buffers[name])
+            buffer.copy_(own["buffers"][name])
         self.bad_images.found = dict(own["bad_images"])
         randomness.restore(own["random"])
 

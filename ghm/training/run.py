@@ -58,12 +58,6 @@ def train(parameters: Params, variant: str, out: Path, processes: Processes | No
         if processes.first:
             with files.whole_folder(out) as folder:
                 for seed, result in zip(parameters.seeds, results, strict=True):
-                    left_out, most = Record.read(result).unreadable_images, parameters.data.max_bad_images
-                    if left_out > most:
-                        raise InputError(
-                            f"{variant}, seed {seed} was trained without {count(left_out, 'image')} that could not be "
-                            f"read, and data.max_bad_images is {most}: mend the images, or raise it"
-                        )
                     shutil.copytree(result, folder / runs.run_folder(variant, seed).name)
 
 
@@ -126,7 +120,8 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     folder = runs.state_folder() / f"{prefix}{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
-        if processes.share(processes.first and _is_finished(folder, out, seed, key)):
+        most = parameters.data.max_bad_images
+        if processes.share(processes.first and _is_finished(folder, out, seed, key, most)):
             _log.info(
                 "%s, seed %d: already trained under these conditions (%s); to train it again: "
                 "%s=1 dvc repro -f train@%s",
@@ -143,14 +138,15 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     return folder / runs.RESULT
 
 
-def _is_finished(folder: Path, out: Path, seed: int, key: str) -> bool:
-    """Whether the result is there, in `.state` or from DVC."""
+def _is_finished(folder: Path, out: Path, seed: int, key: str, max_bad_images: int) -> bool:
+    """Whether the result is there, in `.state` or from DVC, and left out no more images than it may."""
     result = folder / runs.RESULT
     if runs.wants_again():
         if result.exists():
             shutil.rmtree(folder)
         return False
-    return result.exists() if folder.exists() else runs.take_from_dvc(out, seed, key, result)
+    there = result.exists() if folder.exists() else runs.take_from_dvc(out, seed, key, result)
+    return there and Record.read(result).unreadable_images <= max_bad_images
 
 
 def _fit(run: _Run) -> None:
