@@ -57,10 +57,7 @@ def choose() -> Any:
     import torch
 
     gpus = visible()
-    if not gpus:
-        return torch.device("cpu")
-    require_cuda(gpus)
-    return use(gpus, torch.cuda.current_device())
+    return use(gpus) if gpus else torch.device("cpu")
 
 
 def take() -> None:
@@ -74,21 +71,11 @@ def take() -> None:
         use(claim_visible(1, gpus), 0)
 
 
-def use(gpus: list[str], number: int) -> Any:
-    """Make the GPU of this number the current one of this process, and return its torch.device.
+def use(gpus: list[str], number: int | None = None) -> Any:
+    """Make the GPU of this number, or the current one, that of this process, and run something on it.
 
-    Raises:
-        InputError: PyTorch cannot use it.
-    """
-    import torch
-
-    require_cuda(gpus, number)
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
-
-
-def require_cuda(gpus: list[str], number: int | None = None) -> None:
-    """Start CUDA and, where a `number` is given, run something on that one of the GPUs.
+    Returns:
+        A torch.device.
 
     Raises:
         InputError: PyTorch cannot use it, as with a driver that is older than its CUDA, or a GPU it holds no code for.
@@ -97,8 +84,10 @@ def require_cuda(gpus: list[str], number: int | None = None) -> None:
 
     try:
         torch.cuda.init()
-        if number is not None:
-            torch.ones(1, device=f"cuda:{number}").add_(1).item()
+        device = torch.device("cuda", torch.cuda.current_device() if number is None else number)
+        torch.ones(1, device=device).add_(1).item()
+        torch.cuda.set_device(device)
+        return device
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
@@ -129,16 +118,7 @@ def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = Tr
     if number > len(gpus):
         raise InputError(f"{number} processes need a GPU each, and {len(gpus)} are visible: start fewer processes")
     warned = False
-    while True:
-        try:
-            free = _claim_now(gpus, number, folder)
-        except OSError as error:
-            raise InputError(
-                f"the lock {error.filename or folder} of a GPU cannot be used ({error.strerror}): make it readable and "
-                "writable for all users, or set TMPDIR to another folder"
-            ) from error
-        if len(free) == number:
-            return free
+    while len(free := _claim_now(gpus, number, folder)) < number:
         taken = f"{len(gpus) - len(free)} of {len(gpus)} GPUs ({', '.join(gpus)}) are taken by other runs"
         if not wait:
             raise InputError(f"{taken}: use others or wait")
@@ -146,6 +126,7 @@ def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = Tr
             _log.warning("%s: waiting", taken)
             warned = True
         time.sleep(POLL)
+    return free
 
 
 def claim_visible(number: int, gpus: list[str]) -> list[str]:
@@ -158,19 +139,24 @@ def claim_visible(number: int, gpus: list[str]) -> list[str]:
 
 def _claim_now(gpus: list[str], number: int, folder: Path) -> list[str]:
     """The first `number` free GPUs, claimed; or fewer, which are free but not claimed. One process at a time."""
-    with filelock.FileLock(folder / "ghm-gpus.lock", mode=0o666), ExitStack() as new:
-        free = {gpu: held[gpu] for gpu in gpus if gpu in held}
-        for gpu in gpus:
-            if gpu in free or len(free) >= number:
-                continue
-            path = folder / f"ghm-{gpu.replace('/', '_')}.lock"
-            # Inheritable: torchrun, which this process may become, keeps it; other programs are not given it.
-            lock = filelock.FileLock(path, 0, 0o666, on_acquired=lambda file: os.set_inheritable(file, True))
-            with suppress(filelock.Timeout):
-                free[gpu] = new.enter_context(lock)
-        if len(free) >= number:
-            held.update(free)
-            new.pop_all()
+    free = {gpu: held[gpu] for gpu in gpus if gpu in held}
+    try:
+        with filelock.FileLock(folder / "ghm-gpus.lock", mode=0o666), ExitStack() as new:
+            for gpu in gpus:
+                if gpu not in free and len(free) < number:
+                    path = folder / f"ghm-{gpu.replace('/', '_')}.lock"
+                    # Inheritable: torchrun, which this process may become, keeps it; other programs are not given it.
+                    lock = filelock.FileLock(path, 0, 0o666, on_acquired=lambda file: os.set_inheritable(file, True))
+                    with suppress(filelock.Timeout):
+                        free[gpu] = new.enter_context(lock)
+            if len(free) >= number:
+                held.update(free)
+                new.pop_all()
+    except OSError as error:
+        raise InputError(
+            f"the lock {error.filename or folder} of a GPU cannot be used ({error.strerror}): make it readable and "
+            "writable for all users, or set TMPDIR to another folder"
+        ) from error
     return [gpu for gpu in gpus if gpu in free][:number]
 
 

@@ -1,13 +1,9 @@
 """Training runs: their folders, files, columns and record, and where they are kept, found again and deleted.
 
-Everything that reads or writes what a run leaves takes the names from here.
-
-A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody cleans up; what `dvc repro` made lies
-in DVC's cache as well, under the name that `dvc.lock` has for it. So a seed is trained once: in this workspace, in
-those of DVC's experiments, and in a clone that shares the cache or has pulled.
-
-`python -m ghm.runs` shows what `.state` holds and how much; `--finished` or `--all` deletes it. Unfinished runs are
-nowhere else; in DVC's cache `dvc gc` cleans up.
+A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody cleans up, and in DVC's cache under
+the name that `dvc.lock` has for it. So a seed is trained once, also in DVC's experiments and in a clone that shares the
+cache. `python -m ghm.runs` shows what `.state` holds; `--finished` or `--all` deletes it. Unfinished runs are nowhere
+else.
 """
 
 import argparse
@@ -169,12 +165,8 @@ def main() -> None:
                 outcome += ", deleted"
             except filelock.Timeout:
                 outcome += ", in use"
-        print(f"{folder}: {_size(size)}, {outcome}")
-    print(f"{_size(total)} in {state_folder()}, {_size(freed)} freed")
-
-
-def _size(size: int) -> str:
-    return tqdm.format_sizeof(size, "B")
+        print(f"{folder}: {tqdm.format_sizeof(size, 'B')}, {outcome}")
+    print(f"{tqdm.format_sizeof(total, 'B')} in {state_folder()}, {tqdm.format_sizeof(freed, 'B')} freed")
 
 
 if __name__ == "__main__":

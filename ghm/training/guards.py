@@ -1,16 +1,13 @@
 """What stops a training run that has gone wrong, or warns of it, with numbers and what to try."""
 
-import json
 import math
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
-from ghm import files
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.params import Params, Role, Train
@@ -98,52 +95,37 @@ def non_finite(
     *,
     step: int,
     epoch: int,
-    path: Path,
     parameters: Params,
     variant: str,
 ) -> InputError:
-    """Write down a step whose loss or gradient is not finite; call it after backward, before the weights move.
+    """The error to raise for a step whose loss or gradient is not finite: what, where, and what to try.
 
-    Nothing here waits for another process, and the detector stays as it was.
+    Call it after backward, before the weights move. Nothing here waits for another process.
 
     Args:
         detector: with the gradients of the step.
         batch: `inputs` and `data_samples`, as the data loader gave them.
         values: the loss terms and the gradient norm of this process.
         step: counted over the whole run, from 1.
-        path: the JSON file to write.
         parameters: and the variant, for what to try.
-
-    Returns:
-        The error to raise: what was not finite, where, and what to try.
     """
-    images = [_image(*image) for image in zip(batch["inputs"], batch["data_samples"], strict=True)]
-    weights = dict(detector.named_parameters())
-    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    record = {
-        "step": step,
-        "epoch": epoch,
-        "values": dict(values),
-        "images": images,
-        "gradients_not_finite": [
-            name for name, weight in weights.items() if weight.grad is not None and not weight.grad.isfinite().all()
-        ],
-        "weights_not_finite": broken,
-    }
-    # JSON has no numbers that are not finite: they become texts.
-    files.write_json(path, json.loads(json.dumps(record, default=str), parse_constant=str))
+    images, spoilt = [], []
+    for pixels, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
+        images.append(str(sample.metainfo["img_path"]))
+        box_N4 = get_box_tensor(sample.gt_instances.bboxes)
+        if not (pixels.isfinite().all() and box_N4.isfinite().all() and (box_N4[:, 2:] > box_N4[:, :2]).all()):
+            spoilt.append(images[-1])
     wrong = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
-    spoilt = [str(image["img_id"]) for image in images if image["broken_boxes"] or not image["finite"]]
+    weights = dict(detector.named_parameters())
+    gradients = [name for name, weight in weights.items() if weight.grad is not None and not _is_finite(weight.grad)]
+    broken = [name for name, weight in weights.items() if not _is_finite(weight)]
+    remedies = _remedies(detector.bbox_head, spoilt, step, parameters, variant)
     if broken:
-        remedies = [
-            f"other weights to start from (model.load_from, model.pretrained, train.resume_from), for {_few(broken)} "
-            "were not finite before this step"
-        ]
-    else:
-        remedies = _remedies(detector.bbox_head, spoilt, step, parameters, variant)
+        others = "model.load_from, model.pretrained, train.resume_from"
+        remedies = [f"other weights to start from ({others}), for {_few(broken)} were not finite before this step"]
     return InputError(
-        f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), "
-        f"images {_few([str(image['img_id']) for image in images])}: {path} has the details. Try: {'; '.join(remedies)}"
+        f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), images "
+        f"{_few(images)}, gradients of {_few(gradients) or 'none'}. Try: {'; '.join(remedies)}"
     )
 
 
@@ -166,16 +148,8 @@ def _remedies(head: Any, spoilt: list[str], step: int, parameters: Params, varia
     return remedies
 
 
-def _image(pixels: Tensor, sample: Any) -> dict[str, Any]:
-    """What an image of the batch is, and whether its numbers can be learned from."""
-    box_N4 = get_box_tensor(sample.gt_instances.bboxes)
-    sound_N = box_N4.isfinite().all(1) & (box_N4[:, 2:] > box_N4[:, :2]).all(1)
-    return {
-        **{key: sample.metainfo.get(key) for key in ("img_id", "img_path", "ori_shape", "img_shape")},
-        "finite": bool(pixels.isfinite().all()),
-        "boxes": len(box_N4),
-        "broken_boxes": int((~sound_N).sum()),
-    }
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _few(names: list[str]) -> str:

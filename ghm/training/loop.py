@@ -35,7 +35,7 @@ class Loop:
     Args:
         engine: with model and optimiser.
         variant: of the parameters.
-        folder: where checkpoints and what went wrong are written.
+        folder: where checkpoints are written.
         processes: those that share the run.
         progress: the tables, on the first process; None on the others.
         measure_ap: of the detector, AP on a part of the validation split; None to measure nothing.
@@ -141,7 +141,6 @@ class Loop:
             own,
             step=self.step,
             epoch=self.epoch + 1,
-            path=self.folder / f"non_finite_step_{self.step}_rank_{self.processes.rank}.json",
             parameters=self.parameters,
             variant=self.variant,
         )

@@ -132,8 +132,7 @@ def _become_torchrun(command: list[str]) -> NoReturn:
     if not named.isdecimal() or int(named) < 1:
         raise InputError(f"GHM_PROCESSES must be a whole number, 1 or more, got {named!r}")
     if gpus:
-        devices.require_cuda(gpus)
-        devices.claim_visible(int(named), gpus)
+        devices.use(devices.claim_visible(int(named), gpus))
     os.environ[_LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(named))))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={named}"]

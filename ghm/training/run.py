@@ -156,7 +156,12 @@ def _fit(run: _Run) -> None:
         raise InputError(
             f"train.batch_size must be a multiple of the {processes.world_size} processes, got {train.batch_size}"
         )
-    start = processes.share(_start(run) if processes.first else None)
+    start = state.newest(run.folder) if processes.first else None
+    if processes.first and start is None and run.resume_from is not None:
+        start = run.resume_from, state.read(run.resume_from)
+    if start:
+        _log.info("going on from %s, after step %d", start[0], start[1]["meta"]["step"])
+    start = processes.share(start)
     engine = Engine(run.cfg, processes, begins=start is None)
     progress = None
     if processes.first:
@@ -187,16 +192,6 @@ def _fit(run: _Run) -> None:
         data.ensure(run.parameters)  # what was learned from is what the manifest describes, to the last step
         _write_result(run, loop, progress, seconds)
     processes.wait()
-
-
-def _start(run: _Run) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from."""
-    start = state.newest(run.folder)
-    if start is None and run.resume_from is not None:
-        start = run.resume_from, state.read(run.resume_from)
-    if start:
-        _log.info("going on from %s, after step %d", start[0], start[1]["meta"]["step"])
-    return start
 
 
 def _write_result(run: _Run, loop: Loop, progress: Progress, seconds: float) -> None:
