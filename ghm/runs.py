@@ -1,25 +1,18 @@
-"""Training runs: their folders, files, columns and record, and where they are kept, found again and deleted.
+"""Training runs: their folders, files, columns and record, and where they are kept and found again.
 
-A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody cleans up, and in DVC's cache under
+A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody deletes it, and in DVC's cache under
 the name that `dvc.lock` has for it. So a seed is trained once, also in DVC's experiments and in a clone that shares the
-cache. `python -m ghm.runs` shows what `.state` holds; `--finished` or `--all` deletes it. Unfinished runs are nowhere
-else.
+cache. Unfinished runs are in `.state` alone.
 """
 
-import argparse
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
-import filelock
-from tqdm import tqdm
-
 from ghm import files
-from ghm.cli import run
 
 # A folder of a run, `run_folder`, holds:
 MODEL = "model.pth"
@@ -143,31 +136,3 @@ def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
 def lock(folder: Path) -> Path:
     """The file by which a process has a run in `.state` for itself."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ghm.runs", description=__doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--finished", action="store_true", help="delete the runs that have ended")
-    which.add_argument("--all", action="store_true", help="delete unfinished runs, too")
-    arguments = parser.parse_args()
-    freed = total = 0
-    for folder in sorted(path for path in state_folder().glob("*-seed_*-*") if path.is_dir()):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        finished = (folder / RESULT).is_dir()
-        total += size
-        outcome = "finished" if finished else "unfinished"
-        if arguments.all or (arguments.finished and finished):
-            try:
-                with filelock.FileLock(lock(folder)).acquire(timeout=0):
-                    shutil.rmtree(folder)
-                freed += size
-                outcome += ", deleted"
-            except filelock.Timeout:
-                outcome += ", in use"
-        print(f"{folder}: {tqdm.format_sizeof(size, 'B')}, {outcome}")
-    print(f"{tqdm.format_sizeof(total, 'B')} in {state_folder()}, {tqdm.format_sizeof(freed, 'B')} freed")
-
-
-if __name__ == "__main__":
-    run(main)

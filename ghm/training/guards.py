@@ -11,7 +11,6 @@ from torch import Tensor
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.params import Params, Role, Train
-from ghm.words import count
 
 # Learning rates that trained well: (rate, images per step). `sgd`: the published settings, presets/coco_r50_1x.yaml.
 # `adamw`: params.yaml, presets/bccd_r18.yaml, and the trials in benchmarks/README.md, "How the default was chosen".
@@ -44,13 +43,10 @@ def learning_rate_warning(train: Train) -> str | None:
     if train.epochs == 0 or low / MARGIN <= rate <= high * MARGIN:
         return None
     distance = f"{rate / high:.3g} times too large" if rate > high else f"{low / rate:.3g} times too small"
-    known = " and ".join(f"{rate:g} for {images}" for rate, images in TESTED[train.optimizer])
-    base = "null" if train.base_batch_size is None else train.base_batch_size
     return (
-        f"train.lr: {train.lr:g} with train.base_batch_size: {base} makes {train.learning_rate:g} for "
-        f"train.batch_size: {count(train.batch_size, 'image')} per step, and with {train.optimizer} {known} images "
-        f"were tested. It is {distance} by that: set train.base_batch_size to the images per step, of all processes, "
-        "that train.lr is meant for"
+        f"train.lr: {train.lr:g} makes {train.learning_rate:g} for train.batch_size: {train.batch_size}, which is "
+        f"{distance} by the rates that were tested with {train.optimizer}: set train.base_batch_size to the images per "
+        "step, of all processes, that train.lr is meant for"
     )
 
 

@@ -150,7 +150,7 @@ class Loop:
             return
         whole = {**values, "positives": values.get("positives", 0.0) * self.processes.world_size}
         for text in self.watch.step(self.step, whole):
-            self.progress.warn(text)
+            _log.warning(text)
         if self.progress.step(self.epoch, self.step, whole, lr):
             self.progress.record(DENSITY, self._densities())
 

@@ -1,7 +1,6 @@
 """What a person sees of a training run, and its tables. Only the first process of a run has one."""
 
 import csv
-import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
@@ -108,10 +107,6 @@ class Progress:
             self._tables[table] += rows
             _append(self._folder / table, table, rows)
 
-    def warn(self, text: str) -> None:
-        """Warn above the bar, or in the log."""
-        _log.warning("%s: %s", self._name, text)
-
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, in numbers, strings, lists and dictionaries."""
         return {
@@ -169,8 +164,9 @@ class Progress:
             return
         if self._board is None:
             # Not before: only now is it known where the run goes on. TensorBoard hides what is there from that step on.
-            module = importlib.import_module("torch.utils.tensorboard")
-            self._board = module.SummaryWriter(str(self._folder / "tensorboard"), purge_step=step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
