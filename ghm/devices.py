@@ -46,10 +46,7 @@ def visible() -> list[str]:
 
 
 def choose() -> Any:
-    """The device to compute on: the current GPU where any is visible, or else the CPU.
-
-    Returns:
-        A torch.device.
+    """The torch.device to compute on: the current GPU where any is visible, or else the CPU.
 
     Raises:
         InputError: PyTorch cannot use the GPU.

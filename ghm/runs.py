@@ -36,7 +36,7 @@ MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.r
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 
 RESULT = "result"  # folder in that of a finished run
-AGAIN = "GHM_RETRAIN"
+AGAIN = "GHM_RETRAIN"  # in the environment: finished runs are trained once more
 _log = logging.getLogger(__name__)
 
 
@@ -101,11 +101,6 @@ def state_folder() -> Path:
     return Path(".state") if parent.resolve() == Path.cwd() else parent / ".state"
 
 
-def wants_again() -> bool:
-    """Whether the user asks for finished runs to be trained once more."""
-    return os.environ.get(AGAIN, "") not in ("", "0")
-
-
 def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
     """Fill the folder `target` with a seed of this fingerprint, from the version of `out` that dvc.lock names.
 
@@ -131,8 +126,3 @@ def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
         _log.debug("no earlier result of %s: %s", source, error)
         return False
     return True
-
-
-def lock(folder: Path) -> Path:
-    """The file by which a process has a run in `.state` for itself."""
-    return folder.with_name(f".{folder.name}.lock")

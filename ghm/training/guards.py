@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdet.structures.bbox import get_box_tensor
-from torch import Tensor
 
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
@@ -113,8 +112,9 @@ def non_finite(
             spoilt.append(images[-1])
     wrong = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
     weights = dict(detector.named_parameters())
-    gradients = [name for name, weight in weights.items() if weight.grad is not None and not _is_finite(weight.grad)]
-    broken = [name for name, weight in weights.items() if not _is_finite(weight)]
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    trained = [(name, weight.grad) for name, weight in weights.items() if weight.grad is not None]
+    gradients = [name for name, gradient in trained if not gradient.isfinite().all()]
     remedies = _remedies(detector.bbox_head, spoilt, step, parameters, variant)
     if broken:
         others = "model.load_from, model.pretrained, train.resume_from"
@@ -142,10 +142,6 @@ def _remedies(head: Any, spoilt: list[str], step: int, parameters: Params, varia
     if train.precision == "fp16":
         remedies.append("train.precision: fp32 or bf16 instead of fp16")
     return remedies
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
 
 
 def _few(names: list[str]) -> str:

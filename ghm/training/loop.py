@@ -179,13 +179,9 @@ class Loop:
         processes = self.processes.gather(state.plain(own))
         if self.progress is not None:
             self._count_left_out(processes)
-            content = {
-                **self.engine.state(),
-                "meta": {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": self.step},
-                "processes": processes,
-                "records": self.progress.state(),
-            }
-            state.save(self.folder, content)
+            meta = {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "step": self.step}
+            records = self.progress.state()
+            state.save(self.folder, {**self.engine.state(), "meta": meta, "processes": processes, "records": records})
         self._saved_at = time.monotonic()
 
     def _count_left_out(self, processes: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ starts afresh.
 
 import copy
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -117,7 +118,8 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     key, prefix = fingerprint.key(parts), f"{variant}-seed_{seed}-"
     folder = runs.state_folder() / f"{prefix}{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.locked(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
+    lock = folder.with_name(f".{folder.name}.lock")
+    with files.locked(lock, f"the training run {folder.name}") if processes.first else nullcontext():
         most = parameters.data.max_bad_images
         if processes.share(processes.first and _is_finished(folder, out, seed, key, most)):
             _log.info(
@@ -139,7 +141,7 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
 def _is_finished(folder: Path, out: Path, seed: int, key: str, max_bad_images: int) -> bool:
     """Whether the result is there, in `.state` or from DVC, and left out no more images than it may."""
     result = folder / runs.RESULT
-    if runs.wants_again():
+    if os.environ.get(runs.AGAIN, "") not in ("", "0"):
         if result.exists():
             shutil.rmtree(folder)
         return False

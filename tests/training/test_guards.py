@@ -104,7 +104,7 @@ class Case:
         loss, terms = self.model.parse_losses(losses)
         loss.backward()
         norms = [float(weight.grad.norm()) for weight in self.model.parameters() if weight.grad is not None]
-        return self.message({**{name: float(value) for name, value in terms.items()}, "grad_norm": sum(norms)})
+        return self.message({**{name: float(value.detach()) for name, value in terms.items()}, "grad_norm": sum(norms)})
 
     def message(self, values: dict[str, float], step: int = 1, **changed: Any) -> str:
         parameters = replace(self.parameters, train=replace(self.parameters.train, **changed))

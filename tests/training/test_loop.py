@@ -4,6 +4,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -89,7 +90,8 @@ def test_the_tables_have_what_a_run_did(workspace: Path, trainer: Trainer):
     }
     norms = table[GRADIENT_NORMS]
     assert norms["epoch"].unique().tolist() == [0, 1, 2]
-    assert (norms.query("kind == 'cls'").groupby("epoch")["count"].sum().nunique()) == 1
+    counts: Any = norms.query("kind == 'cls'").groupby("epoch")["count"].sum()
+    assert counts.nunique() == 1
     assert table[VALIDATION]["epoch"].tolist() == [1, 2]
     assert table[VALIDATION]["AP"].between(0, 1).all()
 
