@@ -46,7 +46,7 @@ class Engine:
         if not begins:
             cfg.model.backbone.init_cfg = None
         init_default_scope("mmdet")
-        MMLogger.get_instance("ghm.mmengine", log_level=cfg.log_level)  # it would list how each weight began
+        MMLogger.get_current_instance().setLevel(cfg.log_level)  # it would list how each weight began
         set_multi_processing()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, OPEN_FILES), hard), hard))
