@@ -10,7 +10,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .PHONY: repro test bench lint format preset study help environment
 
 repro: environment  ## run the pipeline, then print the table
-	@python -c 'from ghm import params; from stages import run; run(params.load)'
+	@python -m ghm.check
 	dvc repro
 	@awk '/^\|/ {print; table = 1; next} table {exit}' reports/ap_table.md
 	@echo 'Details: reports/ap_table.md'

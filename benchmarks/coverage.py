@@ -106,7 +106,7 @@ def ap_of(variant: int, setting: Setting, images: int, rng: np.random.Generator)
     one_I = np.ones((1, images), np.int32)
 
     def ap(quality: float) -> float:
-        return float(weighted(result(quality, split(images, setting, rng), setting, rng), one_I).summary()["AP"][0])
+        return float(weighted(result(quality, split(images, setting, rng), setting, rng), one_I)[0]["AP"][0])
 
     means = [np.mean([ap(quality) for _ in range(MANY // images)]) for quality in quality_Q]
     return np.polyfit(quality_Q, means, 2)
@@ -130,7 +130,7 @@ def experiment(
     for variant in range(2):
         qualities = [training(variant, setting, rng) for _ in range(setting.seeds)]
         results = [result(quality, measured, setting, rng) for quality in qualities]
-        values.append(np.stack([weighted(found, weight_BI).summary()["AP"] for found in results]))
+        values.append(np.stack([weighted(found, weight_BI)[0]["AP"] for found in results]))
         if setting.seeds == 1:
             truth = [*truth[:variant], float(np.polyval(curves[variant], qualities[0])), *truth[variant + 1 :]]
     row: dict[str, float] = {}

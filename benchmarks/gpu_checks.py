@@ -277,7 +277,7 @@ def a_detector_finds_what_it_finds_on_the_cpu() -> str:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
             paths = sorted(Path("data/digits/val").glob("*.jpg"))
             scores = (
-                [found.score_N[:10] for _, found in predict(detector.model, detector.batches(paths, 1))]
+                [found.score_N[:10] for _, found in predict(detector.model, detector.batches(paths))]
                 for detector in detectors
             )
             worst = max(float(abs(found - expected).max()) for found, expected in zip(*scores, strict=True))

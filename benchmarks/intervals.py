@@ -92,7 +92,7 @@ def main() -> None:
             start = time.monotonic()
             judged = judge(annotations, path)
             middle = time.monotonic()
-            rows.append(weighted(judged.matches, weight_BI).summary())
+            rows.append(weighted(judged.matches, weight_BI)[0])
             seconds = {"judge": round(middle - start, 1), "resample": round(time.monotonic() - middle, 1)}
             error = max(abs(rows[-1][name][0] - judged.stats[place]) for place, name in enumerate(bootstrap.METRICS))
             print(f"judged in {seconds['judge']} s, resampled in {seconds['resample']} s, {error:.1e} from pycocotools")

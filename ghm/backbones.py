@@ -1,8 +1,7 @@
 """The weights that training starts from: of a backbone, pretrained here or fetched, or of a whole detector.
 
-Whatever their source, they are checked key by key and end as `weights/<backbone>-<first 8 hex digits of its
-SHA-256>.pth`, a plain state dict with torchvision's names, or as `weights/detector-<8 digits>.pth`; the record
-`weights/<backbone>.json` says where they are from.
+They end as `weights/<backbone>-<first 8 hex digits of its SHA-256>.pth`, a plain state dict with torchvision's names,
+or as `weights/detector-<8 digits>.pth`; the record `weights/<backbone>.json` says where they are from.
 """
 
 import json
@@ -12,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mmdet.models
 import torch
 import torchvision
 from mmdet.registry import MODELS
@@ -93,8 +91,7 @@ def _write(state: dict[str, Tensor], folder: Path, name: str) -> dict[str, str]:
     path = folder / f"{name}.pth"
     checkpoints.write(state, path)
     checksum = files.digest(path)
-    path.rename(folder / f"{name}-{checksum[:8]}.pth")
-    return {"file": f"{name}-{checksum[:8]}.pth", "sha256": checksum}
+    return {"file": path.rename(folder / f"{name}-{checksum[:8]}.pth").name, "sha256": checksum}
 
 
 def _pretrained(parameters: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,10 +103,9 @@ def _pretrained(parameters: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
         return pretraining.weights(parameters)
     if source in SOURCES:
+        known = ", ".join(SOURCES[source])
         if model.backbone not in SOURCES[source]:
-            others = "".join(f"; {name} has them" for name, known in SOURCES.items() if model.backbone in known)
-            known = ", ".join(SOURCES[source])
-            raise InputError(f"model.pretrained: {source} has weights for {known}, not for {model.backbone}{others}")
+            raise InputError(f"model.pretrained: {source} has weights for {known}, not for {model.backbone}")
         if model.base_channels != 64:
             raise InputError(
                 f"model.base_channels must be 64 with model.pretrained: {source}, got {model.base_channels}"
@@ -120,19 +116,16 @@ def _pretrained(parameters: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _obtain(value: str, key: str, checksum: str | None) -> tuple[Path, dict[str, str]]:
-    """Find or fetch a checkpoint.
+    """Find or fetch the checkpoint that the parameter `key` names by the URL or file `value`.
 
     Args:
-        value: a URL or a file.
-        key: the parameter that names it.
         checksum: the first digits of its SHA-256, None to take those in its name.
 
     Returns:
         Where it lies, and for the record where it is from and its checksum.
 
     Raises:
-        InputError: it is not there, cannot be fetched, or is not that of the checksum; or nothing says what the
-            checksum of a file to fetch must be.
+        InputError: it cannot be had, is not that of the checksum, or nothing says what that of a fetched file must be.
     """
     is_url = bool(re.match(r"https?://.", value))
     name = re.split("[?#]", value)[0].rpartition("/")[2] if is_url else Path(value).name
@@ -156,7 +149,3 @@ def _obtain(value: str, key: str, checksum: str | None) -> tuple[Path, dict[str,
         where = f"{key}_sha256" if checksum else "its name"
         raise InputError(f"{key}: {path} has the SHA-256 {actual}, and {where} says {expected}")
     return path, {"source": value, "source_sha256": actual}
-
-
-# mmdet registers its models when they are imported.
-assert mmdet.models.ResNet

@@ -25,11 +25,7 @@ SCHEMA = Path("params.schema.json")
 
 
 def losses(parameters: Params) -> None:
-    """Check the losses of all variants.
-
-    Raises:
-        InputError: all that is wrong, a line each.
-    """
+    """Check the losses of all variants. Raises InputError that names all that is wrong, a line each."""
     sentences: dict[str, None] = {}  # each once, though variants share losses
     for variant, role in product(parameters.variants, get_args(Role)):
         try:

@@ -21,7 +21,6 @@ from ghm.errors import InputError
 from ghm.words import count
 
 CONTAINERS = ("state_dict", "model")  # keys under which a checkpoint holds its tensors
-DEPTH = 2  # of containers in containers
 SHOWN = 80  # characters of a name from a file in a message
 
 
@@ -37,10 +36,9 @@ class Report:
 
     def __str__(self) -> str:
         """One line for the log."""
-        unexpected = ", ".join(self.unexpected[:2]) + ", ..." * (len(self.unexpected) > 2)
         return (
             f"{count(self.loaded, 'tensor')} loaded, {len(self.missing)} missing, {len(self.other_shape)} of another "
-            f"shape, {len(self.unexpected)} unexpected" + f" ({unexpected})" * bool(unexpected)
+            f"shape, {len(self.unexpected)} unexpected ({', '.join(self.unexpected[:2]) or 'none'})"
         )
 
     def require(self, words: str, spare: Callable[[str], bool] = lambda _name: False) -> None:
@@ -53,10 +51,8 @@ class Report:
         Raises:
             InputError: a tensor is missing or of another shape.
         """
-        missing, other_shape = (
-            [name for name in names if not (name.endswith("num_batches_tracked") or spare(name))]
-            for names in (self.missing, self.other_shape)
-        )
+        missing = [name for name in self.missing if not (name.endswith("num_batches_tracked") or spare(name))]
+        other_shape = [name for name in self.other_shape if not spare(name)]
         if missing or other_shape:
             raise InputError(
                 f"{words}: {count(len(missing), 'tensor')} missing, {len(other_shape)} of another shape, "
@@ -77,8 +73,8 @@ def load(path: Path) -> Any:
     except Exception:  # the older format, which PyTorch cannot list; or no checkpoint, and `torch.load` says why
         unknown = []
     # Not one class for all: a message names what is in the way.
-    inert = [(type(name, (_Inert,), {}), name) for name in unknown]
-    with warnings.catch_warnings(), torch.serialization.safe_globals(list(inert)):
+    inert: list[Any] = [(type(name, (_Inert,), {}), name) for name in unknown]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(inert):
         warnings.simplefilter("ignore")  # of old formats; what cannot be read is an error
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -96,17 +92,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
         InputError: the file is no checkpoint, or what it holds is no dict of tensors. Nothing of it is executed.
     """
     content = load(path)
-    for _ in range(DEPTH):
-        if isinstance(content, dict):
-            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
+    for key in (*CONTAINERS, *CONTAINERS):  # one may be in the other
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict) or not content:
         what = "nothing" if content == {} else f"an object of type {type(content).__name__[:SHOWN]}"
         raise InputError(f"{path} must hold a dict of tensors, got {what}")
     for name, value in content.items():
         if not isinstance(name, str) or not _is_dense(value):
-            raise InputError(
-                f"{path} must hold a dict of tensors, got {type(value).__name__[:SHOWN]} under {str(name)[:SHOWN]!r}"
-            )
+            what = f"{type(value).__name__[:SHOWN]} under {str(name)[:SHOWN]!r}"
+            raise InputError(f"{path} must hold a dict of tensors, got {what}")
     return {name: value.detach().clone() for name, value in content.items()}
 
 
@@ -161,9 +156,6 @@ class _Inert:
     def __new__(cls, *_args: object, **_kwargs: object) -> "_Inert":
         return super().__new__(cls)
 
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        pass
-
     def __setstate__(self, _state: object) -> None:
         pass
 
@@ -173,8 +165,6 @@ def _is_dense(value: object) -> bool:
     return (
         type(value) in (Tensor, nn.Parameter)
         and isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     )

@@ -2,9 +2,9 @@
 
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import mmdet.models
+import mmdet.models  # noqa: F401  (registers its models)
 from mmengine.config import Config
 
 from ghm import check
@@ -25,21 +25,12 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
     """Write the config of one training run of `variant` and of its evaluation.
 
     Args:
-        params: the checked parameters.
-        variant: a name from `params.variants`.
         manifest: of the data set, for its classes and files.
         weights: the pretrained backbone, None to start from random weights.
-        seed: of everything random.
 
     Raises:
         InputError: a loss is for the other role, is unknown, or has wrong arguments.
     """
-    split = params.splits()[0]  # for AP while training, and not trained on
-    validation = dict(
-        images=params.train.val_images,
-        annotations=_annotations(params, manifest, split),
-        dataset=_test_samples(params, manifest, split),
-    )
     return Config(
         dict(
             default_scope="mmdet",
@@ -47,18 +38,22 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
             model=_detector(params, variant, len(manifest["classes"]), weights),
             **_training(params, manifest, seed),
             **_testing(params, manifest),
-            validation=validation,
             randomness=dict(seed=seed),
-            env_cfg=dict(cudnn_benchmark=False, dist_cfg=dict(backend="nccl")),
             log_level="WARNING",
             visualizer=dict(type="Visualizer", vis_backends=None),
             # What `ghm.training` does by itself, and the weights depend on.
             speed={name: getattr(params.train, name) for name in ("precision", "channels_last", "compile", "tf32")},
             grad_clip=params.train.grad_clip,
-            resume=False,
             load_from=None,
         )
     )
+
+
+def for_run(params: Params, variant: str, seed: int) -> Config:
+    """The config of one training run and its evaluation, from what the stages `data` and `backbone` left."""
+    from ghm import backbones, data  # which build a backbone by this module
+
+    return build(params, variant, data.read_manifest(params), backbones.weights_path(params), seed)
 
 
 def backbone(model: Model) -> dict[str, Any]:
@@ -80,11 +75,7 @@ def preprocessor() -> dict[str, Any]:
 
 
 def steps(train: Train, manifest: dict[str, Any]) -> int:
-    """How many steps an epoch has.
-
-    Raises:
-        InputError: no image is left to train on.
-    """
+    """How many steps an epoch has. Raises InputError where no image is left to train on."""
     split = manifest["splits"]["train"]
     images = split["images"] - (split["images_without_boxes"] if train.filter_empty else 0)
     if images < 1:
@@ -96,7 +87,6 @@ def _detector(params: Params, variant: str, classes: int, weights: Path | None) 
     model, evaluate = params.model, params.evaluate
     expansion = 4 if BACKBONES[model.backbone]["depth"] >= 50 else 1
     init = dict(type="Pretrained", checkpoint=str(weights)) if weights else None
-    thresholds = dict(pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
     return dict(
         type="RetinaNet",
         data_preprocessor=preprocessor(),
@@ -111,8 +101,7 @@ def _detector(params: Params, variant: str, classes: int, weights: Path | None) 
         ),
         bbox_head=_head(params, variant, classes),
         train_cfg=dict(
-            assigner=dict(type="MaxIoUAssigner", **thresholds),
-            sampler=dict(type="PseudoSampler"),
+            assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
             allowed_border=-1,
             pos_weight=-1,
             debug=False,
@@ -129,7 +118,12 @@ def _detector(params: Params, variant: str, classes: int, weights: Path | None) 
 
 def _head(params: Params, variant: str, classes: int) -> dict[str, Any]:
     model = params.model
-    loss_cls, loss_bbox = (_loss(params, variant, role) for role in ("cls", "box"))
+    losses: dict[Role, dict[str, Any]] = {}
+    for role in get_args(Role):
+        module, loss = check.build(params, variant, role), params.loss(variant, role)
+        losses[role] = dict(loss.arguments, type=loss.type)
+        if role == "cls":  # mmdet's head reads in the config whether the loss takes one logit per class
+            losses[role]["use_sigmoid"] = module.use_sigmoid
     norms = {"GN": dict(type="GN", num_groups=GROUPS), "BN": dict(type="BN"), None: None}
     return dict(
         type="ghm.GHMRetinaHead",
@@ -145,18 +139,10 @@ def _head(params: Params, variant: str, classes: int) -> dict[str, Any]:
             ratios=list(model.anchors.ratios),
             strides=[8 * 2**level for level in range(model.levels)],
         ),
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
-        reg_decoded_bbox=loss_bbox["type"].endswith("IoULoss"),  # these compare boxes, the others deltas
-        loss_cls=loss_cls,
-        loss_bbox=loss_bbox,
+        reg_decoded_bbox=losses["box"]["type"].endswith("IoULoss"),  # these compare boxes, the others deltas
+        loss_cls=losses["cls"],
+        loss_bbox=losses["box"],
     )
-
-
-def _loss(params: Params, variant: str, role: Role) -> dict[str, Any]:
-    module, loss = check.build(params, variant, role), params.loss(variant, role)
-    # mmdet's head reads in the config whether the loss takes one logit per class.
-    sigmoid = dict(use_sigmoid=module.use_sigmoid) if role == "cls" else {}
-    return dict(loss.arguments, type=loss.type, **sigmoid)
 
 
 def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -202,35 +188,32 @@ def _schedule(train: Train, steps_per_epoch: int) -> list[dict[str, Any]]:
 
 
 def _testing(params: Params, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The test half. Whoever runs it sets `test_evaluator.outfile_prefix`: metrics come from the stored detections."""
-    name = params.evaluate.split
-    return dict(
-        test_dataloader=dict(
-            batch_size=params.train.batch_size,
-            num_workers=params.machine.workers,
-            drop_last=False,
-            sampler=dict(type="DefaultSampler", shuffle=False),
-            collate_fn=dict(type="ghm.collate"),
-            dataset=_test_samples(params, manifest, name),
-        ),
-        test_cfg=dict(type="TestLoop"),
-        test_evaluator=dict(
-            type="CocoMetric",
-            ann_file=_annotations(params, manifest, name),
-            metric="bbox",
-            format_only=True,
-            outfile_prefix="detections",
-        ),
-    )
-
-
-def _test_samples(params: Params, manifest: dict[str, Any], split: str) -> dict[str, Any]:
+    """Where AP is measured: `test_*` on the reported split, `validation` during training, on a split not trained on."""
     pipeline = [
         dict(type="ghm.LoadImage"),
         dict(type="ghm.Resize", scale=tuple(params.train.image_scale), keep_ratio=True),
         dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
     ]
-    return dict(type="ghm.Samples", dataset=dict(_dataset(params, manifest, split, pipeline), test_mode=True))
+    reported, watched = (
+        dict(_dataset(params, manifest, split, pipeline), test_mode=True)
+        for split in (params.evaluate.split, params.splits()[0])
+    )
+    return dict(
+        test_dataloader=dict(
+            batch_size=params.train.batch_size,
+            num_workers=params.machine.workers,
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            collate_fn=dict(type="ghm.collate"),
+            dataset=dict(type="ghm.Samples", dataset=reported),
+        ),
+        test_cfg=dict(type="TestLoop"),
+        test_evaluator=dict(type="CocoMetric", ann_file=reported["data_root"] + reported["ann_file"], metric="bbox"),
+        validation=dict(
+            images=params.train.val_images,
+            annotations=watched["data_root"] + watched["ann_file"],
+            dataset=dict(type="ghm.Samples", dataset=watched),
+        ),
+    )
 
 
 def _dataset(params: Params, manifest: dict[str, Any], split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
@@ -242,18 +225,3 @@ def _dataset(params: Params, manifest: dict[str, Any], split: str, pipeline: lis
         metainfo=dict(classes=tuple(manifest["classes"])),
         pipeline=pipeline,
     )
-
-
-def _annotations(params: Params, manifest: dict[str, Any], split: str) -> str:
-    return str(Path("data") / params.data.name / manifest["splits"][split]["annotations"])
-
-
-def for_run(params: Params, variant: str, seed: int) -> Config:
-    """The config of one training run and its evaluation, from what the stages `data` and `backbone` left."""
-    from ghm import backbones, data  # which build a backbone by this module
-
-    return build(params, variant, data.read_manifest(params), backbones.weights_path(params), seed)
-
-
-# mmdet registers its models when they are imported.
-assert mmdet.models.RetinaNet

@@ -3,16 +3,15 @@
 This is the one list of it: `dvc.yaml` names the same files and parameters, which a test holds it to.
 """
 
-import ast
 import hashlib
 import io
 import json
+import reprlib
 import tokenize
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ghm import files, losses
@@ -34,39 +33,9 @@ SOURCES = (
     "training/randomness.py",
     "training/samples.py",
 )
-# Run through by a training run, and without effect on a weight: they check, watch, save, show and start.
-WITHOUT_EFFECT = (
-    "__init__.py",
-    "backbones.py",  # its result is in the fingerprint
-    "check.py",
-    "cli.py",
-    "data/",  # likewise, but for how an image is read
-    "devices.py",
-    "errors.py",
-    "files.py",
-    "fingerprint.py",
-    "losses/__init__.py",
-    "params.py",
-    "predict.py",  # AP so far
-    "pretraining.py",  # likewise
-    "registry.py",
-    "runs.py",
-    "sections.py",
-    "training/__init__.py",
-    "training/gradient_norms.py",
-    "training/guards.py",
-    "training/processes.py",
-    "training/progress.py",
-    "training/run.py",
-    "training/state.py",
-    "training/validation.py",
-    "truth.py",
-    "words.py",
-)
 PARAMETERS = ("model", "train")  # that shape a weight beside a variant's own losses and the seed
-SHOWN = 3  # differences in a message
 HOME = Path(__file__).parent
-_PARSING = Lock()
+IDLE = (tokenize.COMMENT, tokenize.NL)
 
 
 def fingerprint(
@@ -81,13 +50,13 @@ def fingerprint(
     config = {name: value for name, value in config.items() if not name.startswith("test_") and name != "validation"}
     loader, model = config["train_dataloader"], config["model"]
     del model["test_cfg"], loader["num_workers"], loader["persistent_workers"]
-    head = model["bbox_head"]
+    used = [loss_sources(model["bbox_head"][name]["type"]) for name in ("loss_cls", "loss_bbox")]
     return {
         "config": config,
         "data": training_data(manifest),
         "backbone": backbone,
         "resume_from": files.digest(resume_from) if resume_from else None,
-        "code": code([head["loss_cls"]["type"], head["loss_bbox"]["type"]]),
+        "code": checksums({*SOURCES, *used[0], *used[1]}),
         "libraries": libraries(),
     }
 
@@ -108,15 +77,6 @@ def data_checksum(manifest: dict[str, Any]) -> str:
     return key({"data": training_data(manifest)})
 
 
-def code(losses: Iterable[str]) -> dict[str, str]:
-    """File of the package `ghm` that a weight depends on -> checksum of what it does.
-
-    Args:
-        losses: types of losses, as a config names them.
-    """
-    return checksums({*SOURCES, *(name for loss in losses if loss.startswith("ghm.") for name in loss_sources(loss))})
-
-
 def checksums(names: Iterable[str]) -> dict[str, str]:
     """File of the package `ghm` -> checksum of what it does."""
     texts = {name: essence((HOME / name).read_text(encoding="utf-8")) for name in sorted(names)}
@@ -135,41 +95,25 @@ def _version(package: str) -> str:
         return version(f"{package}-headless")
 
 
-@cache
-def _tree(source: str) -> ast.Module:
-    with _PARSING:  # Python 3.11 counts the depth of what all threads parse together
-        return ast.parse(source)
-
-
 def loss_sources(loss: str) -> set[str]:
-    """The files of the package that a loss of ours runs through."""
-    paths: set[str] = set()
-    modules = [getattr(losses, loss.removeprefix("ghm.")).__module__]
-    while modules:
-        path = f"{modules.pop().removeprefix('ghm.').replace('.', '/')}.py"
-        if path in paths or not (HOME / path).is_file():
-            continue
-        paths.add(path)
-        for node in ast.walk(_tree((HOME / path).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ghm.losses"):
-                modules += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return paths
+    """The files of the package that a type of loss may run through: of ours, its own file and what losses share."""
+    if not loss.startswith("ghm."):
+        return set()
+    modules = {name: getattr(losses, name).__module__.rpartition(".")[2] for name in losses.__all__}
+    others = {module for name, module in modules.items() if name != loss.removeprefix("ghm.")}
+    names = {path.stem for path in (HOME / "losses").glob("*.py")} - others - {"__init__", "checks"}
+    return {f"losses/{name}.py" for name in names}
 
 
 def essence(source: str) -> str:
-    """A program without what cannot change what it does: comments, docstrings, empty lines."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(_tree(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if isinstance(first, ast.Expr) and ast.get_docstring(node) is not None:
-                for row in range(first.lineno, (first.end_lineno or first.lineno) + 1):
-                    lines[row - 1] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    """What a program does: its tokens without comments, docstrings and empty lines."""
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in IDLE]
+    kept, is_new = [], True  # at the beginning of a statement
+    for token, following in pairwise(tokens):
+        if not (is_new and token.type == tokenize.STRING and following.type == tokenize.NEWLINE):
+            kept.append((token.type, token.string))
+        is_new = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    return repr(kept)
 
 
 def key(parts: dict[str, Any]) -> str:
@@ -193,28 +137,19 @@ def conditions(parts: dict[str, Any]) -> dict[str, str]:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What of `before` is different in `after`, the first few in words."""
-    old, new = _flat(before), _flat(after)
-    changed = [name for name in old | new if old.get(name, ...) != new.get(name, ...)]
-    sentences = []
-    for name in changed[:SHOWN]:
+    """What of a fingerprint has changed, the first three in words."""
+    changes = [*_changes(before, after)]
+    return ", ".join(changes[:3]) + f" and {len(changes) - 3} more" * (len(changes) > 3)
+
+
+def _changes(before: Any, after: Any, name: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in before | after:
+            yield from _changes(before.get(key, "absent"), after.get(key, "absent"), f"{name}.{key}".lstrip("."))
+    elif before != after:
         section, _, rest = name.partition(".")
-        values = [json.dumps(values.get(name, "absent")) for values in (old, new)]
-        was, now = (value if len(value) <= 40 else f"{value[:37]}..." for value in values)
-        sentences.append(f"ghm/{rest} changed" if section == "code" else f"{rest or name} was {was} and is {now}")
-    return ", ".join(sentences) + f" and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Names with dots -> values that are no containers; items of a list by their number."""
-    if isinstance(value, list) and value:
-        value = dict(enumerate(value))
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    flat: dict[str, Any] = {}
-    for inner, item in value.items():
-        flat |= _flat(item, f"{name}.{inner}" if name else str(inner))
-    return flat
+        values = f" was {reprlib.repr(before)} and is {reprlib.repr(after)}"
+        yield f"ghm/{rest} changed" if section == "code" else f"{rest or name}{values}"
 
 
 def latest(folder: Path, prefix: str) -> dict[str, Any] | None:

@@ -12,31 +12,27 @@ _log = logging.getLogger(__name__)
 
 
 def covering(texts: Iterable[str]) -> list[FontEntry]:
-    """STANDARD, and after it as few fonts as it takes to have every letter of `texts`, those that have most first.
+    """STANDARD, and after it the font that has most of the letters of `texts` that STANDARD lacks.
 
-    Letters that no font of this machine has are warned of, once.
+    Letters that neither has are warned of, once.
     """
-    chosen = [next(entry for entry in fontManager.ttflist if entry.name == STANDARD and _is_upright(entry))]
+    # The Last Resort font has a box for every letter.
+    fonts = [entry for entry in fontManager.ttflist if not entry.name.startswith("Last Resort")]
+    fonts.sort(key=lambda entry: (entry.weight != 400, entry.style != "normal", entry.name))
+    standard = next(entry for entry in fonts if entry.name == STANDARD)
     wanted = {letter for text in texts for letter in text if letter.isprintable()}
-    missing = wanted - _letters(chosen[0], wanted)
-    candidates = [(entry, _letters(entry, missing)) for entry in fontManager.ttflist] if missing else []
-    while missing:
-        best, has = max(candidates, key=lambda pair: (len(missing & pair[1]), _is_upright(pair[0]), pair[0].name))
-        if not missing & has:
-            _warn("".join(sorted(missing)))
-            break
-        chosen.append(best)
-        missing -= has
-    return chosen
+    missing = wanted - _letters(standard, wanted)
+    if not missing:
+        return [standard]
+    best = max(fonts, key=lambda entry: len(_letters(entry, missing)))
+    if without := missing - _letters(best, missing):
+        _warn(" ".join(sorted(without)[:10]))
+    return [standard, best]
 
 
 def most_of(text: str) -> str:
     """The file of the font that has most letters of a text, STANDARD where that is no matter."""
     return max(covering([text]), key=lambda entry: len(_letters(entry, set(text)))).fname
-
-
-def _is_upright(entry: FontEntry) -> bool:
-    return (entry.style, entry.weight, entry.stretch) == ("normal", 400, "normal")
 
 
 def _letters(entry: FontEntry, wanted: set[str]) -> set[str]:
@@ -50,10 +46,9 @@ def _letters(entry: FontEntry, wanted: set[str]) -> set[str]:
 
 
 @cache
-def _warn(missing: str) -> None:
-    shown = " ".join(missing[:10]) + " ..." * (len(missing) > 10)
+def _warn(letters: str) -> None:
     _log.warning(
-        "no font of this machine has %s, drawn as empty boxes in figures: install a font with such letters, for "
-        "example Noto Sans CJK or Noto Emoji",
-        shown,
+        "no font of this machine has %s, drawn as empty boxes in figures: install for example Noto Sans CJK or Noto "
+        "Emoji",
+        letters,
     )

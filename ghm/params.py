@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StrictBool
 
 from ghm import sections
 from ghm.errors import InputError
-from ghm.sections import Count, CountOrZero, Key, NotNegative, Positive, Section, Seed, Share
+from ghm.sections import Count, CountOrZero, NotNegative, Positive, Section, Seed, Share
 
 
 def _inside(value: str) -> str:
@@ -42,7 +42,7 @@ class Variant(Section):
     cls: str
     box: str
     # section -> arguments
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"words": "one of these sections"})
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,14 @@ class Model(Section):
     anchors: Anchors
 
     def broken(self) -> Iterator[str]:
-        channels, pretrained = self.head_channels, self.pretrained
-        if self.head_norm == "GN" and channels % GROUPS:
+        if self.head_norm == "GN" and (channels := self.head_channels) % GROUPS:
             yield f"model.head_channels must be a multiple of {GROUPS} with model.head_norm: GN, got {channels}"
         if self.base_channels != 64 and self.backbone.startswith("resnext"):
             yield f"model.base_channels must be 64 with model.backbone: {self.backbone}, got {self.base_channels}"
-        if self.pretrained_sha256 and pretrained in (None, "digits"):
-            setting = f"model.pretrained: {pretrained or 'null'}"
-            yield f"model.pretrained_sha256 must be null with {setting}, got {self.pretrained_sha256!r}"
-        if pretrained is None and self.load_from is None and self.frozen_stages >= 0:
-            stages = f"got {self.frozen_stages}: random weights would stay random"
-            yield f"model.frozen_stages must be -1 when model.pretrained is null, {stages}"
+        if self.pretrained_sha256 and self.pretrained in (None, "digits"):
+            yield f"model.pretrained_sha256 must be null without a file to check, got {self.pretrained_sha256!r}"
+        if self.pretrained is None and self.load_from is None and self.frozen_stages >= 0:
+            yield f"model.frozen_stages must be -1 when model.pretrained is null, got {self.frozen_stages}"
 
 
 @dataclass(frozen=True)
@@ -213,7 +210,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     machine: Machine
-    losses: dict[str, Loss] = field(default_factory=dict, metadata={"words": "loss sections, which have a `type`"})
+    losses: dict[str, Loss] = field(default_factory=dict)
 
     def broken(self) -> Iterator[str]:
         for name, variant in self.variants.items():
@@ -232,8 +229,7 @@ class Params(Section):
         if self.train.epochs == 0 and self.model.load_from is None:
             yield "train.epochs must be 1 or greater when model.load_from is null, got 0"
         if self.train.resume_from and self.model.load_from:
-            resumed = f"got {self.train.resume_from!r}: a training run starts from one checkpoint"
-            yield f"train.resume_from must be null when model.load_from is set, {resumed}"
+            yield f"train.resume_from must be null when model.load_from is set, got {self.train.resume_from!r}"
         if self.evaluate.split not in self.splits():
             allowed = f"{' or '.join(self.splits())} with data.name: {self.data.name}"
             yield f"evaluate.split must be {allowed}, got {self.evaluate.split!r}"
@@ -245,11 +241,7 @@ class Params(Section):
         return {"coco": ("val",), "voc": ("test",)}.get(self.data.name, ("val", "test"))
 
     def variant(self, name: str) -> Variant:
-        """Return the variant `name`.
-
-        Raises:
-            InputError: there is no such variant.
-        """
+        """The variant `name`. Raises InputError where there is none."""
         if name not in self.variants:
             raise InputError(f"the variant must be one of {', '.join(self.variants)}, got {name!r}")
         return self.variants[name]
@@ -268,11 +260,7 @@ class Params(Section):
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
-    """Read and check a parameter file.
-
-    Raises:
-        InputError: the file is missing, is no YAML mapping, or keys or values in it are wrong.
-    """
+    """Read and check a parameter file. Raises InputError where it is missing, no such file, or wrong: see `parse`."""
     return parse(sections.read(path))
 
 
@@ -286,7 +274,7 @@ def parse(content: Mapping[str, Any]) -> Params:
     known["losses"] = {name: _gathered(loss, Loss, "arguments") for name, loss in known["losses"].items()}
     if isinstance(variants := known.get("variants"), Mapping):
         known["variants"] = {name: _gathered(variant, Variant, "overrides") for name, variant in variants.items()}
-    return sections.build(Params, known, _key)
+    return sections.build(Params, known, hidden=("losses", "arguments", "overrides"))
 
 
 def _gathered(content: Any, cls: type, into: str) -> Any:
@@ -296,9 +284,3 @@ def _gathered(content: Any, cls: type, into: str) -> Any:
     names = {section.name for section in fields(cls)} - {into}
     named = {name: value for name, value in content.items() if name in names}
     return {**named, into: {name: value for name, value in content.items() if name not in names}}
-
-
-def _key(key: Key) -> Key:
-    """A key in `params.yaml`, from that in `Params`."""
-    added = {(0, "losses"), (2, "arguments"), (2, "overrides")}
-    return tuple(part for place, part in enumerate(key) if (place, part) not in added)

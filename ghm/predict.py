@@ -1,22 +1,62 @@
-"""The one way to run a detector: batches of images -> boxes, scores and classes.
+"""The one way to run a detector: a checkpoint and batches of images -> boxes, scores and classes.
 
 Shapes: N detections of an image.
 """
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
 
+from ghm import checkpoints, devices
 from ghm.errors import InputError
 
 if TYPE_CHECKING:
     from ghm.training.samples import BadImages
 
 _log = logging.getLogger(__name__)
+
+
+def load(cfg: Config, checkpoint: Path, described_in: str, device: Any = None) -> Any:
+    """Build the detector of a config and give it the weights of a checkpoint.
+
+    Args:
+        cfg: mmdet's. `speed`, which our runs have, says whether CUDA rounds to TF32 and how weights lie in memory.
+        checkpoint: only tensors are read. A detector needs no state of its losses.
+        described_in: where the config is from, for messages.
+        device: CUDA where there is one, or else the CPU.
+
+    Returns:
+        mmdet's detector in evaluation mode.
+
+    Raises:
+        InputError: mmdet cannot build the model, or the checkpoint is no checkpoint or does not fit.
+    """
+    init_default_scope(cfg.get("default_scope") or "mmdet")
+    try:
+        model: Any = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))  # mmdet writes into it
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, ImportError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or ["?"])[-1]
+        raise InputError(f"{described_in} describes no model that mmdet can build: {reason}") from error
+    state, report = checkpoints.select(checkpoints.read_state(checkpoint), model.state_dict())
+    report.require(f"{checkpoint} does not fit {described_in}", spare=lambda name: ".loss_" in name)
+    if any(".loss_" not in name for name in report.unexpected):
+        _log.warning("%s: %s", checkpoint, report)
+    model.load_state_dict(state, strict=False)
+    model.to(device or devices.choose()).eval()
+    if "speed" in cfg:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.speed.tf32
+        if cfg.speed.channels_last:
+            model.to(memory_format=torch.channels_last)
+    return model
 
 
 @dataclass(frozen=True)
@@ -36,13 +76,9 @@ class Detections:
         """In COCO's result format; `category_ids` are those of the labels."""
         rows = zip(self.box_N4.tolist(), self.score_N.tolist(), self.label_N.tolist(), strict=True)
         return [
-            {
-                "image_id": image_id,
-                "bbox": [left, top, right - left, bottom - top],
-                "score": score,
-                "category_id": category_ids[label],
-            }
+            {"image_id": image_id, "bbox": box, "score": score, "category_id": category_ids[label]}
             for (left, top, right, bottom), score, label in rows
+            for box in [[left, top, right - left, bottom - top]]
         ]
 
 
@@ -52,10 +88,9 @@ def predict(
     """Detect on batches of images.
 
     Args:
-        model: a detector of mmdet in evaluation mode, as `ghm.detector.load` returns it.
+        model: a detector of mmdet in evaluation mode, as `load` returns it.
         batches: mmdet's `inputs` and `data_samples`, and `unreadable`, as `ghm.collate` puts them together.
-        bad_images: names the images that cannot be read, counts them, and says when they are too many. Without it they
-            are left out in silence.
+        bad_images: counts the images that cannot be read, and says when they are too many; None: leave them out.
 
     Yields:
         For each image that can be read, in order: mmdet's data sample (`img_id`, `img_path`, `ori_shape`) and the
@@ -78,10 +113,7 @@ def predict(
         except NotImplementedError as error:
             raise InputError(str(error)) from error
         for sample in samples:
-            yield sample, _detections(sample.pred_instances)
-
-
-def _detections(instances: Any) -> Detections:
-    box_N4, score_N = (tensor.float().cpu().numpy() for tensor in (instances.bboxes, instances.scores))
-    order_N = np.argsort(-score_N, kind="stable")
-    return Detections(box_N4[order_N], score_N[order_N], instances.labels.cpu().numpy()[order_N])
+            instances = sample.pred_instances
+            box_N4, score_N = (tensor.float().cpu().numpy() for tensor in (instances.bboxes, instances.scores))
+            order_N = np.argsort(-score_N, kind="stable")
+            yield sample, Detections(box_N4[order_N], score_N[order_N], instances.labels.cpu().numpy()[order_N])

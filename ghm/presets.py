@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ghm import files, params, sections
+from ghm import check, files, params, sections
 from ghm.cli import run
 from ghm.errors import InputError
 
@@ -24,17 +24,23 @@ def apply(name: str) -> str:
     Raises:
         InputError: there is no such preset, or the result would not be valid; then nothing is written.
     """
-    preset = _read(name)
-    params.load(PARAMS)
+    preset, parameters = _read(name), params.load(PARAMS)
     before = PARAMS.read_text(encoding="utf-8")
     yaml = YAML()  # configured as DVC configures it for `-S`, so that both write the same form
     content = yaml.load(before)
-    if not _merge(content, preset):
+    _merge(content, preset)
+    meant = params.parse(content)
+    if meant == parameters:
         return ""
+    check.losses(meant)
     text = io.StringIO()
     yaml.dump(content, text)
     after = text.getvalue()
-    if not _means(after, params.parse(content)):
+    try:
+        is_meant = params.parse(YAML(typ="safe").load(after)) == meant
+    except (YAMLError, InputError):
+        is_meant = False
+    if not is_meant:
         raise InputError(
             f"{PARAMS} would not mean what it should with the preset {name}: put comments that stand beside a list "
             "or right after it on the line above it; nothing was changed"
@@ -59,24 +65,12 @@ def _read(name: str) -> dict[str, Any]:
     return content
 
 
-def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> bool:
-    """Whether anything changed."""
-    changed = False
+def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None:
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(content.get(key), MutableMapping):
-            changed |= _merge(content[key], value)
-        elif content.get(key, ...) != value:
+            _merge(content[key], value)
+        elif content.get(key, ...) != value:  # an equal value keeps its form and its comments
             content[key] = value
-            changed = True
-    return changed
-
-
-def _means(text: str, parameters: params.Params) -> bool:
-    """Whether the text of a parameter file, read back, gives these parameters."""
-    try:
-        return params.parse(YAML(typ="safe").load(text)) == parameters
-    except (YAMLError, InputError):
-        return False
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-import mmdet.models
 import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
@@ -104,7 +103,3 @@ def _fit(model: _Classifier, image_N3HW: Tensor, label_N: Tensor, settings: Back
                 optimizer.step()
                 schedule.step()
                 progress.update()
-
-
-# mmdet registers its models when they are imported.
-assert mmdet.models.ResNet

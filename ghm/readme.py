@@ -37,11 +37,11 @@ def table(parameters: Params, report: str) -> str:
     head, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines] or [[], []]
     if [row[0] for row in rows] != [names.markdown(name) for name in parameters.variants]:
         raise InputError(f"{REPORT} is not of the variants of params.yaml: run `dvc repro`")
-    shown = [place for place, cell in enumerate(head) if COLUMNS.fullmatch(cell)]
-    cells = [["variant", *(head[place] for place in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
+    shown = [column for column, cell in enumerate(head) if COLUMNS.fullmatch(cell)]
+    cells = [["variant", *(head[column] for column in shown), "losses"], ["---", *["---:"] * len(shown), "---"]]
     for name, row in zip(parameters.variants, rows, strict=True):
         losses = " + ".join(_name(parameters.loss(name, role)) for role in ("cls", "box"))
-        cells.append([names.code(name), *(row[place] for place in shown), losses])
+        cells.append([names.code(name), *(row[column] for column in shown), losses])
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
@@ -58,7 +58,7 @@ def written(readme: str, content: str) -> str:
     """
     if not TABLE.search(readme):
         raise InputError(f"{README} has no lines <!-- table ... --> and <!-- end of table --> to write between")
-    return TABLE.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", readme, count=1)
+    return TABLE.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", readme, count=1)
 
 
 def main() -> None:

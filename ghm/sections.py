@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -25,7 +25,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 # Type of pydantic's error -> what is allowed, where pydantic names types of Python.
 ALLOWED = {
     "bool_type": "true or false",
-    "dataclass_type": "a section with {keys}",
+    "dataclass_type": "a section",
     "dict_type": "a section",
     "string_pattern_mismatch": "a text like {pattern}",
     "string_type": "a text",
@@ -33,7 +33,6 @@ ALLOWED = {
     "tuple_type": "a list",
 }
 Built = TypeVar("Built")
-Key = tuple[str | int, ...]
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
@@ -52,30 +51,25 @@ class Section:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a YAML file with sections, unchecked.
-
-    Raises:
-        InputError: the file is missing or is no YAML mapping.
-    """
+    """The content of a YAML file with sections, unchecked. Raises InputError where it is missing or no such file."""
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run from the repository's root, or restore it with git") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         line = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
         raise InputError(f"{path} is not valid YAML{line}: {problem}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold sections like `train:`, got {type(content).__name__}")
     return content
 
 
-def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda key: key) -> Built:
+def build(cls: type[Built], content: object, hidden: Container[str] = ()) -> Built:
     """Make a dataclass from a section.
 
     Args:
-        name: the key in the file, from that in `content`.
+        hidden: names of fields that gather what the file has one level higher.
 
     Raises:
         InputError: all that is wrong, a line each: key, what is allowed, value.
@@ -87,7 +81,7 @@ def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda
     sentences = []
     for problem in problems:
         kind, path, value, context = problem["type"], problem["loc"], problem["input"], problem.get("ctx", {})
-        key = dotted(name(path))
+        key = _dotted([part for part in path if part not in hidden])
         if kind == "missing":
             sentences.append(f"{key} is missing")
         elif kind in ("unexpected_keyword_argument", "invalid_key"):
@@ -95,8 +89,7 @@ def build(cls: type[Built], content: object, name: Callable[[Key], Key] = lambda
         elif isinstance(context.get("error"), InputError):  # of `Section.broken`, whose sentences are whole
             sentences.append(str(context["error"]))
         else:
-            keys = ", ".join(_keys(cls, path)) if kind == "dataclass_type" else ""
-            words = ALLOWED.get(kind, "").format(**context, keys=keys)
+            words = ALLOWED.get(kind, "").format(**context)
             words = words or re.sub("^(Input should be|Value error,) ", "", problem["msg"])
             sentences.append(f"{key} must be {words}, got {value!r}")
     raise InputError("\n".join(sentences))
@@ -109,18 +102,18 @@ def unknown(key: str, value: object, known: Iterable[str]) -> str:
     return f"{key} is not a known key, got {value!r}{meant} allowed: {', '.join(known)}"
 
 
-def dotted(key: Key) -> str:
+def _dotted(key: Sequence[str | int]) -> str:
     """A key as people type it: `train.image_scale[0]`."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in key]
     return "".join(parts).removeprefix(".").removesuffix(".[key]")
 
 
-def _keys(cls: Any, path: Key) -> list[str]:
-    """The keys of the section that `path` leads to, or the words for what a field of it gathers."""
+def _keys(cls: Any, path: Sequence[str | int]) -> list[str]:
+    """The keys of the section that `path` leads to."""
     for part in path:
         if dataclasses.is_dataclass(cls):
             cls = get_type_hints(cls)[str(part)]
             cls = get_args(cls)[0] if type(None) in get_args(cls) else cls
         else:  # dict[str, X] or tuple[X, ...]
             cls = next(filter(dataclasses.is_dataclass, get_args(cls)))
-    return [field.metadata.get("words", field.name) for field in dataclasses.fields(cls)]
+    return [field.name for field in dataclasses.fields(cls)]

@@ -21,7 +21,7 @@ def read(annotations: Path) -> Record:
     content = json.loads(annotations.read_bytes())
     for number, box in enumerate(content["annotations"], start=1):
         box["id"] = number
-        box.setdefault("iscrowd", 0)
+        box["iscrowd"] = box.get("iscrowd") or 0
     return content
 
 

@@ -7,9 +7,9 @@ from stages import run
 
 
 def main() -> None:
-    given = params.load()
-    data.ensure(given)  # the gallery shows images
-    report.write(given, Path(), Path("reports/built"))
+    parameters = params.load()
+    data.ensure(parameters)  # the gallery shows images
+    report.write(parameters, Path(), Path("reports/built"))
 
 
 if __name__ == "__main__":

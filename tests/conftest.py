@@ -1,14 +1,17 @@
 """Shared by all tests: quiet imports, and a workspace with the tiny preset."""
 
+import copy
 import os
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from tqdm import tqdm
 
 # Before torch is imported: importing mmengine may start CUDA, and what is forked after that cannot use it. Tests that
@@ -32,6 +35,42 @@ tqdm.set_lock(threading.RLock())
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest file, so that it does not run alone at the end."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+def changed(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the content of a parameter file with other values, named like `train.lr`."""
+    result = copy.deepcopy(dict(content))
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = result
+        for name in path:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return result
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values that are no sections, named like `train.lr`."""
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return values
+
+
+def override_file(path: Path, values: Mapping[str, Any]) -> None:
+    """As `dvc exp run -S key=value ...` does."""
+
+    def word(value: object) -> str:
+        if isinstance(value, Mapping):
+            return "{" + ",".join(f"{name}: {word(item)}" for name, item in value.items()) + "}"
+        return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+    apply_overrides(path, [f"{key}={word(value)}" for key, value in values.items()])
+
+
+def comments(text: str) -> list[str]:
+    """Those of a YAML file."""
+    return [line.split("#", 1)[1].strip() for line in text.splitlines() if "#" in line]
 
 
 @contextmanager

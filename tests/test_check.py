@@ -1,29 +1,20 @@
 """Laws of the check before a run: a wrong loss is named by its key; and of the schema, which editors read."""
 
-import copy
 import json
+from contextlib import nullcontext
 from typing import Any
 
+import fastjsonschema
 import pytest
 from ruamel.yaml import YAML
 
 from ghm import check, params
 from ghm.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, changed
 
 TEXT = (ROOT / "params.yaml").read_text()
 COMMITTED = YAML(typ="safe").load(TEXT)
-
-
-def changed(changes: dict[str, Any]) -> params.Params:
-    content = copy.deepcopy(COMMITTED)
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        section = content
-        for name in path:
-            section = section.setdefault(name, {})
-        section[last] = value
-    return params.parse(content)
+SCHEMA = json.loads((ROOT / check.SCHEMA).read_text())
 
 
 @pytest.mark.parametrize(
@@ -71,23 +62,44 @@ def changed(changes: dict[str, Any]) -> params.Params:
 )
 def test_wrong_losses_are_named_at_once_by_their_keys(changes: dict[str, Any], sentences: list[str]):
     with pytest.raises(InputError) as caught:
-        check.losses(changed(changes))
+        check.losses(params.parse(changed(COMMITTED, changes)))
     assert str(caught.value).splitlines() == sentences
 
 
 @pytest.mark.parametrize("section", ["focal", "ohem", "cross_entropy", "ghmc", "smooth_l1", "ghmr"])
 def test_every_section_of_the_committed_file_holds_a_loss(section: str):
     role = "box" if section in ("smooth_l1", "ghmr") else "cls"
-    check.losses(changed({f"variants.fl_sl1.{role}": section}))
+    check.losses(params.parse(changed(COMMITTED, {f"variants.fl_sl1.{role}": section})))
 
 
-def test_the_schema_that_params_yaml_names_is_current_and_knows_losses_and_overrides():
+def test_the_schema_that_params_yaml_names_is_current():
     assert TEXT.startswith(f"# yaml-language-server: $schema={check.SCHEMA}\n")
-    schema = json.loads((ROOT / check.SCHEMA).read_text())
-    assert check.schema() == schema, "python -m ghm.check --schema"
-    assert schema["additionalProperties"] == {"$ref": "#/$defs/Loss"}  # other sections hold losses
-    variant, loss, train = (schema["$defs"][name] for name in ("Variant", "Loss", "Train"))
-    assert list(variant["properties"]) == variant["required"] == ["cls", "box"]
-    assert variant["additionalProperties"] == {"type": "object"}
-    assert loss["required"] == ["type"] and loss["additionalProperties"] is True
-    assert train["additionalProperties"] is False
+    assert check.schema() == SCHEMA, "python -m ghm.check --schema"
+
+
+GIOU = {"variants.fl_giou": {"cls": "focal", "box": "giou", "focal": {"gamma": 1.0}}, "giou": {"type": "GIoULoss"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "is_right"),
+    [
+        ({"train.ema_momentum": 0.0002, "train.grad_clip": None, "seeds": [0, 1, 2]}, True),
+        ({"custom.test": {"annotations": "test.json", "images": "test"}}, True),
+        (GIOU, True),
+        ({"train.lr": 0}, False),
+        ({"train.epoch": 3}, False),
+        ({"model.head_norm": "LN"}, False),
+        ({"model.anchors.ratios": [1.0, -1]}, False),
+        ({"seeds": []}, False),
+        ({"custom.val": None}, False),
+        ({"variants.fl_sl1": {"cls": "focal"}}, False),
+        ({"variants.fl_sl1.focal": 1}, False),
+        ({"trian": {"epochs": 3}}, False),
+    ],
+)
+def test_the_schema_accepts_what_is_allowed_and_refuses_what_is_refused(values: dict[str, Any], is_right: bool):
+    content = changed(COMMITTED, values)
+    with nullcontext() if is_right else pytest.raises(InputError):
+        params.parse(content)
+    with nullcontext() if is_right else pytest.raises(fastjsonschema.JsonSchemaException):
+        fastjsonschema.validate(SCHEMA, content)

@@ -1,10 +1,9 @@
 """Laws of other people's checkpoints: tensors are taken, nothing is executed, no name is lost unsaid."""
 
-import io
 import logging
 import os
 import pickle
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ def refused(path: Path) -> str:
     [
         STATE,
         {"state_dict": STATE, "epoch": 3},
-        {"model": STATE, "optimizer": {}},
         {"model": {"state_dict": STATE}},
         {name: nn.Parameter(value, requires_grad=False) for name, value in STATE.items()},
     ],
@@ -95,21 +93,15 @@ CALLS = {
     "mkdir": Call(os.mkdir, "executed"),
     "system": Call(os.system, "mkdir executed"),
     "eval": Call(eval, "__import__('os').mkdir('executed')"),
-    "exec": Call(exec, "import os; os.mkdir('executed')"),
-    "path": Call(Path.mkdir, Path("executed")),
-    "import": Call(getattr, Call(__import__, "os"), "mkdir"),
     "attribute": Call(
         Call(getattr, Call(getattr, Call(__import__, "builtins"), "__dict__"), "eval"), "open('executed', 'w')"
     ),
-    "partial": Call(map, Call(getattr, Path, "touch"), [Path("executed")]),
     "load": Call(torch.load, "other.pth", None, None),
 }
 PLACES = {
     "alone": lambda call: call,
     "as the state dict": lambda call: {"state_dict": call},
-    "as a tensor": lambda call: {**STATE, "conv.bias": call},
     "beside": lambda call: {"state_dict": STATE, "meta": {"hook": call}},
-    "in the optimiser": lambda call: {"state_dict": STATE, "optimizer": [call]},
 }
 
 
@@ -121,7 +113,7 @@ def test_no_pickle_is_ever_executed(
 ):
     monkeypatch.chdir(tmp_path)
     torch.save(PLACES[place](CALLS[call]), "hostile.pth", _use_new_zipfile_serialization=zipped)
-    if place in ("beside", "in the optimiser"):
+    if place == "beside":
         # What lies beside the tensors may be refused or be left where it is.
         try:
             assert same(checkpoints.read_state(Path("hostile.pth")), STATE)
@@ -146,10 +138,8 @@ def test_these_pickles_do_execute_where_they_are_trusted(tmp_path: Path, monkeyp
         ([torch.zeros(1)], "must hold a dict of tensors, got an object of type list"),
         (nn.Linear(2, 2), "must hold a dict of tensors, got an object of type torch.nn.modules.linear.Linear"),
         ({"epoch": 3, "weight": torch.zeros(1)}, "must hold a dict of tensors, got int under 'epoch'"),
-        ({3: torch.zeros(1)}, "must hold a dict of tensors, got Tensor under '3'"),
         ({"weight": np.zeros(3)}, "numpy._core.multiarray._reconstruct under 'weight'"),
         ({"weight": torch.zeros(1).expand(10**12)}, "got Tensor under 'weight'"),
-        ({"weight": torch.zeros(3, device="meta")}, "got Tensor under 'weight'"),
         ({"weight": torch.eye(3).to_sparse()}, "got Tensor under 'weight'"),
     ],
 )
@@ -158,40 +148,22 @@ def test_what_is_no_dict_of_dense_tensors_is_refused(tmp_path: Path, content: An
     assert words in refused(tmp_path / "own.pth")
 
 
-def whole() -> bytes:
-    buffer = io.BytesIO()
-    torch.save(openmmlab(STATE), buffer)
-    return buffer.getvalue()
-
-
-NO_CHECKPOINTS = {
-    "empty": b"",
-    "a page": b"<html>404</html>",
-    "a bare pickle": pickle.dumps(STATE),
-    "a head": whole()[:500],
-    "cut": whole()[:-40],
-}
-
-
-@pytest.mark.parametrize("content", NO_CHECKPOINTS.values(), ids=list(NO_CHECKPOINTS))
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes):
-    (tmp_path / "own.pth").write_bytes(content)
-    refused(tmp_path / "own.pth")
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
+    path = tmp_path / "own.pth"
+    torch.save(openmmlab(STATE), path)
     refused(tmp_path / "none.pth")
+    whole = path.read_bytes()
+    for content in (b"", b"<html>404</html>", pickle.dumps(STATE), whole[:500], whole[:-40]):
+        path.write_bytes(content)
+        refused(path)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder_q.", "model.0.body."])
+@pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
 def test_the_names_are_found_behind_any_beginning(prefix: str):
     state = {**{prefix + name: value for name, value in STATE.items()}, f"{prefix}fc.weight": torch.zeros(1)}
     found, said = checkpoints.select(state, STATE)
     assert same(found, STATE)
-    assert asdict(said) == {
-        "prefix": prefix,
-        "loaded": 2,
-        "missing": [],
-        "unexpected": [f"{prefix}fc.weight"],
-        "other_shape": [],
-    }
+    assert said == checkpoints.Report(prefix, 2, [], [f"{prefix}fc.weight"], [])
     assert str(said) == f"2 tensors loaded, 0 missing, 0 of another shape, 1 unexpected ({prefix}fc.weight)"
 
 
@@ -212,9 +184,6 @@ def test_only_counters_of_batches_and_what_is_spare_may_be_missing():
     with pytest.raises(InputError, match=words):
         said.require("no fit")
     said.require("no fit", spare=lambda name: name in ("loss.acc_sum", "conv.weight"))
-    _, said = checkpoints.select({"other": torch.zeros(1)}, STATE)
-    with pytest.raises(InputError, match="1 tensor missing, 0 of another shape, for example conv.weight"):
-        said.require("no fit")
 
 
 # A whole detector to start from.
@@ -343,7 +312,6 @@ def test_a_detector_that_does_not_fit_is_refused(parameters: params.Params):
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
-        ("train", {"epochs": 0}, "train.epochs must be 1 or greater when model.load_from is null, got 0"),
         ("model", {"pretrained": None, "frozen_stages": 1}, "model.frozen_stages must be -1 when model.pretrained is"),
         ("model", {"pretrained_sha256": "0123456789"}, "model.pretrained_sha256 must be null with model.pretrained"),
         ("model", {"backbone": "resnext101_32x4d"}, "model.base_channels must be 64 with model.backbone: resnext101"),

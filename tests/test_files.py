@@ -8,24 +8,17 @@ from ghm import files
 
 
 def test_a_folder_appears_whole_and_takes_the_place_of_the_old_one(tmp_path: Path):
-    place = tmp_path / "out"
-    place.mkdir()
-    (place / "old").touch()
-    with files.whole_folder(place) as folder:
-        (folder / "new").touch()
-        assert (place / "old").exists()
-    assert [path.name for path in place.iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path):
-    place = tmp_path / "out"
-    place.mkdir()
-    (place / "old").touch()
-    with pytest.raises(KeyboardInterrupt), files.whole_folder(place) as folder:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    with pytest.raises(KeyboardInterrupt), files.whole_folder(out) as folder:
         (folder / "half").touch()
         raise KeyboardInterrupt
-    assert [path.name for path in place.iterdir()] == ["old"]
+    assert [path.name for path in out.iterdir()] == ["old"]
+    with files.whole_folder(out) as folder:
+        (folder / "new").touch()
+        assert (out / "old").exists()
+    assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mmengine.config import Config
 
 import ghm
-from ghm import backbones, data, fingerprint, params
+from ghm import backbones, data, files, fingerprint, params
 from ghm.config import for_run
 
 HOME = Path(ghm.__file__).parent
@@ -42,15 +40,6 @@ def with_section(name: str, **changes: Any) -> Config:
     return config(replace(parameters, **{name: replace(getattr(parameters, name), **changes)}))
 
 
-def test_the_same_run_has_the_same_key_of_12_hex_digits_and_its_config_stays_as_it_is(workspace: Path):
-    cfg = config()
-    before = copy.deepcopy(cfg.to_dict())
-    first = key(cfg)
-    assert len(first) == 12 and int(first, 16) >= 0
-    assert key() == first
-    assert cfg.to_dict() == before
-
-
 OTHERS: dict[str, dict[str, Any]] = {
     "anchors": {"anchors": params.Anchors(3.0, 3, (1.0,))},
     "ema_momentum": {"ema_momentum": 0.01},
@@ -75,9 +64,13 @@ def test_every_parameter_that_shapes_the_weights_changes_the_key(workspace: Path
         assert key(with_section(section, **OTHERS.get(name, {name: other}))) != first, name
 
 
-def test_variant_and_seed_change_the_key(workspace: Path):
-    keys = [key(), key(config(seed=1)), key(config(variant="ghmc_sl1")), key(config(variant="ghmc_smooth"))]
-    assert len(set(keys)) == 4
+def test_variant_and_seed_change_the_key_of_12_hex_digits(workspace: Path):
+    cfg = config()
+    before = copy.deepcopy(cfg.to_dict())
+    keys = [key(cfg), key(config(seed=1)), key(config(variant="ghmc_sl1")), key(config(variant="ghmc_smooth"))]
+    assert len(set(keys)) == 4 and key() == keys[0]
+    assert len(keys[0]) == 12 and int(keys[0], 16) >= 0
+    assert cfg.to_dict() == before
 
 
 @pytest.mark.parametrize(
@@ -91,14 +84,6 @@ def test_variant_and_seed_change_the_key(workspace: Path):
 )
 def test_what_watches_starts_and_measures_keeps_the_key(workspace: Path, section: str, changes: dict[str, Any]):
     assert key(with_section(section, **changes)) == key()
-
-
-def test_another_loss_keeps_the_key(workspace: Path):
-    parameters = params.load()
-    focal = params.Loss("ghm.FocalLoss", {"gamma": 1.0})
-    other = replace(parameters, losses={**parameters.losses, "focal": focal})
-    assert key(config(other)) == key()
-    assert key(config(other, "fl_sl1")) != key(config(variant="fl_sl1"))
 
 
 def test_the_data_to_train_on_change_the_key_and_no_others_do(workspace: Path):
@@ -115,25 +100,18 @@ def test_the_data_to_train_on_change_the_key_and_no_others_do(workspace: Path):
     assert fingerprint.difference(first, parts()).startswith("annotations_sha256 was ")
 
 
-def test_the_backbone_changes_the_key(workspace: Path):
+def test_what_a_run_starts_from_counts_by_its_content(workspace: Path):
     first = parts()
     [record] = Path("weights").glob("*.json")
     content = json.loads(record.read_text())
     assert first["backbone"] == content
-    name = next(name for name, value in content.items() if isinstance(value, str))
-    record.write_text(json.dumps({**content, name: "another"}))
-    assert fingerprint.key(parts()) != fingerprint.key(first)
-    assert fingerprint.difference(first, parts()).endswith('and is "another"')
-
-
-def test_the_checkpoint_to_go_on_from_counts_by_its_content(workspace: Path):
-    for name, content in (("a", b"a"), ("same", b"a"), ("b", b"b")):
-        Path(name).write_bytes(content)
+    record.write_text(json.dumps({**content, "accuracy": 2.0}))
+    assert fingerprint.difference(first, parts()).endswith("accuracy was 'absent' and is 2.0")
+    for name, text in (("a", "a"), ("same", "a"), ("b", "b")):
+        Path(name).write_text(text)
     a, same, b = (key(resume_from=Path(name)) for name in ("a", "same", "b"))
     assert a == same
-    assert len({a, b, key()}) == 3
-    text = fingerprint.difference(parts(), parts(resume_from=Path("a")))
-    assert text.startswith('resume_from was null and is "ca978112ca1b')
+    assert len({a, b, key(), fingerprint.key(first)}) == 4
 
 
 @pytest.fixture
@@ -145,22 +123,18 @@ def code(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copied
 
 
-def test_a_copy_of_the_code_is_the_same_code(code: Path, monkeypatch: pytest.MonkeyPatch):
-    copied = parts()
-    monkeypatch.setattr(fingerprint, "HOME", HOME)
-    assert parts() == copied
-
-
 def test_each_file_of_the_code_changes_the_key_and_is_named(code: Path):
-    first = parts()
+    first, cfg = parts(), config()
     assert {"head.py", "config.py", "training/loop.py", "training/samples.py", "losses/ghmc.py"} <= first["code"].keys()
     for name in first["code"]:
         path = code / name
         content = path.read_bytes()
-        path.write_bytes(content + b"\nx = 1\n")
-        changed = parts()
+        path.write_bytes(content + b"\nif x:\n    x = 1\n    y = 1\n")
+        changed = parts(cfg)
         assert fingerprint.key(changed) != fingerprint.key(first), name
         assert fingerprint.difference(first, changed) == f"ghm/{name} changed"
+        path.write_bytes(content + b"\nif x:\n    x = 1\ny = 1\n")
+        assert parts(cfg)["code"][name] != changed["code"][name]
         path.write_bytes(content)
     assert parts() == first
 
@@ -176,22 +150,14 @@ def test_a_comment_a_docstring_and_an_empty_line_retrain_nothing(code: Path):
 
 
 def test_a_loss_that_a_variant_does_not_use_does_not_retrain_it(code: Path):
-    cfg = {name: config(variant=name) for name in ("fl_sl1", "ghmc_sl1", "ghmc_ghmr")}
-    first = {name: key(own) for name, own in cfg.items()}
+    configs = {name: config(variant=name) for name in ("fl_sl1", "ghmc_sl1", "ghmc_ghmr")}
+    first = {name: key(cfg) for name, cfg in configs.items()}
     with (code / "losses" / "ghmr.py").open("a") as file:
         file.write("x = 1\n")
-    assert {name for name, own in cfg.items() if key(own) != first[name]} == {"ghmc_ghmr"}
+    assert {name for name, cfg in configs.items() if key(cfg) != first[name]} == {"ghmc_ghmr"}
 
 
-@pytest.mark.parametrize("name", [name for name in fingerprint.WITHOUT_EFFECT if name.endswith(".py")])
-def test_what_checks_watches_and_shows_retrains_nothing(code: Path, name: str):
-    first = parts()
-    with (code / name).open("a") as file:
-        file.write("x = 1\n")
-    assert parts() == first
-
-
-@pytest.mark.parametrize("name", ["torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy"])
+@pytest.mark.parametrize("name", ["torch", "mmcv-lite", "numpy"])
 def test_each_library_changes_the_key_and_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     """Another release that is installed in front of the one there is."""
     before, first, cfg = version(name), parts(), config()
@@ -199,68 +165,32 @@ def test_each_library_changes_the_key_and_is_named(workspace: Path, monkeypatch:
     folder.mkdir(parents=True)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.1\n")
     monkeypatch.syspath_prepend(str(workspace / "site"))
-    assert version(name) == "99.1"
     changed = parts(cfg)
     assert fingerprint.key(changed) != fingerprint.key(first)
-    assert fingerprint.difference(first, changed) == f'{name} was "{before}" and is "99.1"'
+    assert fingerprint.difference(first, changed) == f"{name} was '{before}' and is '99.1'"
 
 
-def test_a_parameter_that_changed_is_said_with_both_values(workspace: Path):
-    changed = config()
-    changed.train_cfg.max_epochs = 3
-    assert fingerprint.difference(parts(), parts(changed)) == "train_cfg.max_epochs was 2 and is 3"
-    changed.model.backbone.depth = 34
-    text = fingerprint.difference(parts(), parts(changed))
-    assert set(text.split(", ")) == {"model.backbone.depth was 18 and is 34", "train_cfg.max_epochs was 2 and is 3"}
-
-
-VALUES = st.booleans() | st.integers() | st.text(max_size=60) | st.lists(st.integers(), max_size=20)
-TREES = st.dictionaries(st.sampled_from("abcde"), VALUES | st.dictionaries(st.sampled_from("fghi"), VALUES))
-PARTS = st.fixed_dictionaries(
-    {"config": TREES, "code": st.dictionaries(st.sampled_from(["a.py", "b/c.py"]), st.sampled_from(["1", "2"]))}
-)
-
-
-@given(PARTS, PARTS)
-@settings(deadline=None)
-def test_a_difference_is_said_where_there_is_one_and_never_at_length(before: dict[str, Any], after: dict[str, Any]):
+def test_three_differences_are_said_shortly_and_the_others_counted():
+    before, after = ({"config": {"a": dict.fromkeys("bcdef", value)}} for value in (1, ["long"] * 99))
     text = fingerprint.difference(before, after)
-    assert (text == "") == (before == after)
-    assert len(text) < 500 and "\n" not in text
+    assert text.startswith("a.b was 1 and is ['long', 'long', ")
+    assert text.endswith(" and 2 more") and len(text) < 300
+    assert fingerprint.difference(before, before) == ""
 
 
-def test_three_differences_are_said_and_the_others_counted():
-    before, after = ({"config": dict.fromkeys("abcde", value)} for value in (1, 2))
-    words = "a was 1 and is 2, b was 1 and is 2, c was 1 and is 2 and 2 more"
-    assert fingerprint.difference(before, after) == words
-
-
-def write(folder: Path, name: str, content: dict[str, Any], age: float) -> None:
-    path = folder / name / fingerprint.FILE
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(content))
-    os.utime(path, (1e9 - age, 1e9 - age))
-
-
-def test_the_latest_training_of_a_name_is_the_youngest(tmp_path: Path):
-    assert fingerprint.latest(tmp_path, "a-seed_1-") is None
-    for name, age in [("a-seed_1-0", 3), ("a-seed_1-1", 1), ("a-seed_1-2", 2), ("a-seed_10-0", 0), ("b-seed_1-0", 0)]:
-        write(tmp_path, name, {"name": name}, age)
-    (tmp_path / "a-seed_1-3").mkdir()
+def test_the_latest_run_of_a_name_is_the_youngest(tmp_path: Path):
+    for age, name in enumerate(("a-seed_10-0", "b-seed_1-0", "a-seed_1-1", "a-seed_1-2")):
+        (tmp_path / name).mkdir()
+        files.write_json(tmp_path / name / fingerprint.FILE, {"name": name})
+        os.utime(tmp_path / name / fingerprint.FILE, (1e9 - age, 1e9 - age))
     assert fingerprint.latest(tmp_path, "a-seed_1-") == {"name": "a-seed_1-1"}
     assert fingerprint.latest(tmp_path, "c-seed_1-") is None
-    assert fingerprint.latest(tmp_path / "none", "a-seed_1-") is None
 
 
-def test_conditions_are_those_of_another_seed_and_of_other_losses(workspace: Path):
+def test_conditions_are_those_of_another_seed_and_of_other_losses_and_name_what_is_otherwise(workspace: Path):
     first = fingerprint.conditions(parts(config(variant="fl_sl1")))
     assert fingerprint.conditions(parts(config(variant="ghmc_ghmr", seed=7))) == first
-
-
-def test_conditions_name_what_is_otherwise(workspace: Path):
-    first = fingerprint.conditions(parts())
-    other = fingerprint.conditions(parts(with_section("train", lr=0.1)))
-    assert {name for name in first if first[name] != other[name]} == {"config"}
-    changed = parts()
+    changed = parts(with_section("train", lr=0.1))
     changed["code"]["head.py"] = "otherwise"
-    assert {name for name, value in fingerprint.conditions(changed).items() if value != first[name]} == {"code"}
+    other = fingerprint.conditions(changed)
+    assert {name for name in first if first[name] != other[name]} == {"config", "code"}

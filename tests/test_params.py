@@ -1,39 +1,22 @@
 """Laws of `params.yaml` at the door, and of its text: what `dvc exp run -S` changes in it."""
 
 import contextlib
-import copy
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from ghm import params
 from ghm.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, changed, comments, flat, override_file
 
 TEXT = (ROOT / "params.yaml").read_text()
 COMMITTED = YAML(typ="safe").load(TEXT)
-
-
-def change(changes: dict[str, Any]) -> dict[str, Any]:
-    content = copy.deepcopy(COMMITTED)
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        value_of(content, path)[last] = value
-    return content
-
-
-def value_of(content: Any, path: list[str]) -> Any:
-    for name in path:
-        content = content[name]
-    return content
 
 
 def test_the_committed_file_is_valid_and_frozen():
@@ -53,7 +36,6 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"train.lr": float("nan")}, "train.lr must be a finite number, got nan"),
         ({"train.image_scale": [1, 2]}, "train.image_scale must be [long, short] in pixels, got [1, 2]"),
         ({"train.image_scale": 128}, "train.image_scale must be a list, got 128"),
-        ({"train.lr_steps": [8]}, "train.lr_steps must be [] with train.schedule: cosine, got [8]"),
         ({"train.schedule": "step"}, "train.lr_steps must name epochs with train.schedule: step, got []"),
         ({"train.epochs": True}, "train.epochs must be a valid integer, got True"),
         ({"train.epoch": 3}, "train.epoch is not a known key, got 3; did you mean epochs? allowed: epochs, batch_size"),
@@ -63,13 +45,10 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"model.head_channels": 40}, "model.head_channels must be a multiple of 16 with model.head_norm: GN, got 40"),
         ({"model.anchors.ratios": [1, -1]}, "model.anchors.ratios[1] must be greater than 0, got -1"),
         ({"model.norm_eval": 1}, "model.norm_eval must be true or false, got 1"),
-        ({"model.pretrained_sha256": "xyz"}, "model.pretrained_sha256 must be a text like ^[0-9a-f]{8,64}$, got 'xyz'"),
-        ({"data.test2017": True}, "data.test2017 must be false with data.name: digits, got true"),
         ({"custom.train.images": "../up"}, "custom.train.images must be a relative path without .., got '../up'"),
-        ({"custom.val": None}, "custom.val must be a section with annotations, images, got None"),
         ({"seeds": []}, "seeds must be a list or section with at least 1 entry, got []"),
         ({"seeds": [1, 1]}, "seeds must differ from each other, got [1, 1]"),
-        ({"variants.fl_sl1": "focal"}, "variants.fl_sl1 must be a section with cls, box, one of these sections, got"),
+        ({"variants.fl_sl1": "focal"}, "variants.fl_sl1 must be a section, got 'focal'"),
         ({"variants.fl_sl1.cls": "focol"}, "variants.fl_sl1.cls must be a loss section (focal, smooth_l1, ghmc,"),
         ({"variants.fl_sl1.bix": "ghmr"}, "variants.fl_sl1.bix must be a section, got 'ghmr'"),
         (
@@ -80,46 +59,47 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
             {"variants.fl_sl1.focal": {"type": "x"}},
             "variants.fl_sl1.focal.type cannot be overridden: name another loss",
         ),
-        ({"focal.type": 1}, "focal.type must be a text, got 1"),
         ({"trian": {"epochs": 3}}, "trian.type is missing"),
         ({"data.root": "a", "data.source": "b"}, "data.root and data.source cannot both be set, got 'a' and 'b'"),
         ({"data.name": "coco"}, "evaluate.split must be val with data.name: coco, got 'test'"),
-        ({"data.name": "custom"}, "evaluate.split must be val with data.name: custom, got 'test'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_key_value_and_remedy(changes: dict[str, Any], words: str):
     with pytest.raises(InputError) as caught:
-        params.parse(change(changes))
+        params.parse(changed(COMMITTED, changes))
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)
 
 
 def test_all_mistakes_are_named_at_once_a_line_each():
-    content = change({"train.lr": -1, "train.workers": 4, "variants.fl_sl1.box": 5, "losses": {}})
+    content = changed(COMMITTED, {"train.lr": -1, "train.workers": 4, "variants.fl_sl1.box": 5, "trian": {}})
     del content["digits"]["seed"], content["custom"]
     with pytest.raises(InputError) as caught:
         params.parse(content)
     assert sorted(line.split(",")[0] for line in str(caught.value).splitlines()) == [
         "custom is missing",
         "digits.seed is missing",
-        "losses.type is missing",
         "train.lr must be greater than 0",
         "train.workers is not a known key",
+        "trian.type is missing",
         "variants.fl_sl1.box must be a text",
     ]
     changes = {"data.label_noise": 0.3, "data.name": "coco", "data.root": "a", "data.source": "b"}
     with pytest.raises(InputError) as caught:
-        params.parse(change({**changes, "model.head_channels": 40}))
+        params.parse(changed(COMMITTED, {**changes, "model.head_channels": 40}))
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_a_third_pair_of_a_custom_data_set_can_be_reported_on():
-    assert params.parse(change({"custom.test": TEST_PAIR, "data.name": "custom"})).splits() == ("val", "test")
+    assert params.parse(changed(COMMITTED, {"custom.test": TEST_PAIR, "data.name": "custom"})).splits() == (
+        "val",
+        "test",
+    )
 
 
 def test_a_variant_is_one_line_and_so_is_a_loss_section():
     giou = {"type": "GIoULoss", "loss_weight": 2.0}
-    loaded = params.parse(change({"variants.fl_giou": {"cls": "focal", "box": "giou"}, "giou": giou}))
+    loaded = params.parse(changed(COMMITTED, {"variants.fl_giou": {"cls": "focal", "box": "giou"}, "giou": giou}))
     assert loaded.losses["giou"] == params.Loss("GIoULoss", {"loss_weight": 2.0})
     assert loaded.variant("fl_giou") == params.Variant("focal", "giou")
     with pytest.raises(InputError, match="must be one of fl_sl1, ghmc_sl1, ghmc_ghmr.*got 'fl'"):
@@ -169,25 +149,7 @@ HOSTILE = (
 @given(key=st.sampled_from(HOSTILE), value=VALUES)
 def test_no_value_whatever_ends_in_anything_but_params_or_an_input_error(key: str, value: object):
     with contextlib.suppress(InputError):
-        params.parse(change({key: value}))
-
-
-def keys(content: Mapping[str, Any] = COMMITTED, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all values that are no sections."""
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def word(value: object) -> str:
-    """A value as people type it after `-S key=`."""
-    if isinstance(value, list):
-        return f"[{','.join(map(word, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{name}: {word(item)}" for name, item in value.items()) + "}"
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+        params.parse(changed(COMMITTED, {key: value}))
 
 
 def other(value: Any) -> Any:
@@ -200,10 +162,6 @@ def other(value: Any) -> Any:
     return "text" if value is None else "other"
 
 
-def comments(text: str) -> list[str]:
-    return [line.split("#", 1)[1].strip() for line in text.splitlines() if "#" in line]
-
-
 @pytest.fixture
 def override(tmp_path: Path) -> Any:
     """`dvc exp run -S key=value ...` on a text of params.yaml: nothing else may change, and no comment."""
@@ -211,13 +169,9 @@ def override(tmp_path: Path) -> Any:
 
     def apply(text: str, values: dict[str, Any]) -> str:
         path.write_text(text)
-        apply_overrides(path, [f"{key}={word(value)}" for key, value in values.items()])
+        override_file(path, values)
         after = path.read_text()
-        meant = YAML(typ="safe").load(text)
-        for key, value in values.items():
-            *names, last = key.split(".")
-            value_of(meant, names)[last] = value
-        assert YAML(typ="safe").load(after) == meant
+        assert YAML(typ="safe").load(after) == changed(YAML(typ="safe").load(text), values)
         assert comments(after) == comments(text)
         return after
 
@@ -225,10 +179,10 @@ def override(tmp_path: Path) -> Any:
 
 
 def test_values_that_change_go_back_to_the_same_bytes(override: Any):
-    before = {key: value_of(COMMITTED, key.split(".")) for key in keys()}
+    before = flat(COMMITTED)
     assert override(TEXT, before) == TEXT
-    changed = override(TEXT, {key: other(value) for key, value in before.items()})
-    assert override(changed, before) == TEXT
+    text = override(TEXT, {key: other(value) for key, value in before.items()})
+    assert override(text, before) == TEXT
 
 
 CHANGES = [
@@ -241,7 +195,6 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), CHANGES, ids=word)
+@pytest.mark.parametrize(("key", "value"), CHANGES)
 def test_a_list_or_null_takes_another_value_and_goes_back_to_the_same_bytes(override: Any, key: str, value: object):
-    changed = override(TEXT, {key: value})
-    assert override(changed, {key: value_of(COMMITTED, key.split("."))}) == TEXT
+    assert override(override(TEXT, {key: value}), {key: flat(COMMITTED)[key]}) == TEXT

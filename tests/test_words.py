@@ -1,22 +1,8 @@
 """Laws of counts in sentences."""
 
-import pytest
-
 from ghm.words import count
 
 
-@pytest.mark.parametrize(
-    ("number", "noun", "text"),
-    [
-        (0, "image", "0 images"),
-        (1, "image", "1 image"),
-        (2, "image", "2 images"),
-        (118_287, "image", "118,287 images"),
-        (1, "class|classes", "1 class"),
-        (80, "class|classes", "80 classes"),
-        (1, "box has|boxes have", "1 box has"),
-        (3, "box has|boxes have", "3 boxes have"),
-    ],
-)
-def test_one_is_singular_and_every_other_number_plural(number: int, noun: str, text: str):
-    assert count(number, noun) == text
+def test_one_is_singular_and_every_other_number_plural():
+    assert [count(number, "image") for number in (0, 1, 118_287)] == ["0 images", "1 image", "118,287 images"]
+    assert [count(number, "box has|boxes have") for number in (1, 3)] == ["1 box has", "3 boxes have"]

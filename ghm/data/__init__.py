@@ -1,9 +1,7 @@
 """Data sets: made, found or fetched, checked, described by a manifest, linked into `data/`."""
 
 import json
-import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,10 @@ from ghm.data import content, manifest
 from ghm.data.sets import Located, locate, memory, store
 from ghm.errors import InputError
 from ghm.params import Params
-from ghm.words import count
 
 __all__ = ["annotation_file", "ensure", "folder", "image_folder", "manifest_path", "prepare", "read_manifest", "store"]
 
 FOLDER = Path("data")
-_log = logging.getLogger(__name__)
 
 
 def folder(parameters: Params, root: Path = Path()) -> Path:
@@ -56,8 +52,6 @@ def image_folder(parameters: Params, split: str, root: Path = Path()) -> Path:
 def prepare(parameters: Params) -> None:
     """Get the data set, link it to `data/<name>`, check it, write its manifest `data/<name>.json`.
 
-    A manifest that was written for these very data is left as it is: then only sizes and times are looked at.
-
     Raises:
         InputError: the data set cannot be had, is malformed, or has errors.
     """
@@ -66,21 +60,15 @@ def prepare(parameters: Params) -> None:
         _require_replaceable(folder(parameters), f"a link into {store()}")
     located = locate(parameters)
     _link(parameters, located)
-    path, known, checks = manifest_path(parameters), memory(), _checks(parameters, located)
-    if path.is_file() and known.is_known(checks, files.digest(path)) and _difference(parameters, located) is None:
-        images = sum(split["images"] for split in read_manifest(parameters)["splits"].values())
-        _log.info("%s: nothing has changed, %s", folder(parameters), count(images, "image"))
-        return
     described = manifest.describe(
         data.name,
         located.root,
         located.splits,
-        known,
+        memory(),
         check_images=parameters.machine.check_images,
         max_bad_images=data.max_bad_images,
     )
-    files.write_json(path, described)
-    known.remember(checks, files.digest(path))
+    files.write_json(manifest_path(parameters), described)
 
 
 def ensure(parameters: Params) -> None:
@@ -93,29 +81,13 @@ def ensure(parameters: Params) -> None:
     """
     located = locate(parameters)
     _link(parameters, located)
-    changed = _difference(parameters, located)
-    if changed:
-        raise InputError(
-            f"the data are not those that {manifest_path(parameters)} describes: {changed}. Run `dvc repro`, which "
-            "checks them and runs what depends on them, or restore the files"
-        )
-
-
-def _difference(parameters: Params, located: Located) -> str | None:
-    """What differs from the manifest, in words; None where nothing does."""
     for name, described in read_manifest(parameters)["splits"].items():
         split = located.splits.get(name)
         if changed := content.difference(memory(), located.root, described, split.source if split else None):
-            return changed
-    return None
-
-
-def _checks(parameters: Params, located: Located) -> str:
-    """All that a manifest follows from, but for the data themselves."""
-    code = {path.name: files.digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
-    splits = {name: asdict(split) for name, split in located.splits.items()}
-    checks = [parameters.data.name, splits, parameters.machine.check_images, parameters.data.max_bad_images, code]
-    return json.dumps(checks, sort_keys=True, default=str)
+            raise InputError(
+                f"the data are not those that {manifest_path(parameters)} describes: {changed}. Run `dvc repro`, which "
+                "checks them and runs what depends on them, or restore the files"
+            )
 
 
 def _link(parameters: Params, located: Located) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -20,26 +20,15 @@ class Image(msgspec.Struct, gc=False):
 
 
 class Box(msgspec.Struct, gc=False):
-    """An annotation; masks and keypoints are passed over."""
-
-    id: Id
-    image_id: Id
-    category_id: Id
-    bbox: Rectangle
-    area: float
-    iscrowd: int | bool = 0
-    ignore: int | bool = 0  # mmdet does not train on such a box; pycocotools does not know the key
-
-
-class LooseBox(msgspec.Struct, gc=False):
-    """An annotation of a file that is to be normalised: it needs no id and no area."""
+    """An annotation; masks and keypoints are passed over. `custom` fills in what may be missing, others refuse it."""
 
     image_id: Id
     category_id: Id
     bbox: Rectangle
+    id: Any = 0
     area: float | None = None
     iscrowd: int | bool | None = 0
-    ignore: int | bool | None = 0
+    ignore: int | bool | None = 0  # mmdet does not train on such a box; pycocotools does not know the key
 
 
 class Category(msgspec.Struct, gc=False):
@@ -58,16 +47,11 @@ class Annotations(Unlabelled):
     annotations: list[Box]
 
 
-class LooseAnnotations(Unlabelled):
-    annotations: list[LooseBox]
+Content = TypeVar("Content", Unlabelled, Annotations)
 
 
-Content = TypeVar("Content", Unlabelled, Annotations, LooseAnnotations)
-
-
-def read(path: Path, kind: type[Content]) -> Content:
-    """Read a COCO annotation file: in UTF-8, which is all that mmdet and pycocotools read; into `LooseAnnotations` also
-    with a byte-order mark, in UTF-16 or UTF-32.
+def read(path: Path, kind: type[Content], *, any_encoding: bool = False) -> Content:
+    """Read a COCO annotation file: in UTF-8, all that mmdet and pycocotools read, or in any encoding of Unicode.
 
     Raises:
         InputError: it is missing, is in another encoding, is no JSON, lacks a key or holds a value of another type, has
@@ -75,29 +59,20 @@ def read(path: Path, kind: type[Content]) -> Content:
     """
     try:
         text = path.read_bytes()
+        encoding = json.detect_encoding(text)
+        if encoding != "utf-8" and not any_encoding:
+            raise InputError(
+                f"the annotation file {path} must be UTF-8, it is {encoding} (`data.name: custom` reads it)"
+            )
+        content = _decode(text if encoding == "utf-8" and text.isascii() else text.decode(encoding).encode(), kind)
     except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise InputError(f"the annotation file {path} {reason}") from None
-    if not text.strip():
-        raise InputError(f"the annotation file {path} is empty")
-    encoding, is_strict = json.detect_encoding(text), kind is not LooseAnnotations
-    remedy = " (`data.name: custom` reads more)" if is_strict else ""
-    if is_strict and encoding != "utf-8":
-        raise InputError(
-            f"the annotation file {path} must be UTF-8 without a byte-order mark, it is {encoding}{remedy}"
-        )
-    try:
-        if encoding != "utf-8":
-            text = text.decode(encoding).encode()
-        elif is_strict and not text.isascii():
-            text.decode()  # msgspec passes over what it does not need, pycocotools does not
-        content = _decode(text, kind)
+        raise InputError(f"the annotation file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(
             f"the annotation file {path} is neither UTF-8 nor UTF-16, perhaps GBK or Latin-1: save it as UTF-8"
         ) from None
     except msgspec.ValidationError as error:
-        raise InputError(f"the annotation file {path} is not in COCO format: {error}{remedy}") from None
+        raise InputError(f"the annotation file {path} is not in COCO format: {error}") from None
     except ValueError as error:
         raise InputError(f"the annotation file {path} is not JSON: {error}") from None
     for key in ("images", "categories"):

@@ -50,7 +50,7 @@ class Memory:
 
     def contents(self, root: Path, names: Sequence[str], *, images: bool = True) -> dict[str, Content]:
         """The content of those files `names` below `root` that are there; what is not remembered is read."""
-        path = self._path(str(root.resolve()), "images" if images else "annotations")
+        path = self.folder / f"{_sha256(f'{root.resolve()} {images}')[:24]}.json"
         try:
             known = msgspec.json.decode(path.read_bytes(), type=dict[str, Content])
         except (OSError, msgspec.MsgspecError):  # missing, of an earlier form, or damaged: made again
@@ -58,31 +58,20 @@ class Memory:
         stamps = {name: stamp for name in names if (stamp := _stamp(root / name))}
         changed = [name for name, stamp in stamps.items() if name not in known or known[name].stamp != stamp]
         if changed:
-            known |= _read_all(root, changed, sum(stamps[name][0] for name in changed), images)
-            self._write(path, known)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                read = pool.map(lambda name: _read(root / name, images), changed)
+                bar = tqdm(read, f"checksums of {root.name}", len(changed), unit="file", delay=1, leave=False)
+                known |= {name: content for name, content in zip(changed, bar, strict=True) if content}
+            try:
+                files.write_text(path, msgspec.json.encode(known).decode())
+            except OSError as error:
+                _log.warning(
+                    "checksums cannot be kept in %s (%s): all data are read again next time. Set GHM_DATA_ROOT to a "
+                    "folder that can be written, and data.root to where the data are",
+                    self.folder,
+                    error.strerror,
+                )
         return {name: known[name] for name in stamps if name in known}
-
-    def is_known(self, *texts: str) -> bool:
-        """Whether `remember` was told of these texts."""
-        return self._path(*texts).exists()
-
-    def remember(self, *texts: str) -> None:
-        """Keep in mind that something is true of these texts."""
-        self._write(self._path(*texts), [])
-
-    def _path(self, *texts: str) -> Path:
-        return self.folder / f"{_sha256(chr(0).join(texts))[:24]}.json"
-
-    def _write(self, path: Path, content: Any) -> None:
-        try:
-            files.write_text(path, msgspec.json.encode(content).decode())
-        except OSError as error:
-            _log.warning(
-                "checksums cannot be kept in %s (%s): all data are read again next time. Set GHM_DATA_ROOT to a folder "
-                "that can be written, and data.root to where the data are",
-                self.folder,
-                error.strerror,
-            )
 
 
 def combined(names: Iterable[str], contents: dict[str, Content]) -> str:
@@ -118,20 +107,8 @@ def _stamp(path: Path) -> Stamp | None:
         status = path.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def _read_all(root: Path, names: Sequence[str], size: int, images: bool) -> dict[str, Content]:
-    bar = tqdm(total=size, desc=f"checksums of {root.name}", unit="B", unit_scale=True, delay=1, leave=False)
-    contents: dict[str, Content] = {}
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, content in zip(names, pool.map(lambda name: _read(root / name, images), names), strict=True):
-            if content is not None:
-                contents[name] = content
-                bar.update(content.stamp[0])
-    return contents
+    is_file = stat.S_ISREG(status.st_mode)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino) if is_file else None
 
 
 def _read(path: Path, is_image: bool) -> Content | None:

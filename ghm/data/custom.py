@@ -1,15 +1,8 @@
 """The user's own COCO files, rewritten once so that mmdet, pycocotools and we read the same in them.
 
-The user's files stay as they are. In the copies
-
-- the text is ASCII, whatever Unicode encoding it was in;
-- boxes are numbered from 1: their ids mean nothing, pycocotools takes the id 0 for "nothing found", exports use one
-  twice, and some are too large for a float;
-- `iscrowd` is there, and `area`, where it was missing, is that of the box; masks and keypoints are left out;
-- file names are those on the disk: with slashes, and in the Unicode form that the disk has;
-- classes of all splits stand in the order of the training split and have its ids.
-
-Ids of images and of the training split's classes stay, since results refer to them.
+In the copies the text is ASCII; boxes are numbered from 1, since exports use ids twice or not at all; `iscrowd` and
+`area` are there; file names are those on the disk, in its form of Unicode; and the classes of all splits stand in the
+order of the training split and have its ids. Ids of images and classes stay, since results refer to them.
 """
 
 import json
@@ -22,7 +15,7 @@ import msgspec
 
 from ghm import files
 from ghm.data import annotations
-from ghm.data.annotations import Annotations, Box, LooseAnnotations, LooseBox
+from ghm.data.annotations import Annotations
 from ghm.data.manifest import Split
 from ghm.data.validation import leaves_folder
 
@@ -35,18 +28,22 @@ def convert(splits: dict[str, Split], root: Path, out: Path) -> None:
     Raises:
         InputError: a file is missing or malformed.
     """
-    contents = {name: annotations.read(root / split.annotations, LooseAnnotations) for name, split in splits.items()}
+    contents = {
+        name: annotations.read(root / split.annotations, Annotations, any_encoding=True)
+        for name, split in splits.items()
+    }
     for name, content in contents.items():
         _spell(content, root / splits[name].folder)
         if name != "train":
             _align(name, content, contents["train"])
-        boxes = [_plain(number, box) for number, box in enumerate(content.annotations, start=1)]
-        plain = Annotations(content.images, content.categories, boxes)
-        text = json.dumps(msgspec.to_builtins(plain), separators=(",", ":"))  # what is not finite is found later
+        for number, box in enumerate(content.annotations, start=1):
+            box.id, box.iscrowd, box.ignore = number, int(box.iscrowd or 0), int(box.ignore or 0)
+            box.area = box.bbox[2] * box.bbox[3] if box.area is None else box.area
+        text = json.dumps(msgspec.to_builtins(content), separators=(",", ":"))  # what is not finite is found later
         files.write_text(out / "annotations" / f"instances_{name}.json", text)
 
 
-def _spell(content: LooseAnnotations, folder: Path) -> None:
+def _spell(content: Annotations, folder: Path) -> None:
     """Give images the names of their files: with one character for an accented letter, or two, as the disk has it."""
     names = {
         Path(parent, name).relative_to(folder).as_posix()
@@ -63,7 +60,7 @@ def _spell(content: LooseAnnotations, folder: Path) -> None:
             image.file_name = name
 
 
-def _align(name: str, content: LooseAnnotations, train: LooseAnnotations) -> None:
+def _align(name: str, content: Annotations, train: Annotations) -> None:
     """Put the classes of a split in the order of the training split, and under its ids, where they are the same.
 
     mmdet numbers classes in the order of each file. What differs is left as it is, to be refused with everything else.
@@ -80,8 +77,3 @@ def _align(name: str, content: LooseAnnotations, train: LooseAnnotations) -> Non
         for box in content.annotations:
             box.category_id = ours[theirs[box.category_id]]
     content.categories = train.categories
-
-
-def _plain(number: int, box: LooseBox) -> Box:
-    area = box.bbox[2] * box.bbox[3] if box.area is None else box.area
-    return Box(number, box.image_id, box.category_id, box.bbox, area, int(box.iscrowd or 0), int(box.ignore or 0))

@@ -3,10 +3,9 @@
 Shapes: H, W pixels of a sprite; S side of a picture. Colours are RGB in 0..255. Lengths in pixels are given for a
 picture of 128 pixels; `scale` (picture side / 128) turns them into real ones.
 
-The same pictures come out on every processor, whatever vector instructions it has. Arrays hold whole numbers, and
-fractions are floats of Python that meet nothing but + - * / and square roots, which IEEE 754 rounds in one way. Pillow
-resizes and pastes in fixed point; the coefficients that it uses as floats are rounded first so that nothing is lost.
-What differs between processors has no place here: `rng.uniform`, `rng.standard_normal`, `sin`, `exp`, sums of floats.
+The same pictures come out on every processor: arrays hold whole numbers, and fractions are floats of Python that meet
+nothing but + - * / and square roots, which IEEE 754 rounds in one way. Pillow works in fixed point; coefficients that
+it uses as floats are rounded first. So no `rng.uniform`, `rng.standard_normal`, `sin`, `exp`, no sums of floats.
 """
 
 import functools

@@ -4,27 +4,25 @@ While `name` is under way its bytes are in `.name.part`; `.name.lock` keeps othe
 published checksum is resumed: the checksum tells whether the two pieces belong together.
 """
 
-import hashlib
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3 import Retry
 
 from ghm.errors import InputError
-from ghm.files import locked, require_space
+from ghm.files import digest, locked, require_space
 
 _log = logging.getLogger(__name__)
 
 _REMEDY = "fetch it elsewhere and set data.source to the file or its folder"
 TIMEOUT = 30.0  # seconds to connect, and to the next byte
 ATTEMPTS = 5  # in a row without any new byte, before a mirror is given up
-PAUSE = 1.0  # seconds before the second attempt; doubled with each further one
-LONGEST_PAUSE = 60.0  # seconds; also for what a server asks for with Retry-After
-_BLOCK = 1 << 16  # bytes read at a time
-_PASSING = (408, 429)  # statuses of 4xx that may pass: too slow, too many requests
+PAUSE = 1.0  # seconds before the third attempt to get an answer; doubled with each further one
+_PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may pass: too slow, too many requests, out of order
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,6 @@ class Remote:
     urls: tuple[str, ...]  # mirrors, tried in turn; none of a file that is only to be verified
     checksum: str | None = None  # "md5:<hex>" or "sha256:<hex>"; the first 8 or more hexadecimal digits are enough
     bytes: int | None = None
-
-
-class _MirrorError(Exception):
-    """A mirror will not give the file."""
 
 
 def part_size(remote: Remote, folder: Path) -> int:
@@ -55,12 +49,7 @@ def verify(path: Path, remote: Remote) -> str | None:
     if remote.checksum is None:
         return None
     algorithm, _, digits = remote.checksum.lower().partition(":")
-    checksum = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file, _bar(f"checking {remote.name}", _size(path)) as bar:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-            bar.update(len(block))
-    actual = checksum.hexdigest()[: len(digits)]
+    actual = digest(path, algorithm)[: len(digits)]
     return None if actual == digits else f"its {algorithm} is {actual} instead of {digits}"
 
 
@@ -72,9 +61,12 @@ def fetch(remote: Remote, folder: Path, *, remedy: str = _REMEDY) -> Path:
             there; what has come so far stays for the next call.
     """
     target, part, reasons = folder / remote.name, _part(remote, folder), []
+    retry = Retry(ATTEMPTS - 1, status_forcelist=_PASSING, backoff_factor=PAUSE, respect_retry_after_header=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f".{remote.name}.lock", remote.name), requests.Session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(max_retries=retry))
             fault = verify(target, remote)
             if fault is None:
                 return target
@@ -85,7 +77,7 @@ def fetch(remote: Remote, folder: Path, *, remedy: str = _REMEDY) -> Path:
                 try:
                     _fetch_from(session, url, remote, part)
                     return part.replace(target)
-                except _MirrorError as error:
+                except (requests.RequestException, UnicodeError) as error:
                     reasons.append(f"{url}: {error}")
                     _log.warning("%s cannot be had from %s: %s", remote.name, url, error)
     except OSError as error:
@@ -104,85 +96,52 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _bar(text: str, total: int | None, initial: int = 0) -> tqdm:
-    return tqdm(total=total, initial=initial, desc=text, unit="B", unit_scale=True, mininterval=2, delay=1, leave=False)
-
-
 def _fetch_from(session: requests.Session, url: str, remote: Remote, part: Path) -> None:
-    """Bring the whole verified file into `part`; one that came in pieces which do not fit is fetched once more."""
+    """Bring the whole verified file into `part`.
+
+    Raises:
+        requests.RequestException: the mirror does not give it.
+    """
     if remote.checksum is None:
         part.unlink(missing_ok=True)
-    in_pieces = _complete(session, url, remote, part)
-    fault = verify(part, remote)
-    if fault and in_pieces:
-        _log.warning("%s: what came in pieces is no whole (%s), starting over", remote.name, fault)
-        part.unlink(missing_ok=True)
-        _complete(session, url, remote, part)
-        fault = verify(part, remote)
-    if fault:
-        part.unlink(missing_ok=True)
-        raise _MirrorError(fault)
-
-
-def _complete(session: requests.Session, url: str, remote: Remote, part: Path) -> bool:
-    """Request until the body has come to its end; return whether what came first had come before.
-
-    Only bytes beyond the furthest point ever reached are progress.
-    """
     failures, furthest = 0, _size(part)
-    while not (part.exists() and _size(part) == remote.bytes):
-        is_begun = _size(part) > 0
-        try:
-            _receive(session, url, remote, part)
-            return is_begun
-        except (requests.RequestException, UnicodeError) as error:
-            reason, response, status, asked = str(error), getattr(error, "response", None), 0, ""
-            if response is not None:
-                status, asked = response.status_code, response.headers.get("Retry-After", "")
-            # A ValueError is an address, or one redirected to, that cannot be used.
-            is_lasting = isinstance(error, ValueError | requests.TooManyRedirects) or 400 <= status < 500
-            if is_lasting and status not in _PASSING:
-                raise _MirrorError(reason) from None
+    while remote.bytes is None or _size(part) != remote.bytes or not part.exists():
+        cut_off = _receive(session, url, remote, part)
+        if cut_off is None:
+            break
         failures = 0 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
         if failures >= ATTEMPTS:
-            raise _MirrorError(f"{reason}, {failures} times in a row")
-        wait = max(float(asked) if asked.isdecimal() else 0.0, PAUSE * 2 ** max(failures - 1, 0))
-        wait = min(wait, LONGEST_PAUSE)
-        _log.warning("%s: %s after %d bytes, again in %.1f s", remote.name, reason, _size(part), wait)
-        time.sleep(wait)
-    return True
+            raise cut_off
+        _log.warning("%s: %s after %d bytes, again", remote.name, cut_off, _size(part))
+    if fault := verify(part, remote):
+        part.unlink(missing_ok=True)
+        raise requests.RequestException(fault)
 
 
-def _receive(session: requests.Session, url: str, remote: Remote, part: Path) -> None:
-    """One request, from where the part ends; returns when the body ended as it should.
-
-    Raises:
-        requests.RequestException: it failed; a status of 5xx or an interrupted connection may pass.
-        _MirrorError: the file is not the one that is wanted.
-    """
+def _receive(session: requests.Session, url: str, remote: Remote, part: Path) -> requests.RequestException | None:
+    """One request, from where the part ends; return why its body was cut off, None where it came to its end."""
     start = _size(part) if remote.checksum else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         status, length = response.status_code, response.headers.get("Content-Length", "")
         if status == 416 and start:
-            return  # nothing comes after the part: it is the file, or not of this file
+            return None  # nothing comes after the part: it is the file, or not of this file
         response.raise_for_status()
-        if status not in (200, 206):
-            raise _MirrorError(f"the server answers {status} {response.reason}")
         if status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
-            raise requests.ConnectionError("the server sends another range than was asked for")
+            raise requests.RequestException("the server sends another range than was asked for")
         start = start if status == 206 else 0
         total = start + int(length) if length.isdecimal() else None
         if remote.bytes is not None and total not in (None, remote.bytes):
-            raise _MirrorError(f"the server's file has {total} bytes instead of {remote.bytes}")
-        if not (length or remote.checksum or remote.bytes or "Transfer-Encoding" in response.headers):
-            raise _MirrorError("the server does not say how long the file is, so that its end cannot be told")
+            raise requests.RequestException(f"the server's file has {total} bytes instead of {remote.bytes}")
         require_space((total or start) - start, part.parent, remote.name)
-        with part.open("ab" if start else "wb") as file, _bar(remote.name, total, start) as bar:
-            for block in response.iter_content(_BLOCK):
-                file.write(block)
-                bar.update(len(block))
-                if remote.bytes is not None and file.tell() > remote.bytes:
-                    return  # too long, as `verify` will say
+        bar = tqdm(None, remote.name, total, initial=start, unit="B", unit_scale=True, mininterval=2, leave=False)
+        with part.open("ab" if start else "wb") as file, bar:
+            try:
+                for block in response.iter_content(1 << 16):
+                    file.write(block)
+                    bar.update(len(block))
+            except requests.RequestException as error:
+                return error
+    return None

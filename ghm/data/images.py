@@ -1,5 +1,6 @@
 """Image files: the one way to decode them, for training, evaluation and detection, and why one cannot be read."""
 
+import contextlib
 import io
 
 import cv2
@@ -7,9 +8,6 @@ import numpy as np
 from PIL import Image
 
 FORMATS = "JPEG, PNG, BMP, TIFF, WebP, GIF, AVIF"
-HEAD = 64  # bytes that tell a format
-TAIL = 64  # bytes within which a whole file of JPEG or PNG ends
-DARK = 1 << 12  # a 16-bit image whose values all lie below it would be 15 of 255 at its brightest
 _PNG = b"\x89PNG"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -24,22 +22,19 @@ def decode(content: bytes) -> np.ndarray:
     Of an animation, it is the first image.
 
     Raises:
-        UnreadableError: it is no image; it is cut off, which OpenCV would fill with grey; or its numbers would turn
-            almost black in 8 bits.
+        UnreadableError: it is no image; it is cut off, which OpenCV would fill with grey; or it has not 8 bits per
+            channel: of 16, OpenCV would keep the upper 8, and what a camera with 12 saw would be almost black.
     """
-    reason = fault(content)
-    image = None
-    if reason is None:
-        try:
-            image = _decode(content, cv2.IMREAD_COLOR)
-            reason = _depth_fault(content)
-        except cv2.error as error:
-            reason = " ".join(str(error).split())
-    if reason is None and image is None:
-        reason = "it is no image that OpenCV can decode"
-    if reason is not None:
+    if reason := fault(content):
         raise UnreadableError(reason)
-    assert image is not None
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise UnreadableError(" ".join(str(error).split())) from None
+    if image is None:
+        raise UnreadableError("it is no image that OpenCV can decode")
+    if image.dtype != np.uint8:
+        raise UnreadableError(f"its numbers are {image.dtype}: convert it to 8 bits per channel")
     return image
 
 
@@ -51,7 +46,7 @@ def fault(content: bytes) -> str | None:
     """
     if not content:
         return "the file is empty"
-    if _is_whole(content[:HEAD], content[-TAIL:], len(content)):
+    if _is_whole(content[:64], content[-64:], len(content)):
         return None
     if content.startswith((b"\xff\xd8", _PNG, b"GIF8")):
         try:
@@ -64,11 +59,10 @@ def fault(content: bytes) -> str | None:
         return None
     if content.startswith(b"RIFF"):
         return "it is cut off"
-    try:
-        known = _decode(content, cv2.IMREAD_COLOR) is not None
-    except cv2.error:
-        known = False
-    return None if known else f"it is no image that OpenCV can decode ({FORMATS} are)"
+    with contextlib.suppress(cv2.error):
+        if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is not None:
+            return None
+    return f"it is no image that OpenCV can decode ({FORMATS} are)"
 
 
 def _is_whole(head: bytes, tail: bytes, size: int) -> bool:
@@ -83,24 +77,3 @@ def _is_whole(head: bytes, tail: bytes, size: int) -> bool:
         return int.from_bytes(head[4:8], "little") + 8 <= size
     is_avif = head[4:8] == b"ftyp" and b"avi" in head[8:32]
     return is_avif or head.startswith((b"BM", *_TIFF))
-
-
-def _depth_fault(content: bytes) -> str | None:
-    """Why an image of more than 8 bits per channel would not be seen as it is: OpenCV keeps the upper 8 of 16 bits."""
-    if not (content.startswith(_TIFF) or (content.startswith(_PNG) and content[24:25] == b"\x10")):
-        return None
-    image = _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if image is None or image.dtype == np.uint8:
-        return None
-    if image.dtype != np.uint16:
-        return f"its numbers are {image.dtype}: convert it to 8 bits per channel"
-    if image.max() >= DARK:
-        return None
-    return (
-        f"it has 16 bits per channel and its largest value is {image.max()}, which would be seen as almost black: "
-        "convert it to 8 bits per channel"
-    )
-
-
-def _decode(content: bytes, flags: int) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)  # type: ignore[return-value]

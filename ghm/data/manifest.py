@@ -11,7 +11,6 @@ import numpy as np
 from ghm.data import annotations, validation
 from ghm.data.annotations import Annotations, Unlabelled
 from ghm.data.content import Memory, combined
-from ghm.data.findings import BY_DECODING, Findings
 from ghm.errors import InputError
 from ghm.words import count
 
@@ -48,22 +47,28 @@ def describe(
     Raises:
         InputError: a file is missing or malformed, the splits differ in their classes, or `validation` finds an error.
     """
-    described, categories, checksums = {}, {}, {}
+    described, categories, classes, checksums = {}, [], [], {}
     for split_name, split in splits.items():
         path, folder = root / split.annotations, root / split.folder
         content = annotations.read(path, Annotations if split.labelled else Unlabelled)
-        categories[split_name] = content.categories  # mmdet numbers labels in this order
         if not folder.is_dir():
             raise InputError(f"the image folder {folder} is missing")
         names = [image.file_name for image in content.images]
         contents = memory.contents(folder, [name for name in names if not validation.leaves_folder(name)])
-        findings = Findings()
+        findings = validation.Findings()
         purpose = "train on" if split_name == "train" else "measure"
         bad = validation.check(content, folder, contents, check_images, max_bad_images, purpose, findings)
-        checksums[split_name] = {f"{split.folder}/{file}": entry.sha256 for file, entry in contents.items()}
-        if split_name != "train":
-            validation.check_overlap(checksums["train"], checksums[split_name], findings)
-        findings.stop_at_errors(split.source or path)
+        theirs = [entry.name for entry in content.categories]  # mmdet numbers labels in this order
+        files = {f"{split.folder}/{file}": entry.sha256 for file, entry in contents.items()}
+        if split_name == "train":
+            categories, classes, checksums = content.categories, theirs, files
+        else:
+            validation.check_overlap(checksums, files, findings)
+        if theirs != classes:
+            others = ", ".join(map(repr, sorted({*theirs} ^ {*classes}))) or "their order differs"
+            findings.errors.append(f"its classes must be those of train, in the same order: {others}")
+        if findings.errors:
+            raise InputError(f"{split.source or path}: {'; '.join(findings.errors)}")
         described[split_name] = {
             **_counts(content),
             "annotations": split.annotations,
@@ -71,21 +76,21 @@ def describe(
             "folder": split.folder,
             "files_sha256": combined(names, contents),
             "unreadable": sorted(bad),
-            "warnings": {kind: n for kind, n in findings.counts("warning").items() if kind not in BY_DECODING},
+            "warnings": {k: number for k, (number, _) in findings.warnings.items() if k not in validation.BY_DECODING},
         }
-        _log_summary(f"{name} {split_name}", described[split_name], findings)
-    classes = {split_name: [entry.name for entry in entries] for split_name, entries in categories.items()}
-    for split_name, names in classes.items():
-        if names != classes["train"]:
-            raise InputError(_other_classes(name, split_name, names, classes["train"]))
-    ids = [entry.id for entry in categories["train"]]
-    return {"name": name, "classes": classes["train"], "category_ids": ids, "splits": described}
+        boxes = described[split_name]["boxes_per_class"]
+        classes_text = ", ".join(f"{label} {number:,}" for label, number in boxes.items())
+        _log.info("%s %s: %s, boxes: %s", name, split_name, count(len(names), "image"), classes_text)
+        for _, warning in findings.warnings.values():
+            _log.warning("  warning: %s", warning)
+    ids = [entry.id for entry in categories]
+    return {"name": name, "classes": classes, "category_ids": ids, "splits": described}
 
 
 def _counts(content: Unlabelled) -> dict[str, Any]:
     boxes = content.annotations if isinstance(content, Annotations) else []
     per_category = Counter(box.category_id for box in boxes)
-    per_size = np.histogram([box.area for box in boxes], bins=[-np.inf, *SIZES.values()])[0].tolist()
+    per_size = np.histogram([box.area or 0 for box in boxes], bins=[-np.inf, *SIZES.values()])[0].tolist()
     return {
         "images": len(content.images),
         "images_without_boxes": len(content.images) - len({box.image_id for box in boxes}),
@@ -93,29 +98,3 @@ def _counts(content: Unlabelled) -> dict[str, Any]:
         "boxes_per_class": {entry.name: per_category[entry.id] for entry in content.categories},
         "boxes_per_size": dict(zip(SIZES, per_size, strict=True)),
     }
-
-
-def _other_classes(name: str, split: str, theirs: list[str], ours: list[str]) -> str:
-    """What differs between the classes of a split and those of train, and both lists."""
-
-    def quoted(names: list[str]) -> str:
-        return ", ".join(map(repr, names))
-
-    differences = {"train": sorted({*ours} - {*theirs}), split: sorted({*theirs} - {*ours})}
-    only = "; ".join(f"only {key} has {quoted(names)}" for key, names in differences.items() if names)
-    return (
-        f"{name}'s splits train and {split} must have the same classes: {only or 'their order differs'}; "
-        f"train: {quoted(ours)}; {split}: {quoted(theirs)}"
-    )
-
-
-def _log_summary(name: str, described: dict[str, Any], findings: Findings) -> None:
-    per_size = ", ".join(f"{number:,} {size}" for size, number in described["boxes_per_size"].items())
-    images, boxes = count(described["images"], "image"), count(described["boxes"], "box|boxes")
-    _log.info(
-        "%s: %s (%s without boxes), %s (%s)", name, images, f"{described['images_without_boxes']:,}", boxes, per_size
-    )
-    if described["boxes"]:
-        _log.info("  %s", ", ".join(f"{label} {number:,}" for label, number in described["boxes_per_class"].items()))
-    for kind in findings.counts("warning"):
-        _log.warning("  warning: %s", findings.sentence(kind))

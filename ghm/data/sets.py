@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ghm import files
-from ghm.data import annotations, custom, sources, voc
+from ghm.data import custom, sources, voc
 from ghm.data.content import Memory
 from ghm.data.manifest import Split
 from ghm.errors import InputError
-from ghm.params import CustomSplit, Params
+from ghm.params import Params
 
 IMAGES = "images"  # the link to the user's folder in a custom data set of ours
 COCO_SPLITS = {name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")}
@@ -44,9 +44,8 @@ def locate(parameters: Params) -> Located:
     Raises:
         InputError: it is not there and cannot be had.
     """
-    return {"digits": _digits, "custom": _custom, "coco": _coco, "voc": _voc, "bccd": _voc}[parameters.data.name](
-        parameters
-    )
+    kinds = {"digits": _digits, "custom": _custom, "coco": _coco, "voc": _voc, "bccd": _voc}
+    return kinds[parameters.data.name](parameters)
 
 
 def _digits(parameters: Params) -> Located:
@@ -58,10 +57,12 @@ def _digits(parameters: Params) -> Located:
         raise InputError(f"data.source must be null with data.name: digits, got {parameters.data.source!r}")
     if parameters.data.root:
         return Located(_folder_with(parameters.data.root, splits), splits)
-    code = b"".join(path.read_bytes() for path in sorted(Path(digits.__file__).parent.glob("digits*.py")))
-    root = store() / f"digits-{_key(code, [asdict(parameters.digits), parameters.data.label_noise])}"
-    _make(root, "digits", lambda folder: digits.write(parameters.digits, parameters.data.label_noise, folder))
-    return Located(root, splits)
+    noise = parameters.data.label_noise
+
+    def fill(folder: Path) -> None:
+        digits.write(parameters.digits, noise, folder)
+
+    return Located(_made("digits", ["digits", "digits_render"], [asdict(parameters.digits), noise], fill), splits)
 
 
 def _coco(parameters: Params) -> Located:
@@ -78,37 +79,32 @@ def _voc(parameters: Params) -> Located:
     home = {"voc": "VOCdevkit", "bccd": "bccd"}[name]
     images = _published(parameters, home, sources.ARCHIVES[name])
     format_ = voc.SETS[name]
-    listing = _listing(voc.sources(format_, images), stats=True)
-    root = store() / f"{name}-{_key(Path(voc.__file__).read_bytes(), [str(images), listing])}"
+    folders = {images / folder for parts in format_.splits.values() for folder, _ in parts}
+    listing = _listing([folder / below for folder in folders for below in ("Annotations", "ImageSets")], stats=True)
 
     def fill(folder: Path) -> None:
         voc.convert(format_, images, folder / "annotations")
         (folder / home).symlink_to(images)
 
-    _make(root, f"the annotations of {images}", fill)
+    root = _made(name, ["voc"], [str(images), listing], fill)
     splits = {split: Split(f"annotations/instances_{split}.json", home) for split in format_.splits}
     return Located(root, splits, {home: images} if name == "voc" else {})
 
 
 def _custom(parameters: Params) -> Located:
     """The user's files stay as they are: plain COCO files made from them lie in a folder of ours, beside a link."""
-    sections: dict[str, CustomSplit | None] = {
-        name: getattr(parameters.custom, name) for name in ("train", "val", "test")
-    }
+    sections = {name: getattr(parameters.custom, name) for name in ("train", "val", "test")}
     theirs = {name: Split(section.annotations, section.images) for name, section in sections.items() if section}
     home = _custom_root(parameters, theirs)
-    texts = [_digest(home / split.annotations) for split in theirs.values()]
-    listing = _listing(
-        [home / split.folder for split in theirs.values()]
-    )  # files are known by how the disk spells them
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (custom, annotations))
-    root = store() / f"custom-{_key(code, [str(home), texts, listing, asdict(parameters.custom)])}"
+    texts = [files.digest(home / split.annotations) for split in theirs.values()]
+    listing = _listing([home / split.folder for split in theirs.values()])  # names as the disk spells them
 
     def fill(folder: Path) -> None:
         custom.convert(theirs, home, folder)
         (folder / IMAGES).symlink_to(home)
 
-    _make(root, f"the annotations of {home}", fill)
+    shape = [str(home), texts, listing, asdict(parameters.custom)]
+    root = _made("custom", ["custom", "annotations"], shape, fill)
     ours = {
         name: Split(f"annotations/instances_{name}.json", f"{IMAGES}/{split.folder}", source=home / split.annotations)
         for name, split in theirs.items()
@@ -121,7 +117,7 @@ def _custom_root(parameters: Params, splits: dict[str, Split]) -> Path:
     source = parameters.data.source
     if source and not Path(source).expanduser().is_dir():
         archive = sources.custom_archive(source, tuple(split.annotations for split in splits.values()))
-        root = store() / f"custom-{_key(source.encode())}"
+        root = store() / f"custom-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
         return sources.find_or_fetch("custom", root, (archive,), source.partition("#")[0])
     return _folder_with(parameters.data.root or source or str(store() / "custom"), splits)
 
@@ -133,15 +129,16 @@ def _published(parameters: Params, folder: str, archives: tuple[sources.Archive,
     return sources.find_or_fetch(data.name, store() / folder, archives, data.source)
 
 
-def _make(root: Path, name: str, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write the new folder `root`, whole or not at all, unless it is there."""
-    if root.exists():
-        return
+def _made(name: str, modules: list[str], shape: object, fill: Callable[[Path], None]) -> Path:
+    """The folder that `fill` writes, whole or not at all, unless it is there; keyed by code and `shape`."""
+    code = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
+    root = store() / f"{name}-{hashlib.sha256(code + json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]}"
     root.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(root.with_name(f".{root.name}.lock"), name):
-        if not root.exists():  # another process that was waited for may have made it
+        if not root.exists():
             with files.whole_folder(root) as folder:
                 fill(folder)
+    return root
 
 
 def _listing(folders: list[Path], *, stats: bool = False) -> list[str]:
@@ -159,14 +156,3 @@ def _folder_with(folder: str, splits: dict[str, Split]) -> Path:
     if missing:
         raise InputError(f"{root} has no {', '.join(missing)}: set data.root to the folder that has, or mend `custom`")
     return root
-
-
-def _digest(path: Path) -> str:
-    content = memory().contents(path.parent, [path.name], images=False).get(path.name)
-    if content is None or content.fault:
-        raise InputError(f"the annotation file {path} cannot be read: {content.fault if content else 'it is no file'}")
-    return content.sha256
-
-
-def _key(code: bytes, shape: object = "") -> str:
-    return hashlib.sha256(code + json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]

@@ -25,8 +25,8 @@ class Archive:
 
     remote: Remote
     provides: tuple[str, ...]  # paths below the root; whoever has them does not need the archive
-    strip: int = 0  # leading folders of the names inside that are dropped
-    wanted: tuple[str, ...] = ()  # what is unpacked, () = all
+    top: str = ""  # the folder inside that becomes the root
+    wanted: tuple[str, ...] = ("",)  # beginnings of the names inside that are unpacked
     tree_sha256: str | None = None  # of the wanted files, for hosts that pack anew what they send
 
 
@@ -41,7 +41,7 @@ def _voc(year: int, name: str, images: str, md5: str, size: int) -> Archive:
     hosts = ("http://host.robots.ox.ac.uk", "https://thor.robots.ox.ac.uk")
     urls = tuple(f"{host}/pascal/VOC/voc{year}/{name}" for host in hosts)
     remote = Remote(name, (*urls, f"https://data.pjreddie.com/files/{name}"), f"md5:{md5}", size)
-    return Archive(remote, (f"VOC{year}/ImageSets/Main/{images}.txt",), strip=1)
+    return Archive(remote, (f"VOC{year}/ImageSets/Main/{images}.txt",), "VOCdevkit")
 
 
 _INSTANCES = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
@@ -73,8 +73,8 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         Archive(
             Remote(f"BCCD_Dataset-{_BCCD}.zip", _BCCD_URLS),
             ("BCCD",),
-            strip=1,
-            wanted=("BCCD", "LICENSE"),
+            top=f"BCCD_Dataset-{_BCCD}",
+            wanted=(f"BCCD_Dataset-{_BCCD}/BCCD/", f"BCCD_Dataset-{_BCCD}/LICENSE"),
             tree_sha256="b5fa7e32e92e3cfdbc59cdfbc09b4ff959804ac2a06c7ed59f89833c1fd97879",
         ),
     ),
@@ -87,12 +87,8 @@ def existing_copy(name: str, root: Path, archives: tuple[Archive, ...]) -> Path:
     Raises:
         InputError: it is not there, or lacks something; nothing is fetched into a folder that a person named.
     """
-    if not root.is_dir():
-        needed = ", ".join(path for archive in archives for path in archive.provides)
-        raise InputError(f"{root} is missing: set data.root or GHM_DATA_ROOT to a copy of {name} with {needed}")
-    missing = [path for archive in archives for path in archive.provides if not (root / path).exists()]
-    if missing:
-        raise InputError(f"{root} is no copy of {name}: {', '.join(missing)} missing below it; correct data.root")
+    if missing := _absent(archives, root):
+        raise InputError(f"{root} is no copy of {name}: {', '.join(missing)} missing below it; set data.root to one")
     return root
 
 
@@ -111,20 +107,20 @@ def find_or_fetch(name: str, root: Path, archives: tuple[Archive, ...], source: 
     """
     local = Path(source).expanduser().absolute() if source and not _is_url(source) else None
     if local is not None:
-        if not local.exists():
-            raise InputError(f"data.source must be a URL or an existing folder or archive, got {source!r}")
-        if local.is_dir() and not _missing(archives, local):
+        if not _absent(archives, local):
             return local
-        absent = [archive.remote.name for archive in archives if not (local / archive.remote.name).is_file()]
-        if local.is_dir() and absent:
-            raise InputError(f"data.source: {local} holds neither a copy of {name} nor {', '.join(absent)}")
-        if local.is_file() and len(archives) > 1:
-            raise InputError(f"data.source must be the folder that holds {', '.join(absent)}, got the file {local}")
-    if not _missing(archives, root):
+        names = [archive.remote.name for archive in archives]
+        is_archive = local.is_file() and len(archives) == 1
+        if absent := [name for name in names if not (is_archive or (local / name).is_file())]:
+            raise InputError(
+                f"data.source must be a URL, a copy of {name} or a folder with {', '.join(absent)}, got {source!r}"
+            )
+    if not _absent(archives, root):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(root.with_name(f".{root.name}.lock"), name):
-        missing = _missing(archives, root)  # none where another process was waited for
+        # None where another process was waited for.
+        missing = [archive for archive in archives if _absent((archive,), root)]
         downloads = root.parent / "downloads"
         sizes = [archive.remote.bytes or 0 for archive in missing]
         _log.info("%s: %d archives to get, %.1f GB, into %s", name, len(missing), sum(sizes) / 1e9, root)
@@ -149,8 +145,9 @@ def find_or_fetch(name: str, root: Path, archives: tuple[Archive, ...], source: 
     return root
 
 
-def _missing(archives: tuple[Archive, ...], root: Path) -> list[Archive]:
-    return [archive for archive in archives if not all((root / path).exists() for path in archive.provides)]
+def _absent(archives: tuple[Archive, ...], root: Path) -> list[str]:
+    """What of the archives a folder lacks."""
+    return [path for archive in archives for path in archive.provides if not (root / path).exists()]
 
 
 def _is_url(text: str) -> bool:
@@ -161,13 +158,9 @@ def _at(source: str | None, remote: Remote, is_only: bool) -> Remote:
     """The remote file at the address that `data.source` names."""
     if source is None:
         return remote
-    if not urlsplit(source).path.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")):
-        return replace(remote, urls=(f"{source.rstrip('/')}/{remote.name}",))
-    if not is_only:
-        raise InputError(
-            f"data.source must be the URL of the folder that holds {remote.name} and the others, got {source!r}"
-        )
-    return replace(remote, urls=(source,))
+    if is_only and urlsplit(source).path.endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")):
+        return replace(remote, urls=(source,))
+    return replace(remote, urls=(f"{source.rstrip('/')}/{remote.name}",))
 
 
 def _unpack(archive: Archive, file: Path, root: Path) -> None:
@@ -175,13 +168,16 @@ def _unpack(archive: Archive, file: Path, root: Path) -> None:
     new = root.with_name(f".{root.name}.unpacking")
     shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
     try:
-        unpack.unpack(file, new, strip=archive.strip, wanted=archive.wanted)
-        if archive.tree_sha256 and (actual := unpack.tree_sha256(new)) != archive.tree_sha256:
+        unpack.unpack(file, new, archive.wanted)
+        unpacked = new / archive.top
+        if missing := _absent((archive,), unpacked):
+            raise InputError(f"{file} holds no {missing[0]}: it is not the archive that is meant")
+        if archive.tree_sha256 and (actual := unpack.tree_sha256(unpacked)) != archive.tree_sha256:
             raise InputError(
                 f"the files in {file} are not those that were published: SHA-256 of their list must be "
                 f"{archive.tree_sha256}, got {actual}"
             )
-        unpack.merge(new, root, last=archive.provides)
+        unpack.merge(unpacked, root, last=[root / path for path in archive.provides])
     except OSError as error:
         raise InputError(
             f"{file} cannot be unpacked into {root} ({error.strerror}): clear what is there away"
@@ -200,10 +196,8 @@ def custom_archive(source: str, provides: tuple[str, ...]) -> Archive:
         return Archive(Remote(Path(source).name, ()), provides)
     address, fragment = urldefrag(source)
     name = Path(urlsplit(address).path).name
-    if not name:
-        raise InputError(f"data.source {source!r} cannot be used: it must name a file")
     if not fragment:
         _log.warning("data.source has no checksum (#sha256=<hex> after the URL): what arrives is not verified")
-    elif not re.fullmatch(r"md5=[0-9a-fA-F]{8,32}|sha256=[0-9a-fA-F]{8,64}", fragment):
-        raise InputError(f"data.source {source!r} cannot be used: #{fragment} must be #md5=<hex> or #sha256=<hex>")
+    if not name or not re.fullmatch(r"((md5|sha256)=[0-9a-fA-F]{8,64})?", fragment):
+        raise InputError(f"data.source must be the URL of a file, with #sha256=<hex> or #md5=<hex>, got {source!r}")
     return Archive(Remote(name, (address,), fragment.replace("=", ":") or None), provides)

@@ -5,8 +5,8 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -18,37 +18,33 @@ from ghm.errors import InputError
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 
-def unpack(archive: Path, folder: Path, *, strip: int = 0, wanted: Collection[str] = ()) -> None:
+def unpack(archive: Path, folder: Path, wanted: tuple[str, ...] = ("",)) -> None:
     """Unpack an archive, zip or tar, plain or packed with gzip, bzip2 or xz, into the new folder `folder`.
 
     Args:
-        strip: how many leading folders to drop from the members' names. Members with no more than that are left out.
-        wanted: stripped names of the files and folders to unpack, folders with all below them; () means all.
+        wanted: only members whose names begin with one of these.
 
     Raises:
-        InputError: the archive is none, is damaged, lacks something wanted, or has a member that is no plain file or
-            folder or leads out of `folder`; or there is no room or no right to write.
+        InputError: the archive is none, is damaged, or a tar with a member that is no plain file or folder or leads out
+            of `folder`; or there is no room or no right to write. Such names and links in a zip become plain files.
     """
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as opened:
-                members = _chosen(archive, {member.name: member for member in opened}, strip, wanted)
-                files.require_space(sum(member.size for member in members.values()), folder, archive.name)
-                for name, member in _progress(archive, members):
+                members = [member for member in opened if member.name.startswith(wanted)]
+                files.require_space(sum(member.size for member in members), folder, archive.name)
+                for member in _progress(archive, members):
                     if not (member.isreg() or member.isdir()):
                         raise InputError(f"{archive} is not unpacked: its member {member.name!r} is a link or a device")
-                    opened.extract(member.replace(name=name, deep=False), folder, filter="data")
+                    opened.extract(member, folder, filter="data")
                 while opened.fileobj and opened.fileobj.read(1 << 20):
                     pass  # the checksum of a packed archive comes last
         else:
             with zipfile.ZipFile(archive) as opened:
-                infos = _chosen(archive, {info.filename: info for info in opened.infolist()}, strip, wanted)
-                files.require_space(sum(info.file_size for info in infos.values()), folder, archive.name)
-                for name, info in _progress(archive, infos):
-                    info.filename = name + "/" * info.is_dir()
+                infos = [info for info in opened.infolist() if info.filename.startswith(wanted)]
+                files.require_space(sum(info.file_size for info in infos), folder, archive.name)
+                for info in _progress(archive, infos):
                     opened.extract(info, folder)
-    except InputError:
-        raise
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise InputError(
@@ -68,45 +64,21 @@ def tree_sha256(folder: Path) -> str:
     return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 
-def merge(source: Path, target: Path, last: Collection[str]) -> None:
-    """Move all that is below one folder to another, what holds the paths `last` after all else.
+def merge(source: Path, target: Path, last: Collection[Path]) -> None:
+    """Move all that is below one folder to another, what is or holds the paths `last` after all else.
 
-    So whoever sees those has everything, whenever the process was killed.
+    So whoever sees those has everything, whenever the process was killed. A folder is moved at once where the target
+    lacks it.
     """
     target.mkdir(parents=True, exist_ok=True)
-    moves = list(_moves(source, target))
-    for old, new in sorted(moves, key=lambda move: any((target / name).is_relative_to(move[1]) for name in last)):
-        old.replace(new)
-
-
-def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder is moved at once where the target lacks it."""
-    for old in source.iterdir():
+    moves = [(any(target / old.name in (path, *path.parents) for path in last), old) for old in source.iterdir()]
+    for _, old in sorted(moves):
         new = target / old.name
         if old.is_dir() and new.is_dir() and not new.is_symlink():
-            yield from _moves(old, new)
+            merge(old, new, last)
         else:
-            yield old, new
+            old.replace(new)
 
 
-def _chosen(archive: Path, members: dict[str, Any], strip: int, wanted: Collection[str]) -> dict[str, Any]:
-    """The wanted members by their stripped names."""
-    chosen, missing = {}, set(wanted)
-    for name, member in members.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{archive} is not unpacked: its member {name!r} leads out of its folder")
-        parts = path.parts[strip:]
-        roots = {"/".join(parts[:length]) for length in range(1, len(parts) + 1)}
-        if parts and (not wanted or roots & set(wanted)):
-            missing -= roots
-            chosen["/".join(parts)] = member
-    if missing:
-        raise InputError(f"{archive} holds no {min(missing)}: it is not the archive that is meant")
-    if not chosen:
-        raise InputError(f"{archive} holds no file: it is empty or damaged, fetch it again")
-    return chosen
-
-
-def _progress(archive: Path, members: dict[str, Any]) -> tqdm:
-    return tqdm(members.items(), desc=f"unpacking {archive.name}", unit="file", mininterval=2, delay=1, leave=False)
+def _progress(archive: Path, members: Sequence[Any]) -> tqdm:
+    return tqdm(members, desc=f"unpacking {archive.name}", unit="file", mininterval=2, delay=1, leave=False)

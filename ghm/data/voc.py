@@ -1,13 +1,9 @@
 """Data sets in the format of Pascal VOC, rewritten as COCO files: VOC 2007 + 2012, and BCCD.
 
-Boxes: VOC names the first and the last pixel, counted from 1, both inside. COCO's box [x, y, width, height] has its
-origin at the outer corner of the first pixel, so x = xmin - 1 and width = xmax - xmin + 1.
-
-Objects marked `difficult`: kept, with `iscrowd: 1`. Training leaves them out (mmdet neither learns from a crowd box nor
-spares the anchors on it), and the evaluation counts a detection of one neither as found nor as false. That is VOC's
-rule but for one thing: pycocotools measures the overlap with a crowd box in shares of the detection.
-
-Source: Everingham et al., "The PASCAL Visual Object Classes Challenge 2007", development kit.
+VOC names the first and the last pixel, counted from 1, both inside; COCO's box begins at the outer corner of the first
+pixel, so x = xmin - 1 and width = xmax - xmin + 1. Objects marked `difficult` are kept with `iscrowd: 1`: training
+leaves them out, and the evaluation counts a detection of one neither way. That is VOC's rule, but that pycocotools
+measures the overlap with a crowd box in shares of the detection. Source: Everingham et al., VOC 2007.
 """
 
 import math
@@ -24,19 +20,11 @@ from ghm.errors import InputError
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some images of a VOC folder: `folder/ImageSets/Main/<images>.txt` names them."""
-
-    folder: str
-    images: str
-
-
-@dataclass(frozen=True)
 class Voc:
-    """Which images make up the splits, and the classes in the order of their labels."""
+    """The classes in the order of their labels, and for each split the folders and the lists in `ImageSets/Main`."""
 
     classes: tuple[str, ...]
-    splits: dict[str, tuple[Part, ...]]
+    splits: dict[str, tuple[tuple[str, str], ...]]
 
 
 SETS = {
@@ -47,13 +35,13 @@ SETS = {
             "tvmonitor",
         ),
         splits={
-            "train": (Part("VOC2007", "trainval"), Part("VOC2012", "trainval")),
-            "test": (Part("VOC2007", "test"),),
+            "train": (("VOC2007", "trainval"), ("VOC2012", "trainval")),
+            "test": (("VOC2007", "test"),),
         },
     ),
     "bccd": Voc(
         classes=("RBC", "WBC", "Platelets"),
-        splits={name: (Part("BCCD", name),) for name in ("train", "val", "test")},
+        splits={name: (("BCCD", name),) for name in ("train", "val", "test")},
     ),
 }
 
@@ -65,27 +53,13 @@ def convert(voc: Voc, root: Path, out: Path) -> None:
         InputError: a file is missing or malformed, or names a class that the data set does not have.
     """
     for split, parts in voc.splits.items():
-        names = [(part.folder, name) for part in parts for name in _names(root, part)]
+        names = [(folder, name) for folder, images in parts for name in _names(root, folder, images)]
         progress = tqdm(names, desc=f"reading {split}", unit="file", mininterval=2, leave=False)
         files.write_json(out / f"instances_{split}.json", _content(voc.classes, root, progress))
 
 
-def sources(voc: Voc, root: Path) -> list[Path]:
-    """The folders whose files `convert` reads.
-
-    Raises:
-        InputError: one is missing.
-    """
-    names = sorted({part.folder for parts in voc.splits.values() for part in parts})
-    folders = [root / name / below for name in names for below in ("Annotations", "ImageSets/Main")]
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(f"the folder {folder} is missing")
-    return folders
-
-
-def _names(root: Path, part: Part) -> list[str]:
-    path = root / part.folder / "ImageSets" / "Main" / f"{part.images}.txt"
+def _names(root: Path, folder: str, images: str) -> list[str]:
+    path = root / folder / "ImageSets" / "Main" / f"{images}.txt"
     try:
         return path.read_text(encoding="utf-8").split()
     except OSError:
@@ -99,7 +73,12 @@ def _content(classes: tuple[str, ...], root: Path, names: Iterable[tuple[str, st
     images, boxes = [], []
     for number, (folder, name) in enumerate(names, start=1):
         path = root / folder / "Annotations" / f"{name}.xml"
-        tree = _parse(path)
+        try:
+            tree = ET.parse(path).getroot()
+        except OSError:
+            raise InputError(f"the annotation file {path} is missing") from None
+        except (ET.ParseError, ValueError, LookupError) as error:  # of an encoding that the parser does not know
+            raise InputError(f"the annotation file {path} is not XML that can be read: {error}") from None
         image = PurePath(folder, "JPEGImages", _text(tree, "filename", path)).as_posix()
         size = {key: int(_number(tree, f"size/{key}", path)) for key in ("width", "height")}
         images.append({"id": number, "file_name": image, **size})
@@ -121,15 +100,6 @@ def _content(classes: tuple[str, ...], root: Path, names: Iterable[tuple[str, st
             boxes.append(box)
     categories = [{"id": number, "name": name} for name, number in labels.items()]
     return {"images": images, "annotations": boxes, "categories": categories}
-
-
-def _parse(path: Path) -> ET.Element:
-    try:
-        return ET.parse(path).getroot()
-    except OSError:
-        raise InputError(f"the annotation file {path} is missing") from None
-    except (ET.ParseError, ValueError, LookupError) as error:  # of an encoding that the parser does not know
-        raise InputError(f"the annotation file {path} is not XML that can be read: {error}") from None
 
 
 def _text(entry: ET.Element, key: str, path: Path) -> str:

@@ -13,32 +13,6 @@ from ghm.errors import InputError
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
-    _check(arguments)
-    # Not before: help and mistakes need not wait for PyTorch and mmdet.
-    from ghm import params
-    from ghm.detect import submission
-    from ghm.detect.detector import Detector, find_run
-    from ghm.detect.run import detect
-
-    config, checkpoint = arguments.config, arguments.checkpoint
-    if arguments.variant:
-        seed = params.load().seeds[0] if arguments.seed is None else arguments.seed
-        config, checkpoint = find_run(arguments.variant, seed)
-        if arguments.split:
-            submission.write(params.load(), arguments.variant, seed, checkpoint, arguments.split, arguments.out)
-            return
-    detect(
-        Detector.open(config, checkpoint, arguments.score),
-        arguments.images,
-        arguments.out,
-        score=arguments.score,
-        batch_size=arguments.batch_size,
-        pictures=arguments.pictures,
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ghm.detect", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("images", metavar="IMAGE_OR_FOLDER", nargs="*", type=Path, help="folders are searched for images")
@@ -49,29 +23,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", help="a split of the data set in place of images, such as test-dev")
     add("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     add("--score", type=float, default=0.3, help="the lowest score that is shown (%(default)s)")
-    add("--batch-size", type=int, default=8, help="images at once (%(default)s)")
     add("--no-pictures", dest="pictures", action="store_false", help="write detections.json alone")
-    return parser
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what does not go together."""
-    files_of_mmdet = [arguments.config, arguments.checkpoint]
+    arguments = parser.parse_args()
+    variant, config, checkpoint = arguments.variant, arguments.config, arguments.checkpoint
     wrong = {
-        "name a detector: --variant, or --config and --checkpoint": not arguments.variant and not any(files_of_mmdet),
-        "--config and --checkpoint belong together: name both": any(files_of_mmdet) and not all(files_of_mmdet),
-        "--variant takes the place of --config and --checkpoint: leave one out": arguments.variant
-        and any(files_of_mmdet),
-        "--seed belongs to --variant: leave it out": arguments.seed is not None and not arguments.variant,
-        "--split needs --variant: it is about a trained variant": arguments.split and not arguments.variant,
+        "name one detector: --variant, or --config and --checkpoint": bool(variant) == bool(config)
+        or bool(config) != bool(checkpoint),
+        "--seed and --split belong to --variant": not variant and (arguments.seed is not None or arguments.split),
         "name images or folders, or else a --split": bool(arguments.images) == bool(arguments.split),
         f"--score must be in [0, 1], got {arguments.score}": not 0 <= arguments.score <= 1,
-        f"--batch-size must be 1 or greater, got {arguments.batch_size}": arguments.batch_size < 1,
         f"--out must be a folder, {arguments.out} is a file": arguments.out.exists() and not arguments.out.is_dir(),
     }
     for sentence, is_so in wrong.items():
         if is_so:
             raise InputError(sentence)
+    # Not before: help and mistakes need not wait for PyTorch and mmdet.
+    from ghm import params
+    from ghm.detect.detector import Detector, find_run
+    from ghm.detect.run import detect, submit
+
+    if variant:
+        seed = params.load().seeds[0] if arguments.seed is None else arguments.seed
+        config, checkpoint = find_run(variant, seed)
+        if arguments.split:
+            submit(params.load(), variant, seed, checkpoint, arguments.split, arguments.out)
+            return
+    detector = Detector.open(config, checkpoint, arguments.score)
+    detect(detector, arguments.images, arguments.out, arguments.score, arguments.pictures)
 
 
 if __name__ == "__main__":

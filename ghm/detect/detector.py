@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
-from ghm import checkpoints, detector, params, runs
+from ghm import checkpoints, params, predict, runs
 from ghm.data.images import UnreadableError
 from ghm.errors import InputError
-from ghm.registry import DATASETS
 from ghm.training.samples import LoadImage, Unreadable, collate
 
 
@@ -56,9 +54,6 @@ class Detector:
         Raises:
             InputError: a file is missing or of another kind, or the checkpoint does not fit the config.
         """
-        for path, kind in ((config, "config"), (checkpoint, "checkpoint")):
-            if not path.is_file():
-                raise InputError(f"{path} is missing: name the {kind} of a detector")
         try:
             cfg = Config.fromfile(config)
         except Exception as error:  # a config is a program, and may fail in any way
@@ -72,79 +67,49 @@ class Detector:
         for part in (test_cfg, test_cfg.get("rcnn") or {}):
             if "score_thr" in part:
                 part["score_thr"] = min(part["score_thr"], score)
-        model = detector.load(cfg, checkpoint, str(config), device)
-        content: Any = checkpoints.load(checkpoint)
-        meta = content.get("meta")
-        classes = _classes(meta, cfg, model)
-        return cls(cfg, model, classes, _category_ids(meta, len(classes)))
+        model = predict.load(cfg, checkpoint, str(config), device)
+        return cls(cfg, model, *_classes(checkpoint, cfg, model))
 
-    def batches(self, paths: Iterable[Path], size: int) -> Iterator[dict[str, Any]]:
-        """Read images, numbered from 1, for `ghm.predict.predict`: neighbours that the network sees at the same size.
+    def batches(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+        """Read images, numbered from 1, for `ghm.predict.predict`, as the evaluation and the config's pipeline do.
 
-        An image that shared a batch with a larger one would be padded, and what is found on it would depend on that.
+        One at a time: beside a larger image it would be padded, and what is found on it would depend on that.
         """
-        divisor = getattr(self.model.data_preprocessor, "pad_size_divisor", 1)
-
-        def padded(sample: Any) -> list[int] | None:
-            if isinstance(sample, Unreadable):
-                return None
-            return [-(-side // divisor) for side in sample["inputs"].shape[-2:]]
-
-        for _, neighbours in groupby(self._samples(paths), padded):
-            while batch := list(islice(neighbours, size)):
-                yield collate(batch)
-
-    def _samples(self, paths: Iterable[Path]) -> Iterator[Any]:
-        """Read images as the evaluation does, and change them as the config's test pipeline says after reading."""
         pipeline: Any = copy.deepcopy(get_test_pipeline_cfg(self.cfg))  # type: ignore[arg-type]
-        steps = [step for step in pipeline if not _type(step).startswith("Load")]
-        for step in steps:
-            if _type(step) == "Resize":
-                step["type"] = "ghm.Resize"  # takes images of any shape
+        steps = []
+        for step in pipeline:
+            kind = getattr(step["type"], "__name__", step["type"]).rpartition(".")[-1]  # a class or its name
+            if not kind.startswith("Load"):  # ours takes images of any shape
+                steps.append({**step, "type": "ghm.Resize"} if kind == "Resize" else step)
         load, prepare = LoadImage(), Compose(steps)
         for number, path in enumerate(paths, start=1):
             try:
                 image = load.transform({"img_path": str(path), "img_id": number})
             except UnreadableError as error:
-                yield Unreadable(number, str(path), str(error))
+                yield collate([Unreadable(number, str(path), str(error))])
                 continue
             meta = {name: image[name] for name in ("img_path", "img_id", "ori_shape")}
             sample: Any = prepare(image)
             sample["data_samples"].set_metainfo(meta)
-            yield sample
+            yield collate([sample])
 
 
-def _type(step: Any) -> str:
-    """The name of a step's class, which a config gives as a text or as the class."""
-    kind = step["type"]
-    return kind.rpartition(".")[-1] if isinstance(kind, str) else kind.__name__
+def _classes(checkpoint: Path, cfg: Config, model: Any) -> tuple[list[str], list[int]]:
+    """Names and ids of the classes: those of the checkpoint, or names of the config; else numbers."""
 
+    def part(content: Any, key: str) -> dict[str, Any]:
+        return content[key] if isinstance(content.get(key), dict) else {}
 
-def _classes(meta: Any, cfg: Config, model: Any) -> list[str]:
-    """Names of the classes: from the checkpoint, the config, or mmdet's data set of the config; else numbers."""
+    meta = part(checkpoints.load(checkpoint), "meta")
+    described = part(meta, "dataset_meta")
     dataset: Any = cfg.test_dataloader.dataset
-    while "dataset" in dataset and "metainfo" not in dataset:
-        dataset = dataset["dataset"]
-    registered = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
     heads = [part for name, part in model.named_modules() if "bbox_head" in name and hasattr(part, "num_classes")]
     number = heads[0].num_classes if heads else 0
-    for described in (_dataset_meta(meta), meta, dataset.get("metainfo"), getattr(registered, "METAINFO", None)):
-        for key in ("classes", "CLASSES"):
-            names = described.get(key) if isinstance(described, dict) else None
-            names = [names] if isinstance(names, str) else names
-            if isinstance(names, list | tuple) and len(names) == (number or len(names)):
-                return [str(name) for name in names]
-    return [str(label) for label in range(number)]
-
-
-def _category_ids(meta: Any, classes: int) -> list[int]:
-    """The ids that the checkpoint names, where there is one for each class; else 1, 2, ..."""
-    ids = _dataset_meta(meta).get("category_ids")
-    if isinstance(ids, list | tuple) and len(set(ids)) == classes and all(isinstance(number, int) for number in ids):
-        return list(ids)
-    return list(range(1, classes + 1))
-
-
-def _dataset_meta(meta: Any) -> dict[str, Any]:
-    described = meta.get("dataset_meta") if isinstance(meta, dict) else None
-    return described if isinstance(described, dict) else {}
+    usual = part(dataset.get("dataset", dataset), "metainfo")
+    known = (described.get("classes"), meta.get("CLASSES"), usual.get("classes"))  # the second is of mmdet 2
+    named = [names for names in known if isinstance(names, list | tuple) and len(names) == (number or len(names))]
+    classes = [str(name) for name in (named[0] if named else range(number))]
+    ids = described.get("category_ids")
+    if isinstance(ids, list | tuple) and all(isinstance(id_, int) for id_ in ids) and len(set(ids)) == len(classes):
+        return classes, list(ids)
+    return classes, list(range(1, len(classes) + 1))

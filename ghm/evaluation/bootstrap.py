@@ -10,16 +10,12 @@ Shapes: S seeds, B weightings of the images, the first of which counts each imag
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from ghm.evaluation.matches import Matches, weighted
+from ghm.evaluation.matches import Array, Matches, weighted
 
-Array = NDArray[Any]
-Verdict = Literal["better", "worse", "not distinguishable"]
 METRICS = ("AP", "AP50", "AP75")
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -34,7 +30,7 @@ class Interval:
     high: float
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> str:
         """What a difference with this interval says, at its level; nothing where it has no width."""
         if self.low == self.high:
             return "not distinguishable"
@@ -52,13 +48,12 @@ class Resampled:
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz file."""
-        names = list(self.value_B)
         np.savez_compressed(
             path,
             measured_on=np.array(self.measured_on),
             images=np.array(self.images),
-            names=np.array(names),
-            values=np.stack([self.value_B[name] for name in names]),
+            names=np.array(list(self.value_B)),
+            values=np.stack(list(self.value_B.values())),
             curves=self.curve_BUR.astype(np.float32),
         )
 
@@ -73,8 +68,7 @@ class Resampled:
 def resample(matches: Matches, classes: Sequence[str], measured_on: str) -> Resampled:
     """Measure under `weights`; `classes` are the names of those of `matches`, `measured_on` is kept."""
     images = len(matches.image_id_I)
-    measured = weighted(matches, weights(images))
-    return Resampled(measured_on, images, measured.summary(classes), measured.curve_BUR)
+    return Resampled(measured_on, images, *weighted(matches, weights(images), classes))
 
 
 def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
@@ -84,7 +78,7 @@ def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
     return np.concatenate([np.ones((1, images), np.int64), drawn]).astype(np.int32)
 
 
-def interval(value_SB: Array, images: int, level: float = LEVEL) -> Interval | None:
+def interval(value_SB: Array, images: int) -> Interval | None:
     """The mean over seeds with its interval, inside [0, 1]; None where it is not defined.
 
     Two parts add up to its variance. U, between the seeds: the variance of the mean of what they give. V - W, of the
@@ -101,32 +95,28 @@ def interval(value_SB: Array, images: int, level: float = LEVEL) -> Interval | N
             undefined are left out.
         images: I.
     """
-    defined_B = np.all(value_SB > -1, axis=0)
-    return _interval(value_SB[:, defined_B], images, level, lowest=0.0) if defined_B[0] else None
+    return _interval(value_SB, np.all(value_SB > -1, axis=0), images, lowest=0.0)
 
 
-def difference(own_SB: Array, other_SB: Array, images: int, level: float = LEVEL) -> Interval | None:
+def difference(own_SB: Array, other_SB: Array, images: int) -> Interval | None:
     """`interval` of own minus other, seed by seed, weighting by weighting, inside [-1, 1]."""
-    defined_B = np.all((own_SB > -1) & (other_SB > -1), axis=0)
-    return _interval((own_SB - other_SB)[:, defined_B], images, level, lowest=-1.0) if defined_B[0] else None
+    return _interval(own_SB - other_SB, np.all((own_SB > -1) & (other_SB > -1), axis=0), images, lowest=-1.0)
 
 
-def _interval(value_SB: Array, images: int, level: float, lowest: float) -> Interval:
-    point_S, drawn_SB = value_SB[:, 0], value_SB[:, 1:]
-    estimate, seeds = float(point_S.mean()), len(value_SB)
-    if drawn_SB.shape[1] < 2:
-        return Interval(estimate, estimate, estimate)
-    mean_B = drawn_SB.mean(axis=0)
-    of_images, of_seeds, freedom = mean_B.var(ddof=1), 0.0, 1
-    if seeds > 1:
-        freedom = seeds - 1
-        of_seeds = point_S.var(ddof=1) / seeds
-        within = (drawn_SB - mean_B).var(axis=1, ddof=1).sum() / freedom / seeds
-        of_images = max(0.0, of_images - within)
-    variance = of_images + of_seeds
-    if variance == 0:
-        return Interval(estimate, estimate, estimate)
-    share = of_seeds / variance
-    many, few = (stats.t.ppf((1 + level) / 2, max(number, 1)) ** 2 for number in (images - 1, freedom))
-    half = float(np.sqrt(variance * (many + (few - many) * share**2)))
+def _interval(value_SB: Array, defined_B: Array, images: int, lowest: float) -> Interval | None:
+    if not defined_B[0]:
+        return None
+    value_SB = value_SB[:, defined_B]
+    point_S, drawn_SB, seeds = value_SB[:, 0], value_SB[:, 1:], len(value_SB)
+    estimate, half = float(point_S.mean()), 0.0
+    if drawn_SB.shape[1] > 1:
+        mean_B = drawn_SB.mean(axis=0)
+        of_images, of_seeds, freedom = mean_B.var(ddof=1), 0.0, max(seeds - 1, 1)
+        if seeds > 1:
+            of_seeds = point_S.var(ddof=1) / seeds
+            of_images = max(0.0, of_images - (drawn_SB - mean_B).var(axis=1, ddof=1).sum() / freedom / seeds)
+        variance = of_images + of_seeds
+        share = of_seeds / variance if variance else 0.0
+        many, few = (stats.t.ppf((1 + LEVEL) / 2, max(number, 1)) ** 2 for number in (images - 1, freedom))
+        half = float(np.sqrt(variance * (many + (few - many) * share**2)))
     return Interval(estimate, max(lowest, estimate - half), min(1.0, estimate + half))

@@ -3,12 +3,11 @@
 Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, arXiv 2008.08115,
 sections 2.2 and 2.3: each false positive has one kind, and a kind costs what AP50 gains when an oracle mends it alone.
 
-Shapes: D detections, G boxes.
+Shapes: D detections in the order of their file, G boxes that count in an image, N = 1 + boxes, by id.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from pycocotools import mask
@@ -16,18 +15,8 @@ from pycocotools import mask
 from ghm.evaluation.matches import Array, Matches, weighted
 from ghm.truth import Record, counts
 
-Kind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
-KINDS: tuple[Kind, ...] = ("classification", "localisation", "both", "duplicate", "background", "missed")
+KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU: from here on a box is meant; below, nothing is
-
-
-@dataclass(frozen=True)
-class Error:
-    """A false positive, its kind, and the box that it was meant for."""
-
-    detection: int  # index in the file of detections
-    kind: Kind
-    box: int | None  # id
 
 
 def analyse(truth: Record, detections: list[Record], matches: Matches) -> dict[str, float]:
@@ -40,87 +29,76 @@ def analyse(truth: Record, detections: list[Record], matches: Matches) -> dict[s
         detections: in COCO's result format.
         matches: how pycocotools matched them.
     """
-    boxes = {box["id"]: box for box in truth["annotations"] if counts(box)}
-    errors = false_positives(boxes, detections, matches)
-    score_D = np.array([box["score"] for box in detections])
-    class_D = np.searchsorted(matches.class_id_K, [box["category_id"] for box in detections]).astype(int)
+    boxes = truth["annotations"]
+    score_D = np.array([row["score"] for row in detections])
+    class_D, class_N = (
+        np.searchsorted(matches.class_id_K, ids).astype(int)
+        for ids in ([row["category_id"] for row in detections], [0, *(box["category_id"] for box in boxes)])
+    )
+    counts_N = np.array([False, *map(counts, boxes)])
     counted = matches.detection_D[~matches.ignored_TD[0]]
-    hit_D = np.zeros(len(detections), bool)
-    hit_D[matches.detection_D[matches.hit_TD[0]]] = True
-    base = _ap50(score_D, class_D, hit_D, counted, matches, matches.box_class_G)
-    hit_boxes = set(matches.box_D[matches.hit_TD[0]].tolist())
+    box_D = np.zeros(len(detections), int)  # id of the box that it hits
+    box_D[matches.detection_D] = np.where(matches.hit_TD[0], matches.box_D, 0)
+    wrong = counted[box_D[counted] == 0]
+    kind_D, meant_D = kinds(boxes, detections, wrong)
+    base = _ap50(matches, score_D, class_D, box_D > 0, counted, class_N[counts_N])
     result: dict[str, float] = {}
     for kind in KINDS[:-1]:
-        of_kind = [error for error in errors if error.kind == kind]
-        mended = _mended(of_kind, hit_boxes, score_D)
-        class_of, hit_of = class_D.copy(), hit_D.copy()
-        for detection, box in mended.items():
-            class_of[detection] = int(np.searchsorted(matches.class_id_K, boxes[box]["category_id"]))
-            hit_of[detection] = True
-        left_out = {error.detection for error in of_kind} - mended.keys()
-        kept = counted[~np.isin(counted, list(left_out))]
-        result[kind] = _ap50(score_D, class_of, hit_of, kept, matches, matches.box_class_G) - base
+        of_kind = wrong[kind_D[wrong] == kind]
+        # The oracle gives each box that nothing hits to the best of those that were meant for it; the rest it removes.
+        free = of_kind[(meant_D[of_kind] > 0) & ~np.isin(meant_D[of_kind], box_D)]
+        free = free[np.argsort(-score_D[free], kind="stable")]
+        mended = free[np.unique(meant_D[free], return_index=True)[1]]
+        hit_D, class_of_D = box_D > 0, class_D.copy()
+        hit_D[mended], class_of_D[mended] = True, class_N[meant_D[mended]]
+        kept = counted[~np.isin(counted, np.setdiff1d(of_kind, mended))]
+        result[kind] = _ap50(matches, score_D, class_of_D, hit_D, kept, class_N[counts_N]) - base
         result[f"false_positives_{kind}"] = float(len(of_kind))
-    blamed = {error.box for error in errors if error.kind in ("classification", "localisation")}
-    missed = [box["category_id"] for box in boxes.values() if box["id"] not in hit_boxes | blamed]
-    rest_K = np.bincount(matches.box_class_G, minlength=len(matches.class_id_K))
-    rest_K -= np.bincount(np.searchsorted(matches.class_id_K, missed).astype(int), minlength=len(rest_K))
-    without = _ap50(score_D, class_D, hit_D, counted, matches, np.repeat(np.arange(len(rest_K)), rest_K))
-    result["missed"] = (1.0 if boxes and not rest_K.any() else without) - base
-    result["boxes_missed"] = float(len(missed))
+    missed_N = counts_N.copy()
+    missed_N[box_D] = missed_N[meant_D] = False
+    rest = class_N[counts_N & ~missed_N]
+    nothing_left = counts_N.any() and not len(rest)
+    result["missed"] = (1.0 if nothing_left else _ap50(matches, score_D, class_D, box_D > 0, counted, rest)) - base
+    result["boxes_missed"] = float(missed_N.sum())
     return result
 
 
-def false_positives(boxes: dict[int, Record], detections: list[Record], matches: Matches) -> list[Error]:
-    """The kind of every detection that counts and hits no box at IoU 0.5.
+def kinds(boxes: list[Record], detections: list[Record], wrong: Array) -> tuple[Array, Array]:
+    """The kind of each of the false positives `wrong`, "" of others; and the id of the box that it was meant for or 0.
+
+    By the largest IoU with boxes of the detection's class, and of the others: the first kind that fits.
 
     Args:
-        boxes: those that count, by id.
+        boxes: numbered from 1.
     """
+    kind_D, meant_D = np.full(len(detections), "", "U14"), np.zeros(len(detections), int)
+    kind_D[wrong] = "background"
     wrong_of, boxes_of = defaultdict(list), defaultdict(list)
-    for number in matches.detection_D[~matches.hit_TD[0] & ~matches.ignored_TD[0]].tolist():
+    for number in wrong.tolist():
         wrong_of[detections[number]["image_id"]].append(number)
-    for box in boxes.values():
+    for box in filter(counts, boxes):
         boxes_of[box["image_id"]].append(box)
-    errors = []
-    for image, numbers in wrong_of.items():
-        wrong, there = [detections[number] for number in numbers], boxes_of[image]
-        if not there:
-            errors += [Error(number, "background", None) for number in numbers]
-            continue
-        overlap_DG = mask.iou([box["bbox"] for box in wrong], [box["bbox"] for box in there], [0] * len(there))
-        same_DG = np.equal.outer([box["category_id"] for box in wrong], [box["category_id"] for box in there])
+    for image in wrong_of.keys() & boxes_of.keys():
+        numbers, there = wrong_of[image], boxes_of[image]
+        found = [detections[number] for number in numbers]
+        overlap_DG = mask.iou([row["bbox"] for row in found], [box["bbox"] for box in there], [0] * len(there))
+        same_DG = np.equal.outer([row["category_id"] for row in found], [box["category_id"] for box in there])
         right_DG, other_DG = np.where(same_DG, overlap_DG, 0), np.where(same_DG, 0, overlap_DG)
-        for number, right_G, other_G in zip(numbers, right_DG, other_DG, strict=True):
-            kind, box_G = _kind(right_G, other_G)
-            errors.append(Error(number, kind, None if box_G is None else there[int(box_G.argmax())]["id"]))
-    return errors
+        right_D, other_D = right_DG.max(axis=1), other_DG.max(axis=1)
+        id_G = np.array([box["id"] for box in there])
+        rules = {
+            "localisation": ((right_D >= BACKGROUND) & (right_D < FOREGROUND), id_G[right_DG.argmax(axis=1)]),
+            "classification": (other_D >= FOREGROUND, id_G[other_DG.argmax(axis=1)]),
+            "duplicate": (right_D >= FOREGROUND, 0),
+            "both": (other_D >= BACKGROUND, 0),
+        }
+        fits, meant = zip(*rules.values(), strict=True)
+        kind_D[numbers] = np.select(fits, list(rules), "background")
+        meant_D[numbers] = np.select(fits, meant, 0)
+    return kind_D, meant_D
 
 
-def _kind(right_G: Array, other_G: Array) -> tuple[Kind, Array | None]:
-    """By the largest IoU with boxes of the detection's class and of the others; and where to look for the box."""
-    right, other = right_G.max(), other_G.max()
-    if BACKGROUND <= right < FOREGROUND:
-        return "localisation", right_G
-    if other >= FOREGROUND:
-        return "classification", other_G
-    if right >= FOREGROUND:
-        return "duplicate", None
-    return ("both", None) if other >= BACKGROUND else ("background", None)
-
-
-def _mended(errors: list[Error], hit_boxes: set[int], score_D: Array) -> dict[int, int]:
-    """Detection -> box that the oracle gives it: the best of each box that nothing hits."""
-    mended: dict[int, int] = {}
-    taken = set(hit_boxes)
-    for error in sorted(errors, key=lambda error: -score_D[error.detection]):
-        if error.box is not None and error.box not in taken:
-            taken.add(error.box)
-            mended[error.detection] = error.box
-    return mended
-
-
-def _ap50(score_D: Array, class_D: Array, hit_D: Array, kept: Array, matches: Matches, box_class_G: Array) -> float:
+def _ap50(matches: Matches, score_D: Array, class_D: Array, hit_D: Array, kept: Array, box_class_G: Array) -> float:
     """AP at IoU 0.5 of the detections `kept`, each a hit of its class or a false positive, as if all were one image."""
     order_D = kept[np.lexsort((-score_D[kept], class_D[kept]))]
     changed = replace(
@@ -133,4 +111,4 @@ def _ap50(score_D: Array, class_D: Array, hit_D: Array, kept: Array, matches: Ma
         box_image_G=np.zeros(len(box_class_G), np.int32),
         box_class_G=box_class_G,
     )
-    return float(weighted(changed, np.ones((1, 1), np.int32)).summary()["AP50"][0])
+    return float(weighted(changed, np.ones((1, 1), np.int32))[0]["AP50"][0])

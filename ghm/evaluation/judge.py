@@ -33,6 +33,11 @@ class Judged:
     truth: Record  # content of the annotations, as `ghm.truth.read` has it
     detections: list[Record]
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those of SUMMARY that the split has a box for, fractions; 0 without any detection."""
+        return {name: float(self.stats[index]) for name, index in SUMMARY.items() if self.stats[index] > -1}
+
 
 def judge(annotations: Path, path: Path) -> Judged:
     """Judge stored detections with pycocotools, a few classes at a time: all of COCO's at once take 5 GB.
@@ -48,9 +53,8 @@ def judge(annotations: Path, path: Path) -> Judged:
     for key, known in (("image_id", indexed.imgs), ("category_id", indexed.cats)):
         unknown = sorted({box[key] for box in detections} - known.keys())
         if unknown:
-            shown = ", ".join(map(str, unknown[:5])) + f" and {len(unknown) - 5} more" * (len(unknown) > 5)
-            raise InputError(f"{path} has detections with {key} {shown}, which {annotations} does not have")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+            raise InputError(f"{path} has detections with {key} {unknown[0]}, which {annotations} does not have")
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(indexed, truth.results(indexed, detections), "bbox")
         classes = evaluation.params.catIds
         precision, recall, columns = [], [], []
@@ -63,8 +67,7 @@ def judge(annotations: Path, path: Path) -> Judged:
             columns += matches.of_classes(evaluation)
         evaluation.eval["precision"] = np.concatenate(precision, axis=2)
         evaluation.eval["recall"] = np.concatenate(recall, axis=1)
-        printed.truncate(0)
-        printed.seek(0)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         evaluation.summarize()
     _log.info("%d detections judged\n%s", len(detections), printed.getvalue())
     return Judged(
@@ -76,40 +79,24 @@ def judge(annotations: Path, path: Path) -> Judged:
     )
 
 
-def coco_metrics(judged: Judged) -> dict[str, float]:
-    """`AP, AP50, AP75, APs, APm, APl, AR100`, fractions, not rounded: those that the split has a box for.
-
-    0 without any detection.
-    """
-    return {name: float(judged.stats[index]) for name, index in SUMMARY.items() if judged.stats[index] > -1}
-
-
-def voc_ap50(annotations: Path, detections: Path) -> float:
-    """Judge stored detections as VOC 2007 does, by mmdet: AP at IoU 0.5 from 11 points of recall, mean of classes.
+def voc_ap50(judged: Judged) -> float:
+    """AP as VOC 2007 has it, by mmdet: at IoU 0.5 from 11 points of recall, mean of classes.
 
     A detection whose best match is a difficult object (`iscrowd: 1`, see `ghm.data.voc`) counts neither way.
     """
-    content = truth.read(annotations)
-    labels = {entry["id"]: label for label, entry in enumerate(content["categories"])}
-    boxes = _by_image(content["images"], content["annotations"], labels, "iscrowd")
-    found = _by_image(content["images"], json.loads(detections.read_text(encoding="utf-8")), labels, "score")
-
-    def split(rows: Array, suffix: str) -> dict[str, Array]:
-        return {f"bboxes{suffix}": rows[:, :4], f"labels{suffix}": rows[:, 5]}
-
-    result: Any = eval_map(
-        [[rows[rows[:, 5] == label, :5] for label in labels.values()] for rows in found],
-        [split(rows[rows[:, 4] == 0], "") | split(rows[rows[:, 4] != 0], "_ignore") for rows in boxes],
-        eval_mode="11points",
-        logger="silent",
-    )[0]
+    labels = {category["id"]: label for label, category in enumerate(judged.truth["categories"])}
+    rows: dict[int, tuple[list[Any], list[Any]]] = {image["id"]: ([], []) for image in judged.truth["images"]}
+    for number, (entries, key) in enumerate(((judged.truth["annotations"], "iscrowd"), (judged.detections, "score"))):
+        for entry in entries:
+            left, top, width, height = entry["bbox"]
+            corners = left, top, left + width, top + height
+            rows[entry["image_id"]][number].append((*corners, entry[key], labels[entry["category_id"]]))
+    boxes, found = [], []
+    for image in rows.values():
+        box_G6, found_D6 = (np.array(part, np.float32).reshape(-1, 6) for part in image)
+        found.append([found_D6[found_D6[:, 5] == label, :5] for label in labels.values()])
+        usual_G6, difficult_G6 = box_G6[box_G6[:, 4] == 0], box_G6[box_G6[:, 4] != 0]
+        boxes.append({"bboxes": usual_G6[:, :4], "labels": usual_G6[:, 5]})
+        boxes[-1] |= {"bboxes_ignore": difficult_G6[:, :4], "labels_ignore": difficult_G6[:, 5]}
+    result: Any = eval_map(found, boxes, eval_mode="11points", logger="silent")[0]
     return float(result)
-
-
-def _by_image(images: list[Record], boxes: list[Record], labels: dict[int, int], key: str) -> list[Array]:
-    """For each image the rows left, top, right, bottom, `key`, label: float32 [boxes, 6]."""
-    rows: dict[int, list[tuple[float, ...]]] = {image["id"]: [] for image in images}
-    for box in boxes:
-        left, top, width, height = box["bbox"]
-        rows[box["image_id"]].append((left, top, left + width, top + height, box[key], labels[box["category_id"]]))
-    return [np.array(values, dtype=np.float32).reshape(-1, 6) for values in rows.values()]

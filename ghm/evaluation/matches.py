@@ -95,24 +95,7 @@ def together(image_ids: Sequence[int], class_ids: Sequence[int], columns: Sequen
     )
 
 
-@dataclass(frozen=True)
-class Weighted:
-    """What `weighted` measures."""
-
-    ap_BKT: Array  # AP of each class; nan where a weighting leaves the class no box
-    curve_BUR: Array  # precision at each recall, mean over classes, at each of CURVE_IOUS; -1 where no class has a box
-
-    def summary(self, classes: Sequence[str] = ()) -> dict[str, Array]:
-        """`AP`, `AP50`, `AP75` and, for each name of a class, `AP_<class>` of each weighting, [B].
-
-        -1 where no class has a box, as pycocotools.
-        """
-        every = {"AP": self.ap_BKT, "AP50": self.ap_BKT[:, :, :1], "AP75": self.ap_BKT[:, :, 5:6]}
-        every |= {f"AP_{name}": self.ap_BKT[:, number] for number, name in enumerate(classes)}
-        return {name: _mean(ap_BKT.reshape(len(ap_BKT), -1)) for name, ap_BKT in every.items()}
-
-
-def weighted(matches: Matches, weight_BI: Array) -> Weighted:
+def weighted(matches: Matches, weight_BI: Array, classes: Sequence[str] = ()) -> tuple[dict[str, Array], Array]:
     """AP with each image counted as often as its weight says, for every row of weights.
 
     A row of ones gives what pycocotools gives. Whole weights give what pycocotools gives on a data set that holds each
@@ -120,12 +103,16 @@ def weighted(matches: Matches, weight_BI: Array) -> Weighted:
 
     Args:
         weight_BI: 0 or more.
+        classes: the names of those of `matches`.
+
+    Returns:
+        `AP`, `AP50`, `AP75` and, for each name of a class, `AP_<class>`, [B]; and precision at each recall, mean over
+        classes, at each of CURVE_IOUS, [B, U, R]. -1 where no class has a box, as pycocotools.
     """
-    classes, ious = len(matches.class_id_K), len(matches.hit_TD)
-    ap_BKT = np.full((len(weight_BI), classes, ious), np.nan)
+    ap_BKT = np.full((len(weight_BI), len(matches.class_id_K), len(matches.hit_TD)), np.nan)
     sum_BUR = np.zeros((len(weight_BI), len(CURVE_IOUS), len(RECALLS_R)))
     count_B = np.zeros(len(weight_BI))
-    for number in range(classes):
+    for number in range(len(matches.class_id_K)):
         part = slice(*matches.start_K[number : number + 2])
         image_D = matches.image_D[part]
         box_image_G = matches.box_image_G[matches.box_class_G == number]
@@ -145,8 +132,13 @@ def weighted(matches: Matches, weight_BI: Array) -> Weighted:
                     if level == wanted:
                         sum_BUR[rows, curve] += precision_BR
             count_B[rows] += boxes_B > 0
+    figures = {"AP": ap_BKT, "AP50": ap_BKT[:, :, :1], "AP75": ap_BKT[:, :, 5:6]}
+    figures |= {f"AP_{name}": ap_BKT[:, number] for number, name in enumerate(classes)}
+    means = {
+        name: np.ma.masked_invalid(ap.reshape(len(ap), -1)).mean(axis=1).filled(-1.0) for name, ap in figures.items()
+    }
     count_B11 = count_B[:, None, None]
-    return Weighted(ap_BKT, np.where(count_B11 > 0, sum_BUR / np.maximum(count_B11, 1), -1.0))
+    return means, np.where(count_B11 > 0, sum_BUR / np.maximum(count_B11, 1), -1.0)
 
 
 def _precision(weight_BD: Array, total_BD: Array, hit_H: Array, ignored_H: Array, boxes_B: Array) -> Array:
@@ -170,10 +162,3 @@ def _precision(weight_BD: Array, total_BD: Array, hit_H: Array, ignored_H: Array
     index_BR = torch.searchsorted(torch.from_numpy(recall_BH), wanted_BR).numpy()
     reached_BR = index_BR < len(hit_H)
     return np.where(reached_BR, np.take_along_axis(best_BH, np.minimum(index_BR, len(hit_H) - 1), axis=1), 0.0)
-
-
-def _mean(values_BN: Array) -> Array:
-    """Mean of what is defined in each row; -1 where nothing is, as pycocotools."""
-    defined_BN = ~np.isnan(values_BN)
-    count_B = defined_BN.sum(axis=1)
-    return np.where(count_B > 0, np.where(defined_BN, values_BN, 0).sum(axis=1) / np.maximum(count_B, 1), -1.0)

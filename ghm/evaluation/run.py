@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import config, data, detector, files, fingerprint, truth
+from ghm import config, data, files, fingerprint, truth
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap, errors
 from ghm.evaluation.bootstrap import Resampled
-from ghm.evaluation.judge import coco_metrics, judge, voc_ap50
+from ghm.evaluation.judge import judge, voc_ap50
 from ghm.params import Params
-from ghm.predict import predict
+from ghm.predict import load, predict
 from ghm.registry import DATASETS
 from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, RESAMPLED
 from ghm.training.samples import BadImages, collate
@@ -46,7 +46,11 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     split = params.evaluate.split
     described = data.read_manifest(params)["splits"][split]
     annotations = Path("data") / params.data.name / described["annotations"]
-    _require_boxes(annotations, split)
+    if not any(map(truth.counts, truth.read(annotations)["annotations"])):
+        raise InputError(
+            f"{annotations}, the split {split}, has no box to measure AP with, crowds and boxes of no possible area do "
+            "not count: label it, or set evaluate.split to another one"
+        )
     results, resampled = [], []
     with files.whole_folder(out) as whole:
         for seed in params.seeds:
@@ -54,25 +58,19 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             folder.mkdir()
             detections, left_out = detect(params, variant, seed, runs / f"seed_{seed}" / MODEL, split)
             (folder / DETECTIONS).write_text(json.dumps(detections), encoding="utf-8")
-            metrics, weighted = measure(annotations, folder, fingerprint.measured_data(described))
-            if params.data.name == "voc":
-                metrics["VOC_AP50"] = voc_ap50(annotations, folder / DETECTIONS)
+            judged = judge(annotations, folder / DETECTIONS)
+            costs = errors.analyse(judged.truth, judged.detections, judged.matches)
+            files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
+            judged.matches.save(len(judged.detections), folder)
+            weighted = bootstrap.resample(judged.matches, judged.classes, fingerprint.measured_data(described))
+            weighted.save(folder / RESAMPLED)
+            metrics = judged.metrics | ({"VOC_AP50": voc_ap50(judged)} if params.data.name == "voc" else {})
             results.append({**metrics, "unreadable_images": left_out})
             resampled.append(weighted)
             files.write_json(folder / METRICS, summary(results[-1:], resampled[-1:]))
         content = summary(results, resampled)
         files.write_json(whole / METRICS, content)
     return content
-
-
-def _require_boxes(annotations: Path, split: str) -> None:
-    boxes = truth.read(annotations)["annotations"]
-    if not any(map(truth.counts, boxes)):
-        why = f"all its {len(boxes)} are crowds or have no possible area" if boxes else "there is none at all"
-        raise InputError(
-            f"{annotations}, the split {split}, has no box to measure AP with ({why}): label it, or set evaluate.split "
-            "to another one"
-        )
 
 
 def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str) -> tuple[list[Record], list[str]]:
@@ -88,7 +86,7 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
     if not checkpoint.is_file():
         raise InputError(f"{checkpoint} is missing: run `dvc repro train@{variant}`")
     cfg = config.for_run(params, variant, seed)
-    model = detector.load(cfg, checkpoint, f"params.yaml (to train anew: `dvc repro train@{variant}`)")
+    model = load(cfg, checkpoint, f"params.yaml (to train anew: `dvc repro train@{variant}`)")
     described = data.read_manifest(params)["splits"][split]
     settings = cfg.test_dataloader
     settings.dataset.dataset.ann_file = described["annotations"]
@@ -103,7 +101,7 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
         for sample, found in predict(model, batches, bad_images):
             detections += found.coco(sample.img_id, dataset.dataset.cat_ids)
     folder = Path("data") / params.data.name / described["folder"]
-    images = map(dataset.get_data_info, range(len(dataset))) if bad_images.found else ()
+    images = map(dataset.get_data_info, range(len(dataset)))
     paths = [Path(image["img_path"]) for image in images if str(image["img_id"]) in bad_images.found]
     return detections, [str(path.relative_to(folder)) for path in paths]
 
@@ -112,46 +110,22 @@ def summary(results: Sequence[dict[str, Any]], resampled: Sequence[Resampled]) -
     """What is stored of a variant, or of one of its seeds: fractions, means over seeds, rounded to 4 digits.
 
     Args:
-        results: of each seed: the metrics of `measure`, `VOC_AP50` on VOC, and `unreadable_images`.
+        results: of each seed: figures, and `unreadable_images`.
 
     Returns:
-        The same keys, and `intervals`: for AP, AP50 and AP75 low and high end, at `bootstrap.LEVEL`.
+        The same keys; `classes`, AP of each that has a box; and `intervals`: for AP, AP50 and AP75 low and high end, at
+        `bootstrap.LEVEL`.
     """
 
-    def mean(values: list[float]) -> float:  # to what COCO metrics are worth, and the same on every run
+    def mean(values: Any) -> float:  # to what COCO metrics are worth, and the same on every run
         return round(float(np.mean(values)), 4)
 
-    first = results[0]
-    names = [name for name, value in first.items() if isinstance(value, float)]
-    intervals = {}
-    for name in bootstrap.METRICS:
-        values_SB = np.stack([result.value_B[name] for result in resampled])
-        if interval := bootstrap.interval(values_SB, resampled[0].images):
-            intervals[name] = [round(interval.low, 4), round(interval.high, 4)]
-    return {name: mean([result[name] for result in results]) for name in names} | {
-        "classes": {name: mean([result["classes"][name] for result in results]) for name in first["classes"]},
-        "intervals": intervals,
+    values = {name: np.stack([result.value_B[name] for result in resampled]) for name in resampled[0].value_B}
+    intervals = {name: bootstrap.interval(values[name], resampled[0].images) for name in bootstrap.METRICS}
+    ap = {name.removeprefix("AP_"): value_SB[:, 0] for name, value_SB in values.items() if name.startswith("AP_")}
+    figures = [name for name in results[0] if name != "unreadable_images"]
+    return {name: mean([result[name] for result in results]) for name in figures} | {
+        "classes": {name: mean(ap_S) for name, ap_S in ap.items() if ap_S[0] > -1},
+        "intervals": {name: [round(found.low, 4), round(found.high, 4)] for name, found in intervals.items() if found},
         "unreadable_images": sorted({image for result in results for image in result["unreadable_images"]}),
     }
-
-
-def measure(annotations: Path, folder: Path, measured_on: str) -> tuple[dict[str, Any], Resampled]:
-    """Judge `folder/detections.json`; write `errors.json`, `matches.npz` and `resampled.npz` beside it.
-
-    Args:
-        measured_on: of `fingerprint.measured_data`, kept with the result.
-
-    Returns:
-        The metrics of `coco_metrics` and `classes`, AP of each that has a box; and what `resampled.npz` holds.
-
-    Raises:
-        InputError: detections of images or classes that the annotations lack.
-    """
-    judged = judge(annotations, folder / DETECTIONS)
-    costs = errors.analyse(judged.truth, judged.detections, judged.matches)
-    files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
-    judged.matches.save(len(judged.detections), folder)
-    resampled = bootstrap.resample(judged.matches, judged.classes, measured_on)
-    resampled.save(folder / RESAMPLED)
-    ap = {name: float(resampled.value_B[f"AP_{name}"][0]) for name in judged.classes}
-    return {**coco_metrics(judged), "classes": {name: value for name, value in ap.items() if value > -1}}, resampled

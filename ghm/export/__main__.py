@@ -18,23 +18,17 @@ from pathlib import Path
 from ghm.cli import run
 from ghm.errors import InputError
 
-IMAGES = 100  # of the validation split, for the comparison
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ghm.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--variant", required=True, help="a trained variant: runs/<variant>/seed_<n>/")
-    parser.add_argument("--seed", type=int, help="which of its models; the first of `seeds` in params.yaml")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-    parser.add_argument(
-        "--check",
-        type=int,
-        default=IMAGES,
-        metavar="IMAGES",
-        help="images of the validation split to compare on (%(default)s), 0: do not compare",
-    )
+    add = parser.add_argument
+    add("--variant", required=True, help="a trained variant: runs/<variant>/seed_<n>/")
+    add("--seed", type=int, help="which of its models; the first of `seeds` in params.yaml")
+    add("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    about = "images of the validation split to compare on (%(default)s), 0: do not compare"
+    add("--check", type=int, default=100, metavar="IMAGES", help=about)
     arguments = parser.parse_args()
     if arguments.check < 0:
         raise InputError(f"--check must be 0 or greater, got {arguments.check}")

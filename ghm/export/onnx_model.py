@@ -5,7 +5,7 @@ Shapes: H, W pixels of the image; A anchors of a level, C classes, N detections.
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +111,9 @@ def write(model: Any, metadata: Mapping[str, str], path: Path) -> None:
     onnx.save(graph, path)
 
 
-class Runtime:
-    """The graph in a file, run by onnxruntime on the CPU."""
-
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, image: np.ndarray) -> Detections:
-        """Detect on float32 [1, 3, H, W]; corners in pixels of the input."""
-        outputs: Any = self._session.run(list(OUTPUTS), {INPUT: image})
-        return Detections(*outputs)
+def runtime(path: Path) -> Callable[[np.ndarray], Detections]:
+    """The graph in a file, run on the CPU: takes float32 [1, 3, H, W], finds corners in pixels of that."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: Detections(*session.run(list(OUTPUTS), {INPUT: image}))

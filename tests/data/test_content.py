@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,16 +34,14 @@ def manifest(root: Path) -> bytes:
     return data.manifest_path(parameters("coco", root=str(root))).read_bytes()
 
 
-def halve_the_boxes(root: Path) -> None:
-    edit(root, "train", lambda file: file["annotations"].pop())
-
-
 def swap_two_category_ids(root: Path) -> None:
     """As many bytes as before."""
-    size = (root / "annotations/instances_train2017.json").stat().st_size
-    swapped = {3: 7, 7: 3}
-    edit(root, "train", lambda file: [b.update(category_id=swapped[b["category_id"]]) for b in file["annotations"]])
-    assert (root / "annotations/instances_train2017.json").stat().st_size == size
+    path = root / "annotations/instances_train2017.json"
+    size, file = path.stat().st_size, json.loads(path.read_text())
+    for box in file["annotations"]:
+        box["category_id"] = 10 - box["category_id"]
+    path.write_text(json.dumps(file))
+    assert path.stat().st_size == size
 
 
 def change_a_bit_and_hide_it(root: Path) -> None:
@@ -59,21 +56,7 @@ def change_a_bit_and_hide_it(root: Path) -> None:
     assert path.stat().st_size == before.st_size
 
 
-def edit(root: Path, split: str, change: Callable[[dict[str, Any]], object]) -> None:
-    path = root / "annotations" / f"instances_{split}2017.json"
-    file = json.loads(path.read_text())
-    change(file)
-    path.write_text(json.dumps(file))
-
-
-CHANGES = [
-    halve_the_boxes,
-    swap_two_category_ids,
-    change_a_bit_and_hide_it,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [swap_two_category_ids, change_a_bit_and_hide_it])
 def test_data_that_change_are_refused_by_every_stage_and_described_anew_by_the_first(
     root: Path, change: Callable[[Path], None]
 ):
@@ -114,13 +97,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_what_has_not_changed_is_not_read_again_and_not_described_again(root: Path, monkeypatch: pytest.MonkeyPatch):
-    for path in root.rglob("*"):
-        os.utime(path, ns=(10**18, 10**18))
+def test_what_has_not_changed_is_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(content, "SETTLED", -(10**12))  # as if all had been written long ago
     manifest(root)
     names = read(monkeypatch)
-    monkeypatch.setattr(data.manifest, "describe", lambda *_: pytest.fail("described again"))
     manifest(root)
     assert names == []
     (root / "val2017" / "val1.jpg").touch()
@@ -149,15 +129,3 @@ def test_checksums_that_cannot_be_kept_or_are_damaged_are_made_again(
     memory = Memory(tmp_path / "file")
     assert memory.contents(root / "val2017", ["val1.jpg", "nowhere.jpg"]).keys() == {"val1.jpg"}
     assert "checksums cannot be kept in" in caplog.text and "set GHM_DATA_ROOT" in caplog.text.replace("Set", "set")
-
-
-def test_more_images_checked_is_another_description_and_the_same_manifest(root: Path, monkeypatch: pytest.MonkeyPatch):
-    before = manifest(root)
-    described: list[str] = []
-    own = data.manifest.describe
-    monkeypatch.setattr(
-        data.manifest, "describe", lambda *a, **k: (described.append(k["check_images"]), own(*a, **k))[1]
-    )
-    data.prepare(parameters("coco", "all", root=str(root)))
-    assert described == ["all"]
-    assert data.manifest_path(parameters("coco", root=str(root))).read_bytes() == before

@@ -43,9 +43,8 @@ def test_every_format_is_read_as_pillow_reads_it(kind: str):
     with Image.open(io.BytesIO(FILES[kind])) as image:
         expected = np.asarray(image.convert("RGB"))[..., ::-1]
     assert fault(FILES[kind]) is None
-    assert np.abs(decode(FILES[kind]).astype(int) - expected).max() <= (
-        kind == "jpg"
-    )  # two decoders of JPEG may differ
+    tolerance = kind == "jpg"  # two decoders of JPEG may differ
+    assert np.abs(decode(FILES[kind]).astype(int) - expected).max() <= tolerance
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -69,23 +68,10 @@ def test_that_a_file_is_cut_off_is_seen_without_decoding_it_whole(kind: str):
     assert str(fault(b"<html>not found</html>")).startswith("it is no image that OpenCV can decode (JPEG, PNG, ")
 
 
-def deep(largest: int, ending: str = ".png") -> bytes:
-    grey = np.linspace(0, largest, 90 * 120).astype(np.uint16).reshape(90, 120)
-    return cv2.imencode(ending, grey)[1].tobytes()
-
-
 @pytest.mark.parametrize("ending", [".png", ".tiff"])
-def test_16_bit_images_are_seen_in_their_range_and_never_almost_black(ending: str):
-    for largest in (0, 255, 1023, 4095):
-        with pytest.raises(
-            UnreadableError, match=f"largest value is {largest}, which would be seen as almost black: con"
-        ):
-            decode(deep(largest, ending))
-    for largest in (4096, 16383, 65535):
-        assert decode(deep(largest, ending)).max() == largest // 256
-
-
-def test_numbers_that_8_bits_cannot_hold_are_refused():
-    share = np.linspace(0, 1, 90 * 120 * 3, dtype=np.float32).reshape(90, 120, 3)
-    with pytest.raises(UnreadableError, match="its numbers are float32: convert it to 8 bits per channel"):
-        decode(cv2.imencode(".tiff", share)[1].tobytes())
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_numbers_that_8_bits_cannot_hold_are_refused(ending: str, kind: Any):
+    if (ending, kind) != (".png", np.float32):
+        image = np.linspace(0, 1023, 90 * 120 * 3).astype(kind).reshape(90, 120, 3)
+        with pytest.raises(UnreadableError, match=f"its numbers are {kind.__name__}: convert it to 8 bits per channel"):
+            decode(cv2.imencode(ending, image)[1].tobytes())

@@ -30,17 +30,12 @@ def without(section: str, key: str) -> dict[str, Any]:
     ("text", "words"),
     [
         ("{", "is not JSON"),
-        ("", "is empty"),
-        (" \n", "is empty"),
+        ("", "is not JSON"),
         ("[]", "Expected `object`, got `array`"),
         (json.dumps({**content(), "images": []}), "holds no images: there is nothing"),
         (json.dumps({**content(), "categories": []}), "holds no categories"),
-        (json.dumps({**content(), "annotations": {}}), r"Expected `array`, got `object` - at `$.annotations`"),
         (json.dumps({**content(), "images": [{"id": "a"}]}), "Expected `int`, got `str` - at `$.images[0].id`"),
         (json.dumps({**content(), "images": [{"id": 2**63}]}), "Expected `int` <= 9223372036854775807 - at `$.images"),
-        (json.dumps({**content(), "categories": [{"id": -(2**63) - 1}]}), "Expected `int` >= -9223372036854775808"),
-        (json.dumps(without("images", "width")), "missing required field `width` - at `$.images[1]`"),
-        (json.dumps(without("annotations", "area")), "missing required field `area` - at `$.annotations[1]`"),
         (json.dumps(without("annotations", "bbox")), "missing required field `bbox` - at `$.annotations[1]`"),
         (json.dumps({**content(), "info": float("nan"), "images": [1]}), "got `int` - at `$.images[0]`"),
     ],
@@ -60,7 +55,7 @@ def test_a_missing_annotation_file_and_a_missing_image_folder_are_named(root: Pa
     with pytest.raises(InputError, match=r"the image folder .*val is missing"):
         describe(root)
     (root / "annotations" / "train.json").unlink()
-    with pytest.raises(InputError, match=r"train\.json is missing"):
+    with pytest.raises(InputError, match=r"train\.json cannot be read: No such file"):
         describe(root)
 
 
@@ -89,15 +84,11 @@ def test_splits_must_agree_in_their_classes(root: Path):
     other = content("val")
     other["categories"][0]["name"] = "siete"
     write(root, "val", other)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"val\.json: its classes must be those of train, .*: 'seven', 'siete'"):
         describe(root)
-    assert str(caught.value) == (
-        "own's splits train and val must have the same classes: only train has 'seven'; only val has 'siete'; "
-        "train: 'seven', 'three'; val: 'siete', 'three'"
-    )
     other["categories"] = content()["categories"][::-1]
     write(root, "val", other)
-    with pytest.raises(InputError, match="must have the same classes: their order differs; train: 'seven', 'three'; v"):
+    with pytest.raises(InputError, match="its classes must be those of train, in the same order: their order differs"):
         describe(root)
 
 
@@ -106,7 +97,7 @@ def test_a_file_that_pycocotools_would_not_read_is_refused(tmp_path: Path, encod
     path = tmp_path / "instances.json"
     path.write_bytes(json.dumps({**content(), "info": "é"}, ensure_ascii=False).encode(encoding))
     with pytest.raises(
-        InputError, match=r"instances\.json (must be UTF-8 .*`data.name: custom` reads more|is neither UTF-8)"
+        InputError, match=r"instances\.json (must be UTF-8, .*`data.name: custom` reads it|is neither UTF-8)"
     ) as caught:
         annotations.read(path, Annotations)
     assert "\n" not in str(caught.value)
@@ -121,14 +112,3 @@ def test_a_split_without_labels_needs_none(root: Path):
     places = {"train": PLACES["train"], "val": Split("annotations/val.json", "val", labelled=False)}
     val = describe(root, places)["splits"]["val"]
     assert (val["images"], val["boxes"], val["images_without_boxes"]) == (2, 0, 2)
-
-
-def test_the_log_sums_up_each_split(root: Path, caplog: pytest.LogCaptureFixture):
-    file = content()
-    file["annotations"][0]["iscrowd"] = 1
-    write(root, "train", file)
-    with caplog.at_level("INFO"):
-        assert describe(root)["splits"]["train"]["warnings"] == {"crowd_boxes": 1}
-    assert "own train: 2 images (0 without boxes), 3 boxes (1 small, 2 medium, 0 large)" in caplog.text
-    assert "seven 2, three 1" in caplog.text
-    assert "warning: 1 box is marked as crowd" in caplog.text

@@ -83,24 +83,6 @@ def test_what_is_missing_is_fetched_verified_unpacked_and_linked(place: Path, se
     assert [request.path for request in server.log] == [f"/{name}.zip" for name in NAMES]
 
 
-def test_room_for_the_archives_and_what_is_in_them_is_needed_before_anything_is_fetched(
-    server: Server, archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-):
-    sizes = [len(data_) for data_ in archives.values()]
-    needed = sum(sizes) + max(sizes)
-
-    class Usage:
-        free = needed - 1
-
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="coco needs .* are free: make room"):
-        patch.setattr("shutil.disk_usage", lambda place: Usage)
-        data.prepare(parameters("coco", source=server.url()))
-    assert not server.log
-    Usage.free = needed
-    monkeypatch.setattr("shutil.disk_usage", lambda place: Usage)
-    data.prepare(parameters("coco", source=server.url()))
-
-
 def test_only_the_part_that_is_missing_is_fetched(server: Server):
     setting = parameters("coco", source=server.url())
     data.prepare(setting)
@@ -114,15 +96,9 @@ def test_an_existing_copy_is_linked_and_neither_copied_nor_completed(place: Path
     assert linked() == copy
     assert [path.name for path in (place / "store").iterdir()] == ["index"]  # checksums, and no copy
     shutil.rmtree(copy / "val2017")
-    with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; correct data.root"):
+    with pytest.raises(InputError, match="is no copy of coco: val2017 missing below it; set data.root to one"):
         data.prepare(parameters("coco", root=str(copy)))
     assert not server.log
-
-
-def test_a_copy_below_the_data_root_is_used_without_a_network(place: Path, copy: Path):
-    shutil.copytree(copy, place / "store" / "coco")
-    data.prepare(parameters("coco"))
-    assert linked() == place / "store" / "coco"
 
 
 def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
@@ -133,7 +109,7 @@ def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
     Path("data/coco").unlink()
     folder = place / "archives"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"holds neither a copy of coco nor annotations\.zip, train2017\.zip"):
+    with pytest.raises(InputError, match=r"a copy of coco or a folder with annotations\.zip, train2017\.zip"):
         data.prepare(parameters("coco", source=str(folder)))
     for name, data_ in archives.items():
         (folder / name).write_bytes(data_)
@@ -182,17 +158,12 @@ def test_a_fetched_archive_that_is_damaged_and_has_no_checksum_is_fetched_again(
         data.prepare(setting)
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("none/such", "data.source must be a URL or an existing folder or archive, got 'none/such'"),
-        ("http://127.0.0.1:9/a.zip", "data.source must be the URL of the folder that holds annotations.zip and the"),
-        ("file.zip", "data.source must be the folder that holds annotations.zip, train2017.zip, val2017.zip, got the"),
-    ],
-)
-def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str, words: str):
+@pytest.mark.parametrize("source", ["none/such", "file.zip"])
+def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str):
     Path("file.zip").write_bytes(b"")
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(
+        InputError, match=f"data.source must be a URL, a copy of coco or a folder with .*, got '{source}'"
+    ):
         data.prepare(parameters("coco", source=source))
 
 
@@ -209,14 +180,6 @@ def test_what_lies_in_the_way_is_reported_before_anything_is_fetched(copy: Path,
     with pytest.raises(InputError, match="data/coco is a link to .*copy, not .*: it is broken, remove it"):
         data.prepare(parameters("coco"))
     assert place.readlink() == copy
-
-
-def test_a_link_into_the_store_is_ours_and_moves(place: Path, copy: Path):
-    Path("data").mkdir()
-    Path("data/coco").symlink_to(place / "store" / "gone")
-    data.prepare(parameters("coco", root=str(copy)))
-    assert linked() == copy
-    assert sorted(path.name for path in Path("data").iterdir()) == ["coco", "coco.json"]
 
 
 def test_test2017_is_a_split_without_labels(copy: Path):
@@ -238,14 +201,13 @@ def test_a_data_set_of_ones_own_needs_no_list_of_classes(copy: Path, place: Path
     (place / "own.tar").write_bytes(packed)
     with serving(packed) as running:
         address = running.url("/own.zip")
-        for source in (address, f"{address}#sha256={hashlib.sha256(packed).hexdigest()}", str(place / "own.tar")):
+        for source in (f"{address}#sha256={hashlib.sha256(packed).hexdigest()}", str(place / "own.tar")):
             Path("data/custom").unlink()
             shutil.rmtree(place / "store")
             data.prepare(parameters("custom", source=source, custom=CUSTOM))
             assert data.read_manifest(parameters("custom"))["classes"] == ["seven", "three"]
-            assert linked("custom").parent == place / "store"
         for source in (running.url(""), f"{address}#sha256=12", f"{address}#crc=12345678"):
-            with pytest.raises(InputError, match=r"data\.source .* cannot be used: .* must "):
+            with pytest.raises(InputError, match=r"data\.source must be the URL of a file, with "):
                 data.prepare(parameters("custom", source=source, custom=CUSTOM))
         with pytest.raises(InputError, match=r"own\.zip could not be fetched .*sha256"):
             data.prepare(parameters("custom", source=f"{address}#sha256={'0' * 64}", custom=CUSTOM))

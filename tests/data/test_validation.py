@@ -75,21 +75,14 @@ PLAIN = Image.new("RGB", (40, 30))
         (setter("annotations", "image_id", 9), "1 box names an image that the file does not have, for example 9"),
         (setter("annotations", "category_id", 9), "1 box names a category that the file does not have, for example 9"),
         (setter("annotations", "bbox", [0, float("nan"), 1, 1]), "1 box holds a number that is not finite"),
+        (setter("annotations", "area", None), "1 box holds a number that is not finite, or no `area`, for example"),
         (setter("annotations", "bbox", [0, 0, float("inf"), 1]), "1 box holds a number that is not finite"),
-        (setter("annotations", "area", float("nan")), "1 box holds a number that is not finite"),
         (setter("images", "width", 0), "1 image has a width or height below 1, for example train2.jpg"),
         (setter("images", "file_name", "../train/train2.jpg"), "1 file name leaves the image folder or "),
         (setter("images", "file_name", "/etc/passwd"), "for example '/etc/passwd'"),
-        (setter("images", "file_name", "a\\b.jpg"), "1 file name leaves the image folder"),
         (setter("images", "file_name", "a\0b.jpg"), r"for example 'a\x00b"),
-        (
-            setter("images", "file_name", "a\ud800b.jpg"),
-            "1 file name leaves the image folder or cannot be a file's name",
-        ),
-        (setter("images", "file_name", ""), "1 file name leaves the image folder or cannot be a file's name"),
+        (setter("images", "file_name", "a\ud800b.jpg"), "1 file name leaves the image folder or cannot be a "),
         (setter("categories", "name", "a\0b"), r"1 class has a name that is no text, for example 'a\x00b'"),
-        (setter("categories", "name", "\udcff"), r"1 class has a name that is no text, for example '\udcff'"),
-        (setter("annotations", "id", 0), "1 box has the id 0, which "),
         (setter("images", "file_name", "none.jpg"), "1 image is not in the image folder, for example none.jpg"),
     ],
 )
@@ -97,14 +90,6 @@ def test_an_error_stops_and_is_named(tmp_path: Path, change: Change, words: str)
     file = content()
     change(file)
     assert words in refusal(tmp_path, file)
-
-
-def test_all_errors_of_a_file_are_told_at_once(tmp_path: Path):
-    file = content()
-    file["images"][0]["file_name"] = "none.jpg"
-    file["annotations"][0]["category_id"] = 9
-    message = refusal(tmp_path, file)
-    assert "names a category" in message and "; 1 image is not in the image folder" in message
 
 
 @pytest.mark.parametrize(
@@ -148,15 +133,6 @@ def test_boxes_said_to_be_left_out_are_those_that_mmdet_leaves_out(tmp_path: Pat
     assert warnings["boxes_without_area"] + warnings["boxes_of_area_0"] == len(file["annotations"]) - kept
 
 
-@pytest.mark.parametrize("check_images", ["none", "sample", "all"])
-@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8" + bytes(50)])
-def test_an_image_that_ends_too_early_or_is_none_is_found_however_little_is_checked(
-    tmp_path: Path, check_images: str, content: bytes
-):
-    message = refusal(tmp_path, with_images(tmp_path, spoilt=content), check_images)
-    assert "1 image cannot be decoded, for example spoilt.jpg (" in message and "raise it to leave them out" in message
-
-
 def test_what_is_found_by_decoding_is_said_and_changes_no_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     file = with_images(tmp_path, damaged=ONLY_ITS_ENDS)
     file["images"][0]["height"] = 31
@@ -183,13 +159,6 @@ def test_as_many_images_may_be_bad_as_the_parameter_says_and_they_are_named(tmp_
         assert words in message
 
 
-def test_a_split_without_a_single_good_image_is_refused_whatever_may_be_left_out(tmp_path: Path):
-    file = with_images(tmp_path)
-    for name in ("train1.jpg", "train2.jpg"):
-        (tmp_path / "train" / name).write_bytes(b"")
-    assert refusal(tmp_path, file, "all", 100).endswith("; no image is left")
-
-
 def boxes(number: int, **keys: Any) -> list[dict[str, Any]]:
     box = {"image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 10], "area": 100, "iscrowd": 0}
     return [{**box, "id": index + 1, **keys} for index in range(number)]
@@ -202,20 +171,16 @@ def mixed(*parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 USELESS = [
     (boxes(0), "it has no boxes: there is nothing to {}"),
     (boxes(3, iscrowd=1), "all of its boxes are marked as crowd: there is nothing to {}"),
-    (boxes(3, area=0), "3 of 3 boxes cannot be used: 3 of `area` 0 .leave `area` out, .* there is nothing to {}"),
-    (boxes(1, bbox=[1, 1, 0.5, 9]), "1 of 1 box cannot be used: 1 less than a pixel wide or .* nothing to {}"),
     (
-        boxes(3, bbox=[0.1, 0.2, 0.3, 0.8], area=0.24),
-        r"its boxes look normalised to 0..1 and must be in pixels, for example \[0.1, 0.2, 0.3, 0.8\] of image 1 \(",
+        boxes(1, bbox=[0.1, 0.2, 0.3, 0.8]),
+        "1 of 1 box cannot be used, too little is left to {}: 1 box is less than",
     ),
+    (boxes(3, area=0), "3 of 3 boxes cannot be used, too little is left to {}: 3 boxes have an `area` of 0"),
     (
         mixed(boxes(8), boxes(100, area=0), boxes(45, bbox=[99, 99, 9, 9])),
-        "145 of 153 boxes cannot be used: 45 less than a pixel .*, 100 of `area` 0 .*: there is too little to {}",
+        "145 of 153 boxes cannot be used, too little is left to {}: 45 boxes are less .*; 100 boxes have an `area` ",
     ),
-    (
-        mixed(boxes(1), boxes(2, area=0), boxes(5, iscrowd=1)),
-        "2 of 3 boxes cannot be used.*: there is too little to {}",
-    ),
+    (mixed(boxes(1), boxes(2, area=0), boxes(5, iscrowd=1)), "2 of 3 boxes cannot be used, too little is left to {}"),
 ]
 
 
@@ -242,7 +207,7 @@ def test_boxes_marked_ignore_are_nothing_to_train_on_and_count_in_the_evaluation
     write_file(tmp_path, "val", {**content("val"), "annotations": boxes(3, ignore=1)})
     described(tmp_path, file)
     message = refusal(tmp_path, {**content(), "annotations": boxes(3, ignore=1)})
-    assert "3 of 3 boxes cannot be used: 3 marked `ignore`" in message and "nothing to train on" in message
+    assert "3 of 3 boxes cannot be used, too little is left to train on: 3 boxes are marked `ignore`" in message
 
 
 def test_an_image_turned_by_exif_has_the_size_that_training_sees(tmp_path: Path, caplog: pytest.LogCaptureFixture):

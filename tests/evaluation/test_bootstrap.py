@@ -16,32 +16,22 @@ from tests.evaluation.cases import CLASSES, artificial, pycocotools
 TRUTH = 0.4
 
 
-def values(
-    rng: np.random.Generator,
-    *,
-    images: int,
-    seeds: int,
-    of_training: float = 0.0,
-    of_image: float = 0.1,
-    of_both: float = 0.1,
-    resamples: int = 250,
-) -> np.ndarray:
-    """A mean over images, of each seed under each weighting; it is TRUTH on average over images and trainings.
+def values(rng: np.random.Generator, *, images: int, seeds: int, of_run: float, of_both: float = 0.1) -> np.ndarray:
+    """A mean over images, of each seed under each weighting; it is TRUTH on average over images and runs.
 
     Args:
-        of_training: spread of how well a training turns out.
-        of_image: spread of what an image is to all trainings.
-        of_both: spread of what an image is to one training alone.
+        of_run: spread of how well a training run turns out.
+        of_both: spread of what an image is to one run alone; 0.1 is what it is to all.
     """
-    value_SI = TRUTH + of_training * rng.normal(size=(seeds, 1)) + of_image * rng.normal(size=images)
+    value_SI = TRUTH + of_run * rng.normal(size=(seeds, 1)) + 0.1 * rng.normal(size=images)
     value_SI = value_SI + of_both * rng.normal(size=(seeds, images))
-    weight_BI = weights(images, resamples, seed=int(rng.integers(2**32)))
+    weight_BI = weights(images, 250, seed=int(rng.integers(2**32)))
     return value_SI @ weight_BI.T / images
 
 
-def interval(value_SB: np.ndarray, images: int, level: float = bootstrap.LEVEL) -> Interval:
+def interval(value_SB: np.ndarray, images: int) -> Interval:
     """Of a figure that is defined."""
-    found = bootstrap.interval(value_SB, images, level)
+    found = bootstrap.interval(value_SB, images)
     assert found
     return found
 
@@ -57,12 +47,11 @@ def width(found: Interval) -> float:
     return found.high - found.low
 
 
-@pytest.mark.parametrize("images", [1, 2, 7, 300])
+@pytest.mark.parametrize("images", [1, 300])
 def test_weights_are_whole_and_sum_to_the_number_of_images_and_the_first_are_ones(images: int):
     weight_BI = weights(images)
     assert weight_BI.shape == (1 + RESAMPLES, images)
-    assert np.issubdtype(weight_BI.dtype, np.integer)
-    assert weight_BI.min() >= 0
+    assert np.issubdtype(weight_BI.dtype, np.integer) and weight_BI.min() >= 0
     assert set(weight_BI.sum(axis=1).tolist()) == {images}
     assert set(weight_BI[0].tolist()) == {1}
 
@@ -77,28 +66,17 @@ def test_the_interval_of_a_mean_is_that_of_the_textbook(images: int):
     assert found.estimate - found.low == pytest.approx(half, rel=0.03)
 
 
-def test_a_higher_level_is_wider():
-    value_SB = values(np.random.default_rng(0), images=50, seeds=1, resamples=2000)
-    own = {level: interval(value_SB, 50, level) for level in (0.5, 0.95, 0.99)}
-    assert interval(value_SB, 50) == own[0.95]
-    scale = {level: width(found) / stats.t.ppf((1 + level) / 2, 49) for level, found in own.items()}
-    assert scale[0.5] == pytest.approx(scale[0.95]) == pytest.approx(scale[0.99])
-
-
-@pytest.mark.parametrize(
-    ("seeds", "of_training", "of_both"),
-    [(1, 0.0, 0.1), (3, 0.0, 0.1), (3, 0.02, 0.1), (3, 0.2, 0.1), (5, 0.0, 0.2), (5, 0.02, 0.1), (5, 0.2, 0.0)],
-)
-def test_95_of_100_intervals_hold_the_truth(seeds: int, of_training: float, of_both: float):
+@pytest.mark.parametrize(("seeds", "of_run", "of_both"), [(1, 0.0, 0.1), (3, 0.02, 0.1), (5, 0.2, 0.0)])
+def test_95_of_100_intervals_hold_the_truth(seeds: int, of_run: float, of_both: float):
     held = []
     for number in range(300):
         rng = np.random.default_rng([number, seeds, 7])
-        found = interval(values(rng, images=60, seeds=seeds, of_training=of_training, of_both=of_both), 60)
+        found = interval(values(rng, images=60, seeds=seeds, of_run=of_run, of_both=of_both), 60)
         held.append(found.low <= TRUTH <= found.high)
     assert 0.90 <= np.mean(held) <= 0.99
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.005, 0.01, 0.05, 0.1])
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.1])
 @pytest.mark.parametrize(("common", "own"), [(0.02, 0.01), (0.0, 0.01), (0.02, 0.0)])
 def test_a_variance_is_that_between_seeds_and_that_of_the_images_that_they_share(
     spread: float, common: float, own: float
@@ -115,26 +93,8 @@ def test_a_variance_is_that_between_seeds_and_that_of_the_images_that_they_share
     if spread == 0 or common == 0:
         assert half == pytest.approx(many if spread == 0 else few, abs=1e-7)
     else:
-        assert many < half < few
         weight = (spread**2 / seeds / variance) ** 2
         assert half**2 == pytest.approx((1 - weight) * many**2 + weight * few**2)
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    seed=st.integers(0, 2**32 - 1), seeds=st.integers(1, 5), images=st.integers(2, 40), opposite=st.floats(-1.0, 1.0)
-)
-def test_a_width_is_bounded_by_what_varies(seed: int, seeds: int, images: int, opposite: float):
-    """Also where seeds happen to err on opposite images, and their mean hardly varies."""
-    value_SB = values(np.random.default_rng(seed), images=images, seeds=seeds, of_training=0.05, resamples=50)
-    value_SB[0] -= opposite * (value_SB[1:].sum(axis=0) - value_SB[1:].sum(axis=0).mean())
-    value_SB = TRUTH + 0.01 * (value_SB - TRUTH)  # far from what is impossible
-    half = width(interval(value_SB, images)) / 2
-    of_images = value_SB[:, 1:].mean(axis=0).var(ddof=1)
-    of_seeds = value_SB[:, 0].var(ddof=1) / seeds if seeds > 1 else 0.0
-    fewest = min(images - 1, seeds - 1) if seeds > 1 else images - 1
-    assert half >= stats.norm.ppf(0.975) * np.sqrt(of_seeds if seeds > 1 else of_images) * (1 - 1e-9)
-    assert half <= stats.t.ppf(0.975, fewest) * np.sqrt(of_images + of_seeds) * (1 + 1e-9)
 
 
 def test_a_difference_on_the_same_images_is_surer_than_on_others():
@@ -151,18 +111,9 @@ def test_a_difference_on_the_same_images_is_surer_than_on_others():
     assert paired.estimate < apart / 2  # which would not have told them apart
 
 
-def test_a_figure_that_is_not_defined_has_no_interval_and_no_difference():
-    value_SB = np.full((3, 50), -1.0)
-    value_SB[:, 10:20] = 0.5  # what no weighting changes
-    assert bootstrap.interval(value_SB, 20) is None
-    assert bootstrap.difference(value_SB, value_SB, 20) is None
-    assert bootstrap.difference(value_SB, np.ones_like(value_SB), 20) is None
-
-
-def test_weightings_that_leave_a_figure_undefined_are_left_out():
+def test_weightings_that_leave_a_figure_undefined_are_left_out_but_not_the_first():
     rng = np.random.default_rng(2)
-    value_SB = values(rng, images=30, seeds=2, of_training=0.01)
-    other_SB = values(rng, images=30, seeds=2, of_training=0.01)
+    value_SB, other_SB = (values(rng, images=30, seeds=2, of_run=0.01) for _ in range(2))
     kept_B = np.ones(value_SB.shape[1], bool)
     kept_B[[3, 8, 40]] = False
     holed_SB = value_SB.copy()
@@ -172,9 +123,11 @@ def test_weightings_that_leave_a_figure_undefined_are_left_out():
     assert difference(holed_SB, other_SB, 30) == expected
     flipped = difference(other_SB, holed_SB, 30)
     assert (flipped.low, flipped.high) == pytest.approx((-expected.high, -expected.low))
+    holed_SB[:, 0] = -1  # the split itself
+    assert bootstrap.interval(holed_SB, 30) is bootstrap.difference(other_SB, holed_SB, 30) is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(seed=st.integers(0, 2**32 - 1), seeds=st.integers(1, 4), images=st.integers(1, 30), level=st.floats(0, 1))
 def test_an_interval_holds_its_figure_and_nothing_impossible(seed: int, seeds: int, images: int, level: float):
     rng = np.random.default_rng(seed)
@@ -189,37 +142,28 @@ def test_an_interval_holds_its_figure_and_nothing_impossible(seed: int, seeds: i
     [
         (0.001, 0.02, "better"),
         (-0.02, -0.001, "worse"),
-        (-0.01, 0.02, "not distinguishable"),
         (0.0, 0.02, "not distinguishable"),
-        (-0.02, 0.0, "not distinguishable"),
-        (0.0, 0.0, "not distinguishable"),
+        (0.1, 0.1, "not distinguishable"),
     ],
 )
 def test_a_verdict_needs_an_interval_that_leaves_0_out(low: float, high: float, verdict: str):
     assert Interval((low + high) / 2, low, high).verdict == verdict
 
 
-def test_the_first_weighting_of_a_result_is_what_pycocotools_says(tmp_path: Path):
-    given = artificial(np.random.default_rng(0))
-    judged = given.judged(tmp_path)
+def test_the_first_weighting_is_what_pycocotools_says_and_what_is_saved_is_loaded(tmp_path: Path):
+    scene = artificial(0)
+    judged = scene.judged(tmp_path)
     found = resample(judged.matches, judged.classes, "a checksum")
-    assert (found.measured_on, found.images) == ("a checksum", 9)
     assert list(found.value_B) == [*METRICS, *(f"AP_{CLASSES[number]}" for number in sorted(CLASSES))]
-    assert {value_B.shape for value_B in found.value_B.values()} == {(1 + RESAMPLES,)}
     assert found.curve_BUR.shape == (1 + RESAMPLES, len(CURVE_IOUS), len(RECALLS_R))
-    stats = pycocotools(given).stats
-    assert [found.value_B[name][0] for name in METRICS] == pytest.approx(stats[:3].tolist(), abs=1e-12)
-    for place, name in enumerate(("AP50", "AP75")):
-        assert found.curve_BUR[0, place].mean() == pytest.approx(found.value_B[name][0])
-
-
-def test_what_is_saved_is_loaded(tmp_path: Path):
-    judged = artificial(np.random.default_rng(0)).judged(tmp_path)
-    own = resample(judged.matches, ["é", "b", "c d", "*", "e"], "0a1b")
-    own.save(tmp_path / "resampled.npz")
+    assert [found.value_B[name][0] for name in METRICS] == pytest.approx(pycocotools(scene).stats[:3], abs=1e-12)
+    for number, name in enumerate(("AP50", "AP75")):
+        assert found.curve_BUR[0, number].mean() == pytest.approx(found.value_B[name][0])
+    found.save(tmp_path / "resampled.npz")
     read = Resampled.load(tmp_path / "resampled.npz")
-    assert (read.measured_on, read.images) == (own.measured_on, own.images)
-    assert list(read.value_B) == list(own.value_B)
-    for name, value_B in own.value_B.items():
+    assert (read.measured_on, read.images) == ("a checksum", 9)
+    assert list(read.value_B) == list(found.value_B)
+    for name, value_B in found.value_B.items():
+        assert value_B.shape == (1 + RESAMPLES,)
         np.testing.assert_array_equal(read.value_B[name], value_B)
-    np.testing.assert_array_equal(read.curve_BUR, own.curve_BUR.astype(np.float32))
+    np.testing.assert_array_equal(read.curve_BUR, found.curve_BUR.astype(np.float32))

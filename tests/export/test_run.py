@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,16 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ghm import params
 from ghm.detect.detector import Detector, find_run
 from ghm.errors import InputError
+from ghm.evaluation.judge import judge
 from ghm.evaluation.run import detect
 from ghm.export import __main__ as command_line
 from ghm.export import onnx_model
 from ghm.export import run as export
-from ghm.export.onnx_model import Runtime
+from ghm.export.onnx_model import runtime
 from ghm.predict import Detections, predict
 from ghm.training.samples import collate
 from tests.trained import RUN, VARIANT, train_tiny, with_runs
@@ -52,31 +52,29 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     command_line.main()
 
 
-def images(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def images(height: int, width: int) -> torch.Tensor:
     """Smooth noise of any size, as an image is after resizing: uint8 [3, H, W]."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (1, 3, -(-height // 8), -(-width // 8)))
+    coarse = np.random.default_rng(0).integers(0, 255, (1, 3, -(-height // 8), -(-width // 8)))
     noise = torch.nn.functional.interpolate(torch.from_numpy(coarse).float(), scale_factor=8.0, mode="bilinear")
     return noise[0, :, :height, :width].byte()
 
 
-def require_alike(model: Any, runtime: Runtime, image: torch.Tensor, least: int) -> None:
+def require_alike(model: Any, run: Callable[[np.ndarray], Detections], image: torch.Tensor, least: int) -> None:
     """PyTorch and the graph find `least` detections or more, and of each a hundred at most one that differs."""
     size = tuple(image.shape[1:])
     meta = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)}
     batch = collate([{"inputs": image, "data_samples": DetDataSample(metainfo=meta)}])
     [(_, pytorch)] = predict(model, [batch])
-    onnx = runtime(image.flip(0)[None].float().numpy())
+    onnx = run(image.flip(0)[None].float().numpy())
     same = export.alike(pytorch, onnx, max(size))
     assert same >= least and same >= 0.99 * max(len(pytorch.score_N), len(onnx.score_N))
 
 
 def build(head: dict[str, Any], test: dict[str, Any]) -> Any:
     """A detector with random weights, changed in its head and in what it keeps."""
-    cfg = export.plain_config(Config.fromfile(RUN / "config.py"), VARIANT)
-    for name, value in head.items():
-        cfg.model.bbox_head[name] = value
-    for name, value in test.items():
-        cfg.model.test_cfg[name] = value
+    cfg = export.plain_config(Config.fromfile(RUN / "config.py"))
+    cfg.model.bbox_head.update(head)
+    cfg.model.test_cfg.update(test)
     torch.manual_seed(0)
     model: Any = MODELS.build({**cfg.model, "_scope_": "mmdet"})
     for layer in (model.bbox_head.retina_cls, model.bbox_head.retina_reg):
@@ -84,70 +82,58 @@ def build(head: dict[str, Any], test: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def test_the_graph_finds_what_pytorch_finds_at_any_size(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_graph_finds_what_pytorch_finds_and_says_what_it_takes(place: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, "--out", "out", "--check", 8)
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
-    model, runtime = Detector.open(*find_run(VARIANT, 0), device="cpu").model, Runtime(Path("out/model.onnx"))
+    model, run = Detector.open(*find_run(VARIANT, 0), device="cpu").model, runtime(Path("out/model.onnx"))
     for height, width in ((64, 64), (33, 97), (130, 61), (1, 40)):
-        require_alike(model, runtime, images(height, width), least=11)
-
-
-@pytest.mark.parametrize(
-    ("head", "test"),
-    [
-        ({"loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False}}, {}),  # softmax, and a logit for background
-        ({"reg_decoded_bbox": True, "loss_bbox": {"type": "GIoULoss"}}, {"nms": {"type": "nms", "iou_threshold": 0.1}}),
-        ({}, {"score_thr": 0.3, "nms_pre": 7, "max_per_img": 5, "min_bbox_size": 12}),
-    ],
-    ids=["softmax", "decoded", "few"],
-)
-def test_every_head_and_every_limit_of_the_config_is_in_the_graph(
-    place: Path, head: dict[str, Any], test: dict[str, Any]
-):
-    model = build(head, test)
-    onnx_model.write(model, {}, Path("model.onnx"))
-    runtime = Runtime(Path("model.onnx"))
-    for seed, (height, width) in enumerate(((64, 64), (70, 110))):
-        require_alike(model, runtime, images(height, width, seed), least=3)
-
-
-def test_an_image_without_detections_has_empty_outputs(place: Path):
-    onnx_model.write(build({}, {"score_thr": 1.0}), {}, Path("model.onnx"))
-    found = Runtime(Path("model.onnx"))(images(64, 96)[None].float().numpy())
-    assert (found.box_N4.shape, found.score_N.shape, found.label_N.shape) == ((0, 4), (0,), (0,))
-
-
-def test_the_graph_says_what_it_takes_and_gives(place: Path, monkeypatch: pytest.MonkeyPatch):
-    command(monkeypatch, "--out", "out", "--check", 0)
+        require_alike(model, run, images(height, width), least=11)
     graph = onnx.load("out/model.onnx")
     said = {entry.key: entry.value for entry in graph.metadata_props}
     assert json.loads(said["classes"]) == list("0123456789")
     assert json.loads(said["image_scale"]) == [64, 64] and json.loads(said["score_threshold"]) == 0.0
     assert said["variant"] == VARIANT and said["seed"] == "0"
-    shapes = {
-        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
-        for value in (*graph.graph.input, *graph.graph.output)
-    }
-    assert shapes == {
-        "image": [1, 3, "height", "width"],
-        "boxes": ["detections", 4],
-        "scores": ["detections"],
-        "labels": ["detections"],
-    }
+    assert [value.name for value in (*graph.graph.input, *graph.graph.output)] == ["image", "boxes", "scores", "labels"]
+
+
+@pytest.mark.parametrize(
+    ("head", "test", "least"),
+    [
+        (
+            {"loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False}},
+            {},
+            3,
+        ),
+        (
+            {"reg_decoded_bbox": True, "loss_bbox": {"type": "GIoULoss"}},
+            {"nms": {"type": "nms", "iou_threshold": 0.1}},
+            3,
+        ),
+        ({}, {"score_thr": 0.3, "nms_pre": 7, "max_per_img": 5, "min_bbox_size": 12}, 3),
+        ({}, {"score_thr": 1.0}, 0),
+    ],
+    ids=["softmax", "decoded", "few", "none"],
+)
+def test_every_head_and_every_limit_of_the_config_is_in_the_graph(
+    place: Path, head: dict[str, Any], test: dict[str, Any], least: int
+):
+    model = build(head, test)
+    onnx_model.write(model, {}, Path("model.onnx"))
+    run = runtime(Path("model.onnx"))
+    for height, width in ((64, 64), (70, 110)):
+        require_alike(model, run, images(height, width), least)
 
 
 def test_config_and_weights_run_in_mmdets_own_tools(place: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, "--out", "out", "--check", 0)
     assert "ghm." not in Path("out/config.py").read_text()
     content = torch.load("out/model.pth", weights_only=True)
-    assert not [name for name in content["state_dict"] if "loss" in name]
     detector: Any = init_detector("out/config.py", "out/model.pth", device="cpu")
     detector.load_state_dict(content["state_dict"], strict=True)
     assert detector.dataset_meta["classes"] == list("0123456789")
-    assert not [part for part in detector.modules() if type(part).__module__.startswith("ghm")]
     own = Detector.open(*find_run(VARIANT, 0), device="cpu")
     paths = sorted(TEST.glob("*.jpg"))[:3]
-    for path, (_, expected) in zip(paths, predict(own.model, own.batches(paths, 1)), strict=True):
+    for path, (_, expected) in zip(paths, predict(own.model, own.batches(paths)), strict=True):
         found: Any = inference_detector(detector, str(path))
         assert found.pred_instances.bboxes.numpy() == pytest.approx(expected.box_N4, abs=1e-3)
         assert found.pred_instances.labels.tolist() == expected.label_N.tolist()
@@ -159,14 +145,10 @@ def test_mmdets_test_gives_the_ap_of_the_evaluation(place: Path, monkeypatch: py
         cfg = Config.fromfile("out/config.py")
         cfg.log_level = "WARNING"
         metrics = Runner.from_cfg(cfg).test()
-        detections, _ = detect(params.load(), VARIANT, 0, RUN / "model.pth", "test")
-        truth = COCO("data/digits/annotations/instances_test.json")
-        results: Any = detections
-        judge = COCOeval(truth, truth.loadRes(results), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    assert metrics["coco/bbox_mAP"] == pytest.approx(judge.stats[0], abs=1e-3)
+    detections, _ = detect(params.load(), VARIANT, 0, RUN / "model.pth", "test")
+    Path("detections.json").write_text(json.dumps(detections))
+    judged = judge(Path("data/digits/annotations/instances_test.json"), Path("detections.json"))
+    assert metrics["coco/bbox_mAP"] == pytest.approx(judged.metrics["AP"], abs=1e-3)
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_is_written(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -186,10 +168,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(place: Path, mon
     ("words", "sentence"),
     [
         (["--seed", "3"], "seed_3 holds no finished run, there is seed_0"),
-        (["--variant", "fl_sl1"], "model.pth is missing: run `dvc repro train@fl_sl1`"),
-        (["--variant", "nonsense"], "the variant must be one of fl_sl1, .*, got 'nonsense'"),
         (["--check", "-1"], "--check must be 0 or greater, got -1"),
-        (["--out", "params.yaml"], "--out must be a folder, params.yaml is a file"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
@@ -214,14 +193,12 @@ ONE = (0.0, 20.0, 0.9, 1)
 @pytest.mark.parametrize(
     ("pytorch", "onnxs", "expected"),
     [
-        ([ONE], [ONE], 1),
         ([ONE], [(0.0, 20.0, 0.90005, 1)], 1),
         ([ONE], [(0.005, 20.0, 0.9, 1)], 1),
         ([ONE], [(0.0, 20.0, 0.9002, 1)], 0),  # another score
         ([ONE], [(0.02, 20.0, 0.9, 1)], 0),  # another place
         ([ONE], [(0.0, 20.0, 0.9, 2)], 0),  # another class
         ([ONE], [], 0),
-        ([], [], 0),
         ([ONE, ONE], [ONE], 1),
         ([ONE, (0.005, 20.0, 0.9, 1)], [(0.012, 20.0, 0.9, 1), ONE], 2),  # only the second fits the first
     ],
