@@ -41,7 +41,6 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("2, 0", ["GPU-b", "GPU-aa"]),
         ("GPU-b,GPU-ab", ["GPU-b", "GPU-ab"]),
         ("1,GPU-a,2", ["GPU-ab"]),
-        ("0,-1,1", ["GPU-aa"]),
         ("MIG-1", ["MIG-1"]),
     ],
 )

@@ -58,9 +58,8 @@ def warnings_of(losses: list[float], positives: float = 50.0) -> list[tuple[int,
     return [(step, text) for step, loss in steps for text in watch.step(step, {"loss": loss, "positives": positives})]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_noise_of_small_batches_is_not_an_explosion(seed: int):
-    noise = random.Random(seed)
+def test_noise_of_small_batches_is_not_an_explosion():
+    noise = random.Random(0)
     assert not warnings_of([noise.lognormvariate(0, 1) for _ in range(5000)])
 
 
