@@ -158,8 +158,6 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
     images["filter_cfg"] = dict(filter_empty_gt=train.filter_empty, min_size=1)
     kind = dict(type="AdamW", fused=True) if train.optimizer == "adamw" else dict(type="SGD", momentum=0.9)
     optimizer = dict(kind, lr=train.learning_rate, weight_decay=train.weight_decay)
-    # The loop of `ghm.training` saves, logs and watches.
-    silent = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "checkpoint"))
     return dict(
         train_dataloader=dict(
             batch_size=train.batch_size,
@@ -172,10 +170,9 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
             dataset=dict(type="ghm.Samples", seed=seed, dataset=images),
         ),
         train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=train.epochs),
-        optim_wrapper=dict(type="ghm.ScaledOptimWrapper", optimizer=optimizer, scaled=train.precision == "fp16"),
+        optim_wrapper=dict(type="OptimWrapper", optimizer=optimizer),
         param_scheduler=_schedule(train, steps(train, manifest)) if train.epochs else [],
-        default_hooks={**silent, "param_scheduler": dict(type="ParamSchedulerHook")},
-        custom_hooks=[dict(type="EMAHook", momentum=train.ema_momentum)] if train.ema_momentum else [],
+        ema_momentum=train.ema_momentum,
     )
 
 

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ from ghm.words import count
 
 LOCKS = Path(tempfile.gettempdir())  # one lock per GPU, for all users of the machine
 POLL = 1.0  # seconds between two looks at GPUs that are taken
-OLDEST_DRIVER = {"12": "525", "13": "580"}  # by the major version of CUDA
-INDEX = "https://download.pytorch.org/whl"
 held: dict[str, filelock.BaseFileLock] = {}  # until this process ends
 _log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ def visible() -> list[str]:
     if allowed is not None and not allowed.strip():
         return []
     words = None if allowed is None else [word.strip() for word in allowed.split(",")]
-    uuids = _uuids()
+    uuids = {index: uuid for index, uuid, _ in _ask_driver()}
     if not uuids:
         import torch
 
@@ -41,21 +40,13 @@ def visible() -> list[str]:
         return (words or [str(index) for index in range(number)])[:number]
     if words is None:
         return list(uuids.values())
-    names: list[str] = []
-    for word in words:
-        matches = [uuid for uuid in uuids.values() if word and uuid.startswith(word)]
-        name = uuids.get(word) or (matches[0] if len(matches) == 1 else word if word.startswith("MIG-") else None)
-        if name is None:
-            break  # as CUDA does: what follows a name that it does not know is invisible
-        names.append(name)
-    return names
+    names = [uuids.get(word, word) for word in words]
+    # As CUDA does: what follows a name that it does not know is invisible.
+    return list(takewhile(lambda name: name in uuids.values() or name.startswith("MIG-"), names))
 
 
 def choose() -> Any:
-    """The device to compute on: the current GPU where any is visible, or else the CPU.
-
-    Returns:
-        A torch.device.
+    """The torch.device to compute on: the current GPU where any is visible, or else the CPU.
 
     Raises:
         InputError: PyTorch cannot use the GPU.
@@ -63,12 +54,7 @@ def choose() -> Any:
     import torch
 
     gpus = visible()
-    if not gpus:
-        return torch.device("cpu")
-    require_cuda(gpus)
-    number = torch.cuda.current_device()
-    require_cuda(gpus, number)
-    return torch.device("cuda", number)
+    return use(gpus) if gpus else torch.device("cpu")
 
 
 def take() -> None:
@@ -79,38 +65,14 @@ def take() -> None:
     """
     gpus = visible()
     if gpus:
-        use(claim_visible(1, gpus)[0], 0)
+        use(claim_visible(1, gpus), 0)
 
 
-def use(name: str, number: int) -> Any:
-    """Make a GPU the current one of this process.
-
-    Args:
-        name: as it was claimed.
-        number: its index among those that are visible.
+def use(gpus: list[str], number: int | None = None) -> Any:
+    """Make the GPU of this number, or the current one, that of this process, and run something on it.
 
     Returns:
         A torch.device.
-
-    Raises:
-        InputError: PyTorch cannot use the GPU, or CUDA has another one at this index.
-    """
-    import torch
-
-    require_cuda([name], number)
-    # Where CUDA started before CUDA_VISIBLE_DEVICES was set, or has an order of its own.
-    shown = f"GPU-{torch.cuda.get_device_properties(number).uuid}"
-    if name != shown and {name, shown} <= set(_uuids().values()):
-        raise InputError(
-            f"CUDA shows {shown} where {name} was claimed: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the GPUs by their "
-            "UUIDs in CUDA_VISIBLE_DEVICES (nvidia-smi -L lists them)"
-        )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
-
-
-def require_cuda(gpus: list[str], number: int | None = None) -> None:
-    """Start CUDA and, where a `number` is given, run something on that one of the GPUs.
 
     Raises:
         InputError: PyTorch cannot use it, as with a driver that is older than its CUDA, or a GPU it holds no code for.
@@ -119,32 +81,28 @@ def require_cuda(gpus: list[str], number: int | None = None) -> None:
 
     try:
         torch.cuda.init()
-        if number is not None:
-            torch.ones(1, device=f"cuda:{number}").add_(1).item()
-        return
+        device = torch.device("cuda", torch.cuda.current_device() if number is None else number)
+        torch.ones(1, device=device).add_(1).item()
+        torch.cuda.set_device(device)
+        return device
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-    driver = next((version for _, _, version in _ask_driver()), "of unknown version")
-    cuda = torch.version.cuda
-    built = f"built for CUDA {cuda} ({', '.join(torch.cuda.get_arch_list())})" if cuda else "built without CUDA"
-    oldest = OLDEST_DRIVER.get((cuda or "").partition(".")[0])
-    newer = f"driver {oldest} or newer, or " * bool(oldest)
-    version = torch.__version__.partition("+")[0]
-    raise InputError(
-        f"{count(len(gpus), 'GPU is|GPUs are')} visible (NVIDIA driver {driver}), and PyTorch {torch.__version__}, "
-        f"{built}, cannot use {'it' if len(gpus) == 1 else 'them'} ({reason}): install {newer}a PyTorch that is built "
-        f"for this driver and GPU (pip install torch=={version} torchvision --index-url {INDEX}/cu126, cu128 or "
-        "another), or set CUDA_VISIBLE_DEVICES= to use the CPU"
-    )
+        driver = next((version for _, _, version in _ask_driver()), "of unknown version")
+        cuda = torch.version.cuda
+        built = f"built for CUDA {cuda} ({', '.join(torch.cuda.get_arch_list())})" if cuda else "built without CUDA"
+        raise InputError(
+            f"{count(len(gpus), 'GPU is|GPUs are')} visible (NVIDIA driver {driver}), and PyTorch {torch.__version__}, "
+            f"{built}, cannot use {'it' if len(gpus) == 1 else 'them'} ({str(error).strip().splitlines()[0]}): install "
+            "a newer driver or a PyTorch that is built for this one and the GPU (https://pytorch.org/get-started), or "
+            "set CUDA_VISIBLE_DEVICES= to use the CPU"
+        ) from None
 
 
 def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = True) -> list[str]:
     """Take `number` of the GPUs for this process alone, until it ends, however it ends, or what it becomes by exec.
 
-    All or none: who waits holds nothing, so that no two processes wait for each other. What the process holds already
-    is taken first.
+    All or none: who waits holds nothing, so that no two processes wait for each other.
 
     Args:
         gpus: their names, the same to every process.
@@ -157,16 +115,7 @@ def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = Tr
     if number > len(gpus):
         raise InputError(f"{number} processes need a GPU each, and {len(gpus)} are visible: start fewer processes")
     warned = False
-    while True:
-        try:
-            free = _claim_now(gpus, number, folder)
-        except OSError as error:
-            raise InputError(
-                f"the lock {error.filename or folder} of a GPU cannot be used ({error.strerror}): make it readable and "
-                "writable for all users, or set TMPDIR to another folder"
-            ) from error
-        if len(free) == number:
-            return free
+    while len(free := _claim_now(gpus, number, folder)) < number:
         taken = f"{len(gpus) - len(free)} of {len(gpus)} GPUs ({', '.join(gpus)}) are taken by other runs"
         if not wait:
             raise InputError(f"{taken}: use others or wait")
@@ -174,6 +123,7 @@ def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = Tr
             _log.warning("%s: waiting", taken)
             warned = True
         time.sleep(POLL)
+    return free
 
 
 def claim_visible(number: int, gpus: list[str]) -> list[str]:
@@ -186,25 +136,25 @@ def claim_visible(number: int, gpus: list[str]) -> list[str]:
 
 def _claim_now(gpus: list[str], number: int, folder: Path) -> list[str]:
     """The first `number` free GPUs, claimed; or fewer, which are free but not claimed. One process at a time."""
-    with filelock.FileLock(folder / "ghm-gpus.lock", mode=0o666), ExitStack() as new:
-        free = {gpu: held[gpu] for gpu in gpus if gpu in held}
-        for gpu in gpus:
-            if gpu in free or len(free) >= number:
-                continue
-            path = folder / f"ghm-{gpu.replace('/', '_')}.lock"
-            # Inheritable: torchrun, which this process may become, keeps it; other programs are not given it.
-            lock = filelock.FileLock(path, 0, 0o666, on_acquired=lambda file: os.set_inheritable(file, True))
-            with suppress(filelock.Timeout):
-                free[gpu] = new.enter_context(lock)
-        if len(free) >= number:
-            held.update(free)
-            new.pop_all()
+    free = {gpu: held[gpu] for gpu in gpus if gpu in held}
+    try:
+        with filelock.FileLock(folder / "ghm-gpus.lock", mode=0o666), ExitStack() as new:
+            for gpu in gpus:
+                if gpu not in free and len(free) < number:
+                    path = folder / f"ghm-{gpu.replace('/', '_')}.lock"
+                    # Inheritable: torchrun, which this process may become, keeps it; other programs are not given it.
+                    lock = filelock.FileLock(path, 0, 0o666, on_acquired=lambda file: os.set_inheritable(file, True))
+                    with suppress(filelock.Timeout):
+                        free[gpu] = new.enter_context(lock)
+            if len(free) >= number:
+                held.update(free)
+                new.pop_all()
+    except OSError as error:
+        raise InputError(
+            f"the lock {error.filename or folder} of a GPU cannot be used ({error.strerror}): make it readable and "
+            "writable for all users, or set TMPDIR to another folder"
+        ) from error
     return [gpu for gpu in gpus if gpu in free][:number]
-
-
-def _uuids() -> dict[str, str]:
-    """UUIDs of the machine's GPUs by their indices; empty where nvidia-smi is missing or finds no driver."""
-    return {index: uuid for index, uuid, _ in _ask_driver()}
 
 
 def _ask_driver() -> list[list[str]]:

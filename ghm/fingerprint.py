@@ -30,7 +30,6 @@ SOURCES = (
     "mmcv_ops.py",
     "training/engine.py",
     "training/loop.py",
-    "training/optimizer.py",
     "training/randomness.py",
     "training/samples.py",
 )

@@ -40,8 +40,6 @@ def load(cfg: Config, checkpoint: Path, described_in: str, device: Any = None) -
     Raises:
         InputError: mmdet cannot build the model, or the checkpoint is no checkpoint or does not fit.
     """
-    from ghm.training.optimizer import set_precision  # the package `training` imports this module
-
     init_default_scope(cfg.get("default_scope") or "mmdet")
     try:
         model: Any = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))  # mmdet writes into it
@@ -54,9 +52,10 @@ def load(cfg: Config, checkpoint: Path, described_in: str, device: Any = None) -
         _log.warning("%s: %s", checkpoint, report)
     model.load_state_dict(state, strict=False)
     model.to(device or devices.choose()).eval()
-    set_precision(cfg)
-    if cfg.get("speed", {}).get("channels_last"):
-        model.to(memory_format=torch.channels_last)
+    if "speed" in cfg:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.speed.tf32
+        if cfg.speed.channels_last:
+            model.to(memory_format=torch.channels_last)
     return model
 
 

@@ -10,9 +10,6 @@ MODELS = Registry("model", parent=registry.MODELS, scope="ghm", locations=["ghm.
 DATASETS = Registry("dataset", parent=registry.DATASETS, scope="ghm", locations=_SAMPLES)
 DATA_SAMPLERS = Registry("data sampler", parent=registry.DATA_SAMPLERS, scope="ghm", locations=_SAMPLES)
 TRANSFORMS = Registry("transform", parent=registry.TRANSFORMS, scope="ghm", locations=_SAMPLES)
-OPTIM_WRAPPERS = Registry(
-    "optim_wrapper", parent=registry.OPTIM_WRAPPERS, scope="ghm", locations=["ghm.training.optimizer"]
-)
 FUNCTIONS = Registry("function", parent=registry.FUNCTIONS, scope="ghm", locations=_SAMPLES)
 
 for name in losses.__all__:

@@ -1,29 +1,18 @@
-"""Training runs: their folders, files, columns and record, and where they are kept, found again and deleted.
+"""Training runs: their folders, files, columns and record, and where they are kept and found again.
 
-Everything that reads or writes what a run leaves takes the names from here.
-
-A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody cleans up; what `dvc repro` made lies
-in DVC's cache as well, under the name that `dvc.lock` has for it. So a seed is trained once: in this workspace, in
-those of DVC's experiments, and in a clone that shares the cache or has pulled.
-
-`python -m ghm.runs` shows what `.state` holds and how much; `--finished` or `--all` deletes it. Unfinished runs are
-nowhere else; in DVC's cache `dvc gc` cleans up.
+A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody deletes it, and in DVC's cache under
+the name that `dvc.lock` has for it. So a seed is trained once, also in DVC's experiments and in a clone that shares the
+cache. Unfinished runs are in `.state` alone.
 """
 
-import argparse
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
-import filelock
-from tqdm import tqdm
-
 from ghm import files
-from ghm.cli import run
 
 # A folder of a run, `run_folder`, holds:
 MODEL = "model.pth"
@@ -47,7 +36,7 @@ MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.r
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 
 RESULT = "result"  # folder in that of a finished run
-AGAIN = "GHM_RETRAIN"
+AGAIN = "GHM_RETRAIN"  # in the environment: finished runs are trained once more
 _log = logging.getLogger(__name__)
 
 
@@ -112,11 +101,6 @@ def state_folder() -> Path:
     return Path(".state") if parent.resolve() == Path.cwd() else parent / ".state"
 
 
-def wants_again() -> bool:
-    """Whether the user asks for finished runs to be trained once more."""
-    return os.environ.get(AGAIN, "") not in ("", "0")
-
-
 def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
     """Fill the folder `target` with a seed of this fingerprint, from the version of `out` that dvc.lock names.
 
@@ -142,40 +126,3 @@ def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
         _log.debug("no earlier result of %s: %s", source, error)
         return False
     return True
-
-
-def lock(folder: Path) -> Path:
-    """The file by which a process has a run in `.state` for itself."""
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ghm.runs", description=__doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--finished", action="store_true", help="delete the runs that have ended")
-    which.add_argument("--all", action="store_true", help="delete unfinished runs, too")
-    arguments = parser.parse_args()
-    freed = total = 0
-    for folder in sorted(path for path in state_folder().glob("*-seed_*-*") if path.is_dir()):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        finished = (folder / RESULT).is_dir()
-        total += size
-        outcome = "finished" if finished else "unfinished"
-        if arguments.all or (arguments.finished and finished):
-            try:
-                with filelock.FileLock(lock(folder)).acquire(timeout=0):
-                    shutil.rmtree(folder)
-                freed += size
-                outcome += ", deleted"
-            except filelock.Timeout:
-                outcome += ", in use"
-        print(f"{folder}: {_size(size)}, {outcome}")
-    print(f"{_size(total)} in {state_folder()}, {_size(freed)} freed")
-
-
-def _size(size: int) -> str:
-    return tqdm.format_sizeof(size, "B")
-
-
-if __name__ == "__main__":
-    run(main)

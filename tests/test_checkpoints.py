@@ -19,7 +19,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ghm import backbones, checkpoints, params, report, training
+from ghm import backbones, checkpoints, config, params, report, training
 from ghm.errors import InputError
 from ghm.evaluation import run as evaluation
 
@@ -257,7 +257,7 @@ def predictions(detector: Any, image: Tensor) -> dict[str, Tensor]:
 def test_a_detector_of_mmdet_predicts_here_what_it_predicts_there(parameters: params.Params):
     theirs = retinanet(parameters, classes=10)
     run = start_from(parameters, theirs.state_dict())
-    own: Any = MODELS.build(training.build_config(parameters, "ghmc_ghmr", 0).model)
+    own: Any = MODELS.build(config.for_run(parameters, "ghmc_ghmr", 0).model)
     own.load_state_dict(torch.load(run / "model.pth", weights_only=True)["state_dict"])
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     expected = predictions(theirs, image)

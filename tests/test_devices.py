@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,6 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("2, 0", ["GPU-b", "GPU-aa"]),
         ("GPU-b,GPU-ab", ["GPU-b", "GPU-ab"]),
         ("1,GPU-a,2", ["GPU-ab"]),
-        ("0,-1,1", ["GPU-aa"]),
         ("MIG-1", ["MIG-1"]),
     ],
 )
@@ -112,8 +110,7 @@ time.sleep(30)
 
 
 def test_a_process_keeps_what_it_has_and_claims_it_again():
-    assert claim(GPUS, 1) == GPUS[:1]
-    assert claim(GPUS[::-1], 1) == GPUS[:1]
+    assert claim(GPUS, 1) == claim(GPUS[::-1], 1) == GPUS[:1]
     assert claim(GPUS, 3) == GPUS
     with pytest.raises(InputError, match="4 processes need a GPU each, and 3 are visible"):
         claim(GPUS, 4)
@@ -134,8 +131,8 @@ def test_gpus_that_pytorch_cannot_use_are_refused_and_not_passed_over(monkeypatc
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     said = (
         rf"GPUs? (is|are) visible \(NVIDIA driver {DRIVER}\), and PyTorch {re.escape(torch.__version__)}, "
-        rf"built for CUDA {torch.version.cuda} .*, cannot use (it|them) \(.*\): install driver \d+ or newer, "
-        r"or a PyTorch .* \(pip install torch==\S+ torchvision --index-url .*\), or set CUDA_VISIBLE_DEVICES= to use"
+        rf"built for CUDA {torch.version.cuda} .*, cannot use (it|them) \(.*\): install "
+        r"a newer driver or a PyTorch .*, or set CUDA_VISIBLE_DEVICES= to use"
     )
     with pytest.raises(InputError, match=said):
         if start == "detector":
@@ -145,16 +142,6 @@ def test_gpus_that_pytorch_cannot_use_are_refused_and_not_passed_over(monkeypatc
                 pass
 
 
-def test_a_pytorch_without_cuda_is_refused_where_gpus_are_visible(monkeypatch: pytest.MonkeyPatch):
-    def init() -> None:
-        raise AssertionError("Torch not compiled with CUDA enabled")
-
-    monkeypatch.setattr("torch.cuda.init", init)
-    monkeypatch.setattr("torch.version.cuda", None)
-    with pytest.raises(InputError, match="built without CUDA, cannot use them .*: install a PyTorch"):
-        devices.choose()
-
-
 def test_hidden_gpus_mean_the_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices.choose() == torch.device("cpu")
@@ -162,46 +149,14 @@ def test_hidden_gpus_mean_the_cpu(monkeypatch: pytest.MonkeyPatch):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-@dataclass
-class Shown:
-    """What CUDA says of a GPU."""
-
-    uuid: str
-
-
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A CUDA that starts, and has GPU-aa alone."""
-    answers = {
-        "init": lambda: None,
-        "current_device": lambda: 0,
-        "set_device": lambda _number: None,
-        "get_device_properties": lambda _number: Shown("aa"),
-        "get_arch_list": lambda: ["sm_75", "sm_90"],
-    }
+    """A CUDA that starts."""
+    answers = {"init": lambda: None, "current_device": lambda: 0, "set_device": lambda _device: None}
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     monkeypatch.setattr(torch, "ones", lambda count, **_: torch.full((count,), 1.0))
     return monkeypatch
-
-
-def test_a_gpu_without_code_for_it_is_refused_with_what_there_is_code_for(cuda: pytest.MonkeyPatch):
-    assert devices.choose() == devices.use("GPU-aa", 0) == torch.device("cuda", 0)
-
-    def ones(*_: object, **__: object) -> None:
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
-
-    cuda.setattr(torch, "ones", ones)
-    said = r"\(sm_75, sm_90\), cannot use .* \(CUDA error: no kernel image is available for execution on the device\)"
-    with pytest.raises(InputError, match=said):
-        devices.choose()
-    with pytest.raises(InputError, match=said), processes.join("none", []):
-        pass
-
-
-def test_a_gpu_that_is_not_the_one_claimed_is_refused(cuda: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match="CUDA shows GPU-aa where GPU-b was claimed: set CUDA_DEVICE_ORDER="):
-        devices.use("GPU-b", 0)
 
 
 def test_a_process_that_takes_all_gpus_leaves_their_names_alone(cuda: pytest.MonkeyPatch):

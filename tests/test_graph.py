@@ -15,7 +15,7 @@ DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
 LOSSES = {name for loss in losses.__all__ for name in fingerprint.loss_sources(f"ghm.{loss}")}
 # Found by their registered names, not imported.
-REGISTERED = ["head.py", "losses/*.py", "training/samples.py", "training/optimizer.py"]
+REGISTERED = ["head.py", "losses/*.py", "training/samples.py"]
 # Run through by a training run, and without effect on a weight.
 WITHOUT_EFFECT = (
     *("backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint

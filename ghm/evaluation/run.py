@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import data, files, fingerprint, truth
+from ghm import config, data, files, fingerprint, truth
 from ghm.errors import InputError
 from ghm.evaluation import bootstrap, errors
 from ghm.evaluation.bootstrap import Resampled
@@ -20,7 +20,6 @@ from ghm.params import Params
 from ghm.predict import load, predict
 from ghm.registry import DATASETS
 from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, RESAMPLED
-from ghm.training import build_config
 from ghm.training.samples import BadImages, collate
 from ghm.truth import Record
 
@@ -86,7 +85,7 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
     """
     if not checkpoint.is_file():
         raise InputError(f"{checkpoint} is missing: run `dvc repro train@{variant}`")
-    cfg = build_config(params, variant, seed)
+    cfg = config.for_run(params, variant, seed)
     model = load(cfg, checkpoint, f"params.yaml (to train anew: `dvc repro train@{variant}`)")
     described = data.read_manifest(params)["splits"][split]
     settings = cfg.test_dataloader

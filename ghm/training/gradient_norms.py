@@ -8,7 +8,6 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
-from ghm.head import Examples, GHMRetinaHead
 from ghm.losses.density import (
     classification_gradient_norm,
     region_counts,
@@ -72,35 +71,26 @@ def histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         `cls` and `box`, see `measure`; int64 on the CPU.
     """
     prepared = model.data_preprocessor(dict(batch), training=True)
-    samples = prepared["data_samples"]
-    scores, boxes = model.bbox_head(model.extract_feat(prepared["inputs"]))
-    examples, _ = model.bbox_head.examples(
-        scores, boxes, [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
-    )
-    norms = {
-        "cls": _classification_norms(model.bbox_head, examples),
-        "box": _regression_norms(model.bbox_head, examples),
-    }
-    edges = region_edges(BINS, end=1 + 1e-6).to(examples.logit_NC.device)
-    return {
-        kind: region_counts(region_index(norm, valid, edge_E=edges), bins=BINS).cpu()
-        for kind, (norm, valid) in norms.items()
-    }
-
-
-def _classification_norms(head: GHMRetinaHead, examples: Examples) -> tuple[Tensor, Tensor]:
+    samples, head = prepared["data_samples"], model.bbox_head
+    truth = [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
+    examples, _ = head.examples(*head(model.extract_feat(prepared["inputs"])), *truth)
     logit_NC = examples.logit_NC.float()
     if not head.use_sigmoid_cls:
         # Softmax: the last output is the background's, and p* compares with the classes.
         logit_NC = logit_NC.softmax(-1)[:, :-1].logit()
     target_NC = (examples.label_N[:, None] == torch.arange(logit_NC.shape[1], device=logit_NC.device)).float()
-    valid_NC = (examples.label_weight_N > 0)[:, None].expand_as(target_NC)
-    return classification_gradient_norm(logit_NC, target_NC), valid_NC
-
-
-def _regression_norms(head: GHMRetinaHead, examples: Examples) -> tuple[Tensor, Tensor]:
-    valid_N4 = examples.box_weight_N4 > 0
-    if head.reg_decoded_bbox:
-        valid_N4 = torch.zeros_like(valid_N4)  # an IoU loss has no deltas to measure
     difference_N4 = (examples.box_N4 - examples.box_target_N4).float()
-    return regression_gradient_norm(difference_N4, mu=getattr(head.loss_bbox, "mu", MU)), valid_N4
+    deltas = not head.reg_decoded_bbox  # an IoU loss has none to measure
+    norms = {
+        "cls": classification_gradient_norm(logit_NC, target_NC),
+        "box": regression_gradient_norm(difference_N4, mu=getattr(head.loss_bbox, "mu", MU)),
+    }
+    valid = {
+        "cls": (examples.label_weight_N > 0)[:, None].expand_as(target_NC),
+        "box": (examples.box_weight_N4 > 0) & deltas,
+    }
+    edges = region_edges(BINS, end=1 + 1e-6).to(logit_NC.device)
+    return {
+        kind: region_counts(region_index(norm, valid[kind], edge_E=edges), bins=BINS).cpu()
+        for kind, norm in norms.items()
+    }

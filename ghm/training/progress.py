@@ -1,21 +1,19 @@
 """What a person sees of a training run, and its tables. Only the first process of a run has one."""
 
 import csv
-import importlib
 import importlib.util
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from ghm.errors import InputError
 from ghm.runs import COLUMNS, LOG, VALIDATION
 
-_MEANS = ("loss", "loss_cls", "loss_bbox", "grad_norm", "positives")
+_SUMS = ("loss", "loss_cls", "loss_bbox", "grad_norm", "positives", "steps")
 _log = logging.getLogger(__name__)
 
 Row = Mapping[str, float | int | str]
@@ -34,7 +32,6 @@ class Progress:
         interval: steps between rows of the log, at most `steps`.
         batch_size: images per step, of all processes together.
         trackers: where to show the log as well: tensorboard, or nothing.
-        stream: where the bar goes if it is a terminal; without one, standard error.
 
     Raises:
         InputError: a tracker is not installed.
@@ -50,33 +47,22 @@ class Progress:
         interval: int,
         batch_size: int,
         trackers: Sequence[str] = (),
-        stream: TextIO | None = None,
     ) -> None:
         if trackers and importlib.util.find_spec("tensorboard") is None:
-            raise InputError(
-                "machine.trackers: tensorboard is not installed: `pip install tensorboard`, or take it out of "
-                "machine.trackers"
-            )
-        self._folder = folder
-        self._name = name
-        self._epochs = epochs
-        self._steps = steps
-        self._interval = interval
-        self._batch_size = batch_size
+            raise InputError("machine.trackers: tensorboard is missing: `pip install tensorboard`, or take it out")
+        self._folder, self._name = folder, name
+        self._epochs, self._steps, self._interval, self._batch_size = epochs, steps, interval, batch_size
         self._tracks = bool(trackers)
         self._board: Any = None
         self._tables: dict[str, list[Row]] = {table: [] for table in COLUMNS}
         for table in COLUMNS:
             (folder / table).unlink(missing_ok=True)
-        self._sums = dict.fromkeys(_MEANS, 0.0)
-        self._count = 0  # of steps in the sums
+        self._sums = dict.fromkeys(_SUMS, 0.0)  # since the last row
         self._step = 0
         self._seconds = 0.0  # of earlier starts
         self._started = perf_counter()
         self._timed_from: tuple[int, float] | None = None  # the first step of this start, which warms up, and its end
-        stream = sys.stderr if stream is None else stream
-        shown = stream is not None and stream.isatty()
-        self._bar = _Bar(total=epochs * steps, desc=name, file=stream, dynamic_ncols=True, disable=not shown)
+        self._bar = _Bar(total=epochs * steps, desc=name, dynamic_ncols=True, disable=None)
 
     def step(self, epoch: int, step: int, values: Mapping[str, float], lr: float) -> bool:
         """Take in what a step gave; True if it finished a row of the log.
@@ -89,17 +75,16 @@ class Progress:
         """
         step_in_epoch = (step - 1) % self._steps + 1
         if step_in_epoch == 1:
-            self._clear()
+            self._sums = dict.fromkeys(_SUMS, 0.0)
         self._step = step
         self._timed_from = self._timed_from or (step, perf_counter())
-        for name in _MEANS:
-            self._sums[name] += float(values[name])
-        self._count += 1
+        for name in _SUMS:
+            self._sums[name] += 1 if name == "steps" else float(values[name])
         finished = step_in_epoch % self._interval == 0
         if finished:
-            means = {name: total / self._count for name, total in self._sums.items()}
-            self._clear()
-            known = {"step": step, "epoch": epoch + 1, "lr": float(lr), **means}
+            means = {name: total / self._sums["steps"] for name, total in self._sums.items()}
+            self._sums = dict.fromkeys(_SUMS, 0.0)
+            known = {**means, "step": step, "epoch": epoch + 1, "lr": float(lr)}
             row = {column: known[column] for column in COLUMNS[LOG]}
             self.record(LOG, [row])
             self._track(step, {name: value for name, value in row.items() if name != "step"})
@@ -122,15 +107,10 @@ class Progress:
             self._tables[table] += rows
             _append(self._folder / table, table, rows)
 
-    def warn(self, text: str) -> None:
-        """Warn above the bar, or in the log."""
-        _log.warning("%s: %s", self._name, text)
-
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, in numbers, strings, lists and dictionaries."""
         return {
             "step": self._step,
-            "count": self._count,
             "sums": dict(self._sums),
             "tables": {table: [dict(row) for row in rows] for table, rows in self._tables.items()},
             "seconds": self.seconds,
@@ -139,7 +119,6 @@ class Progress:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, in a new Progress."""
         self._step = state["step"]
-        self._count = state["count"]
         self._sums = dict(state["sums"])
         self._seconds, self._started = state["seconds"], perf_counter()
         for table, rows in state["tables"].items():
@@ -164,27 +143,20 @@ class Progress:
         if self._board is not None:
             self._board.close()
 
-    def _clear(self) -> None:
-        self._sums = dict.fromkeys(_MEANS, 0.0)
-        self._count = 0
-
     def _show(self, row: Row, step_in_epoch: int) -> None:
         """A row of the log beside the bar, or as a line."""
         epoch = f"epoch {row['epoch']}/{self._epochs}"
         loss = "loss {loss:.3f} (cls {loss_cls:.3f}, box {loss_bbox:.3f})".format(**row)
-        measured = [float(values["AP"]) for values in self._tables[VALIDATION][-1:]]
-        ap = [f"AP so far {100 * value:.1f}" for value in measured if value >= 0]
         if not self._bar.disable:
-            self._bar.set_postfix_str(", ".join([epoch, loss, *ap]), refresh=False)
+            self._bar.set_postfix_str(f"{epoch}, {loss}", refresh=False)
             return
         assert self._timed_from
         first, since = self._timed_from
-        pace = []
+        parts = [epoch, f"step {step_in_epoch}/{self._steps}", loss, f"lr {row['lr']:.3g}"]
         if self._step > first:
             seconds = (perf_counter() - since) / (self._step - first)
             left = tqdm.format_interval(seconds * (self._epochs * self._steps - self._step))
-            pace = [f"{self._batch_size / seconds:.1f} images/s", f"{left} left"]
-        parts = [epoch, f"step {step_in_epoch}/{self._steps}", loss, f"lr {row['lr']:.3g}", *ap, *pace]
+            parts += [f"{self._batch_size / seconds:.1f} images/s", f"{left} left"]
         _log.info("%s: %s", self._name, ", ".join(parts))
 
     def _track(self, step: int, values: Mapping[str, Any]) -> None:
@@ -192,8 +164,9 @@ class Progress:
             return
         if self._board is None:
             # Not before: only now is it known where the run goes on. TensorBoard hides what is there from that step on.
-            module = importlib.import_module("torch.utils.tensorboard")
-            self._board = module.SummaryWriter(str(self._folder / "tensorboard"), purge_step=step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()

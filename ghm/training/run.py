@@ -7,6 +7,7 @@ starts afresh.
 
 import copy
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -23,15 +24,15 @@ from ghm import backbones, checkpoints, config, data, files, fingerprint, runs
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.runs import Record
-from ghm.training import engine, guards, state
-from ghm.training.loop import TrainLoop
+from ghm.training import guards, state
+from ghm.training.engine import Engine
+from ghm.training.loop import Loop
 from ghm.training.processes import Processes
 from ghm.training.progress import Progress
 from ghm.training.validation import ValidationSample
 from ghm.words import count
 
 LOG_INTERVAL = 50  # steps
-LOGS = "mmengine"  # what the Runner writes; nobody reads it
 _log = logging.getLogger(__name__)
 
 
@@ -58,12 +59,6 @@ def train(parameters: Params, variant: str, out: Path, processes: Processes | No
         if processes.first:
             with files.whole_folder(out) as folder:
                 for seed, result in zip(parameters.seeds, results, strict=True):
-                    left_out, most = Record.read(result).unreadable_images, parameters.data.max_bad_images
-                    if left_out > most:
-                        raise InputError(
-                            f"{variant}, seed {seed} was trained without {count(left_out, 'image')} that could not be "
-                            f"read, and data.max_bad_images is {most}: mend the images, or raise it"
-                        )
                     shutil.copytree(result, folder / runs.run_folder(variant, seed).name)
 
 
@@ -88,10 +83,8 @@ def _revision() -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {count(torch.get_num_threads(), 'thread')}"
 
@@ -125,8 +118,10 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     key, prefix = fingerprint.key(parts), f"{variant}-seed_{seed}-"
     folder = runs.state_folder() / f"{prefix}{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files.locked(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
-        if processes.share(processes.first and _is_finished(folder, out, seed, key)):
+    lock = folder.with_name(f".{folder.name}.lock")
+    with files.locked(lock, f"the training run {folder.name}") if processes.first else nullcontext():
+        most = parameters.data.max_bad_images
+        if processes.share(processes.first and _is_finished(folder, out, seed, key, most)):
             _log.info(
                 "%s, seed %d: already trained under these conditions (%s); to train it again: "
                 "%s=1 dvc repro -f train@%s",
@@ -143,14 +138,15 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     return folder / runs.RESULT
 
 
-def _is_finished(folder: Path, out: Path, seed: int, key: str) -> bool:
-    """Whether the result is there, in `.state` or from DVC."""
+def _is_finished(folder: Path, out: Path, seed: int, key: str, max_bad_images: int) -> bool:
+    """Whether the result is there, in `.state` or from DVC, and left out no more images than it may."""
     result = folder / runs.RESULT
-    if runs.wants_again():
+    if os.environ.get(runs.AGAIN, "") not in ("", "0"):
         if result.exists():
             shutil.rmtree(folder)
         return False
-    return result.exists() if folder.exists() else runs.take_from_dvc(out, seed, key, result)
+    there = result.exists() if folder.exists() else runs.take_from_dvc(out, seed, key, result)
+    return there and Record.read(result).unreadable_images <= max_bad_images
 
 
 def _fit(run: _Run) -> None:
@@ -160,8 +156,13 @@ def _fit(run: _Run) -> None:
         raise InputError(
             f"train.batch_size must be a multiple of the {processes.world_size} processes, got {train.batch_size}"
         )
-    start = processes.share(_start(run) if processes.first else None)
-    runner = engine.build(train, run.cfg, run.folder / LOGS, processes, loads=start is None)
+    start = state.newest(run.folder) if processes.first else None
+    if processes.first and start is None and run.resume_from is not None:
+        start = run.resume_from, state.read(run.resume_from)
+    if start:
+        _log.info("going on from %s, after step %d", start[0], start[1]["meta"]["step"])
+    start = processes.share(start)
+    engine = Engine(run.cfg, processes, begins=start is None)
     progress = None
     if processes.first:
         _log.info("learning rate %g for %s per step", train.learning_rate, count(train.batch_size, "image"))
@@ -178,20 +179,11 @@ def _fit(run: _Run) -> None:
             batch_size=train.batch_size,
             trackers=run.parameters.machine.trackers,
         )
-    loop = TrainLoop(
-        runner,
-        run.parameters,
-        run.variant,
-        run.folder,
-        processes,
-        progress=progress,
-        measure_ap=ValidationSample(run.cfg) if train.val_images else None,
-        start=start,
-    )
-    runner._train_loop = loop  # a config cannot hold what it is made of
+    measure_ap = ValidationSample(run.cfg) if train.val_images else None
+    loop = Loop(engine, run.parameters, run.variant, run.folder, processes, progress=progress, measure_ap=measure_ap)
     try:
         with logging_redirect_tqdm():
-            runner.train()
+            loop.run(start)
     finally:
         if progress:
             progress.close()
@@ -202,17 +194,7 @@ def _fit(run: _Run) -> None:
     processes.wait()
 
 
-def _start(run: _Run) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from."""
-    start = state.newest(run.folder)
-    if start is None and run.resume_from is not None:
-        start = run.resume_from, state.read(run.resume_from)
-    if start:
-        _log.info("going on from %s, after step %d", start[0], start[1]["meta"]["step"])
-    return start
-
-
-def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float) -> None:
+def _write_result(run: _Run, loop: Loop, progress: Progress, seconds: float) -> None:
     """Keep what the outs are made of. With a moving average of the weights, that is the model."""
     parameters, manifest = run.parameters, data.read_manifest(run.parameters)
     record = Record(
@@ -223,7 +205,7 @@ def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float
         epochs=parameters.train.epochs,
         images=manifest["splits"]["train"]["images"],
         category_ids=manifest["category_ids"],
-        parameters=sum(tensor.numel() for tensor in loop.detector.state_dict().values()),
+        parameters=sum(tensor.numel() for tensor in loop.engine.detector.state_dict().values()),
         pretrained=parameters.model.pretrained,
         load_from=parameters.model.load_from,
         fingerprint=fingerprint.key(run.parts),
@@ -232,10 +214,9 @@ def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float
         processes=run.processes.world_size,
         unreadable_images=loop.left_out,
     )
-    model: Any = loop.ema.ema_model.module if loop.ema else loop.detector
     described = {"classes": list(manifest["classes"]), "category_ids": record.category_ids}
     content = {
-        "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
+        "state_dict": {name: value.cpu() for name, value in loop.engine.result.state_dict().items()},
         "meta": {"dataset_meta": described},
     }
     # An out is the same on every machine.
@@ -247,4 +228,3 @@ def _write_result(run: _Run, loop: TrainLoop, progress: Progress, seconds: float
         progress.write(result)
         cfg.dump(str(result / runs.CONFIG))
         record.write(result)
-    shutil.rmtree(run.folder / LOGS, ignore_errors=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ghm import checkpoints, files
 from ghm.errors import InputError
@@ -37,7 +36,7 @@ def save(folder: Path, content: dict[str, Any]) -> Path:
     path = folder / f"step_{meta['step']:010d}_epoch_{meta['epoch']:06d}-{checksum}.pth"
     temporary = folder / f".{path.name}"
     try:
-        with temporary.open("wb") as file:
+        with files.room_for(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -45,15 +44,8 @@ def save(folder: Path, content: dict[str, Any]) -> Path:
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)  # the new name itself
         os.close(handle)
-    except BaseException as error:
+    finally:
         temporary.unlink(missing_ok=True)
-        if files.is_full(error):
-            size = tqdm.format_sizeof(len(data), "B")
-            raise InputError(
-                f"no room for a checkpoint of {size} in {folder}: make room, and the same command goes on from the "
-                "one before it"
-            ) from None
-        raise
     for old in by_age(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path

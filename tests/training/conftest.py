@@ -1,6 +1,5 @@
 """A process that has imported everything, from which runs are forked; and what the tests of runs change and read."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,10 +69,3 @@ def record(folder: Path) -> Record:
 
 def checkpoints(folder: Path) -> list[Path]:
     return state.by_age(next(folder.glob(f".state/{VARIANT}-seed_0-*/")))
-
-
-def report(folder: Path) -> Any:
-    """The file of a step whose loss was not finite."""
-    (path,) = folder.glob(".state/*/non_finite_step_*.json")
-    assert str(path.relative_to(folder)) in log(folder)
-    return json.loads(path.read_text())

@@ -1,6 +1,5 @@
 """Laws of the guard rails: no alarm for what is well; for what is not, what, where and how to mend it."""
 
-import json
 import math
 import random
 import re
@@ -26,9 +25,6 @@ DEFAULT = params.load(ROOT / "params.yaml").train
 SGD = replace(DEFAULT, optimizer="sgd", lr=0.01, batch_size=16, base_batch_size=16)
 
 
-# ---- learning rate ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_no_preset_is_warned_of(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -38,13 +34,9 @@ def test_no_preset_is_warned_of(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert learning_rate_warning(params.load().train) is None
 
 
-def test_a_rate_for_8_gpus_used_on_one_is_warned_of_with_all_numbers():
+def test_a_rate_for_8_gpus_used_on_one_is_warned_of():
     text = learning_rate_warning(replace(SGD, lr=0.02, batch_size=2, base_batch_size=None)) or ""
-    assert "train.lr: 0.02" in text
-    assert "train.batch_size: 2" in text
-    assert "train.base_batch_size: null" in text
-    assert "0.01 for 16" in text
-    assert "16 times too large" in text
+    assert "train.lr: 0.02" in text and "train.batch_size: 2" in text and "16 times too large" in text
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -60,23 +52,15 @@ def test_the_warning_begins_at_the_margin_on_both_sides(optimizer: Any):
     assert found == [True, False, False, True]
 
 
-# ---- watch -----------------------------------------------------------------------------------------------------------
-
-
 def warnings_of(losses: list[float], positives: float = 50.0) -> list[tuple[int, str]]:
     watch = Watch()
     steps = enumerate(losses, 1)
     return [(step, text) for step, loss in steps for text in watch.step(step, {"loss": loss, "positives": positives})]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_noise_of_small_batches_is_not_an_explosion(seed: int):
-    noise = random.Random(seed)
+def test_noise_of_small_batches_is_not_an_explosion():
+    noise = random.Random(0)
     assert not warnings_of([noise.lognormvariate(0, 1) for _ in range(5000)])
-
-
-def test_single_batches_far_above_the_others_are_not_an_explosion():
-    assert not warnings_of([100.0 if step % 10 in (0, 1) else 0.5 for step in range(100)] + [0.5] * 60 + [1e4, 1e4])
 
 
 def test_a_loss_that_diverges_is_warned_of_before_it_overflows():
@@ -92,14 +76,11 @@ def test_nothing_is_an_explosion_before_there_is_something_to_hold_it_against():
     assert warnings_of([1.0] * guards.WINDOW + [1e6] * guards.RUN)
 
 
-def test_too_few_positive_anchors_are_warned_of_with_the_numbers_and_once_in_500_steps():
-    found = warnings_of([1.0] * 1100, positives=0.25)
-    assert [step for step, _ in found] == [100, 600, 1100]
-    assert "0.25 positive anchors per step, the mean of the last 100 steps up to 100; set model.anchors" in found[0][1]
+def test_too_few_positive_anchors_are_warned_of_with_the_numbers_and_once():
+    [(step, text)] = warnings_of([1.0] * 1100, positives=0.25)
+    assert step == 100
+    assert "0.25 positive anchors per step, the mean of the last 100 steps up to 100; set model.anchors" in text
     assert not warnings_of([1.0] * 1000, positives=1.0)
-
-
-# ---- numbers that are not finite -------------------------------------------------------------------------------------
 
 
 class Case:
@@ -114,28 +95,23 @@ class Case:
             dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)
             self.batch: dict[str, Any] = dict(pseudo_collate([dataset[index] for index in range(4)]))
         self.model.train()
-        self.ids = [sample.metainfo["img_id"] for sample in self.batch["data_samples"]]
+        self.images = [sample.metainfo["img_path"] for sample in self.batch["data_samples"]]
 
-    def fail(self) -> tuple[str, dict[str, Any]]:
-        """Forward and backward; the message and the content of the file."""
+    def fail(self) -> str:
+        """Forward and backward, and the message."""
         losses = self.model(**self.model.data_preprocessor(dict(self.batch), True), mode="loss")
         loss, terms = self.model.parse_losses(losses)
         loss.backward()
         norms = [float(weight.grad.norm()) for weight in self.model.parameters() if weight.grad is not None]
-        return self.describe(
-            {**{name: float(value.detach()) for name, value in terms.items()}, "grad_norm": sum(norms)}
-        )
+        return self.message({**{name: float(value.detach()) for name, value in terms.items()}, "grad_norm": sum(norms)})
 
-    def describe(self, values: dict[str, float], step: int = 1, **changed: Any) -> tuple[str, dict[str, Any]]:
-        path = Path("state") / "report.json"
+    def message(self, values: dict[str, float], step: int = 1, **changed: Any) -> str:
         parameters = replace(self.parameters, train=replace(self.parameters.train, **changed))
-        where: dict[str, Any] = dict(step=step, epoch=1, path=path, parameters=parameters, variant=self.variant)
-        error = guards.non_finite(self.model, self.batch, values, **where)
+        error = guards.non_finite(
+            self.model, self.batch, values, step=step, epoch=1, parameters=parameters, variant=self.variant
+        )
         assert isinstance(error, InputError)
-        assert str(path) in str(error)
-        if not path.exists():
-            return str(error), {}
-        return str(error), json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+        return str(error)
 
 
 @pytest.fixture
@@ -144,15 +120,13 @@ def case(workspace: Path) -> Case:
 
 
 def test_the_message_says_what_where_and_what_to_try(case: Case):
-    text, record = case.describe({"loss": math.nan, "loss_cls": 1.0, "grad_norm": math.inf}, step=7)
-    assert "loss is nan, grad_norm is inf at step 7 (epoch 1)" in text
-    assert "loss_cls" not in text
-    assert f"images {', '.join(map(str, case.ids))}:" in text
+    before = {name: value.clone() for name, value in case.model.state_dict().items()}
+    text = case.message({"loss": math.nan, "loss_cls": 1.0, "grad_norm": math.inf}, step=7)
+    assert text.startswith(f"loss is nan, grad_norm is inf at step 7 (epoch 1), images {', '.join(case.images)}, ")
     for words in ("a lower train.lr", "ghmc.bias_correction: true", "ghmr.bias_correction: true"):
         assert words in text
     assert "train.grad_clip" not in text and "precision" not in text and "mend" not in text
-    assert record["values"] == {"loss": "NaN", "loss_cls": 1.0, "grad_norm": "Infinity"}
-    assert (record["step"], record["epoch"]) == (7, 1)
+    torch.testing.assert_close(dict(case.model.state_dict()), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -160,49 +134,31 @@ def test_the_message_says_what_where_and_what_to_try(case: Case):
     [(dict(grad_clip=None), "train.grad_clip: 35.0"), (dict(precision="fp16"), "train.precision: fp32 or bf16")],
 )
 def test_the_remedies_follow_the_parameters(case: Case, changed: dict[str, Any], words: str):
-    assert words in case.describe({"loss": math.nan}, **changed)[0]
-    assert words not in case.describe({"loss": math.nan})[0]
+    assert words in case.message({"loss": math.nan}, **changed)
+    assert words not in case.message({"loss": math.nan})
 
 
 def test_the_start_of_the_moving_average_is_only_blamed_early_and_when_it_is_biased(case: Case):
     early = guards.EARLY / (1 - 0.75)
-    assert "ghmc.bias_correction" in case.describe({"loss": math.nan}, step=int(early))[0]
-    assert "ghmc.bias_correction" not in case.describe({"loss": math.nan}, step=int(early) + 1)[0]
+    assert "ghmc.bias_correction" in case.message({"loss": math.nan}, step=int(early))
+    assert "ghmc.bias_correction" not in case.message({"loss": math.nan}, step=int(early) + 1)
     case.model.bbox_head.loss_cls.bias_correction = True
-    text, record = case.describe({"loss": math.nan})
+    text = case.message({"loss": math.nan})
     assert "ghmc.bias_correction" not in text and "ghmr.bias_correction" in text
-    assert record["ghm"].keys() == {"cls", "box"}
+    assert "bias_correction" not in Case("fl_sl1").message({"loss": math.nan})
 
 
-def test_a_loss_without_a_moving_average_has_no_state_and_no_remedy(workspace: Path):
-    text, record = Case("fl_sl1").describe({"loss": math.nan})
-    assert record["ghm"] == {}
-    assert "momentum" not in text
-
-
-def test_the_report_of_a_nan_gradient_says_in_which_part_it_is(case: Case):
+def test_a_gradient_and_a_weight_that_are_nan_are_named(case: Case):
     weight = case.model.bbox_head.retina_cls.weight
-    weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), math.nan))
-    text, record = case.fail()
-    assert "grad_norm is nan" in text and "loss is" not in text
-    gradients = record["gradients"]
-    assert gradients.pop("bbox_head") == {"norm": "NaN", "not_finite": ["retina_cls.weight"]}
-    assert gradients.pop("data_preprocessor") == {"norm": 0.0, "not_finite": []}
-    assert set(gradients) == {"backbone", "neck"}
-    for name, part in gradients.items():
-        expected = [weight.grad for weight in case.model.get_submodule(name).parameters() if weight.grad is not None]
-        norm = float(torch.cat([gradient.flatten() for gradient in expected]).norm())
-        assert part == {"norm": pytest.approx(norm, rel=1e-4), "not_finite": []}
-    assert record["weights_not_finite"] == []
-
-
-def test_the_report_of_a_nan_weight_names_it(case: Case):
+    hook = weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), math.nan))
+    text = case.fail()
+    assert text.startswith("grad_norm is nan") and "gradients of bbox_head.retina_cls.weight. Try" in text
+    hook.remove()
     with torch.no_grad():
-        case.model.bbox_head.retina_cls.weight[0] = math.nan
-    text, record = case.fail()
+        weight[0] = math.nan
+    text = case.fail()
     assert "loss_cls is nan" in text
     assert "bbox_head.retina_cls.weight were not finite before" in text and "train.lr" not in text
-    assert record["weights_not_finite"] == ["bbox_head.retina_cls.weight"]
 
 
 def spoil_pixels(batch: dict[str, Any]) -> None:
@@ -215,28 +171,6 @@ def spoil_boxes(batch: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("spoil", [spoil_pixels, spoil_boxes])
-def test_the_report_has_the_images_and_a_spoilt_one_is_to_be_mended(
-    case: Case, spoil: Callable[[dict[str, Any]], None]
-):
+def test_a_spoilt_image_is_to_be_mended(case: Case, spoil: Callable[[dict[str, Any]], None]):
     spoil(case.batch)
-    text, record = case.fail()
-    assert f"mend images {case.ids[2]}, which" in text
-    spoilt = [not image["finite"] or image["broken_boxes"] > 0 for image in record["images"]]
-    assert spoilt == [False, False, True, False]
-    for image, sample in zip(record["images"], case.batch["data_samples"], strict=True):
-        assert (image["img_id"], image["img_path"]) == (sample.img_id, sample.img_path)
-        assert image["boxes"] == len(sample.gt_instances)
-
-
-def test_the_detector_stays_as_it_was(case: Case):
-    before = {name: value.clone() for name, value in case.model.state_dict().items()}
-    case.describe({"loss": math.nan})
-    torch.testing.assert_close(dict(case.model.state_dict()), before, rtol=0, atol=0)
-    assert case.model.training
-
-
-def test_a_report_that_cannot_be_written_does_not_hide_the_error(case: Case):
-    Path("state").write_text("a file in the way")
-    text, _ = case.describe({"loss": math.nan})
-    assert "loss is nan at step 1" in text
-    assert "could not be written" in text
+    assert f"mend images {case.images[2]}, which" in case.fail()

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from ghm import params, training
+from ghm import config, params
 from ghm.evaluation.judge import judge
 from ghm.predict import predict
 from ghm.registry import MODELS
@@ -24,7 +24,7 @@ from ghm.training.validation import ValidationSample
 def cfg(workspace: Path) -> Iterator[Config]:
     """The tiny training, with mmdet's names without a prefix, as the Runner has them."""
     with DefaultScope.overwrite_default_scope("mmdet"):
-        yield training.build_config(params.load(), "ghmc_ghmr", 0)
+        yield config.for_run(params.load(), "ghmc_ghmr", 0)
 
 
 class Oracle:
