@@ -119,7 +119,7 @@ def _table(params: Params, root: Path, name: str) -> pd.DataFrame:
 
 def _shares(counts: pd.DataFrame) -> pd.DataFrame:
     """Add up the histograms of all seeds and give each bin its share of the examples."""
-    summed = counts.groupby(["variant", "epoch", "kind", "low", "high"], sort=False, as_index=False)["count"].sum()
+    summed: Any = counts.groupby(["variant", "epoch", "kind", "low", "high"], sort=False, as_index=False)["count"].sum()
     total = summed.groupby(["variant", "epoch", "kind"])["count"].transform("sum")
     # A batch without positive anchors has no box gradients: its shares are 0, not 0 / 0.
     return summed.assign(share=summed["count"] / total.clip(lower=1))

@@ -27,7 +27,7 @@ GREY = "#666666"
 
 KINDS: dict[Role, str] = {"cls": "classification", "box": "box regression"}
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -68,7 +68,8 @@ class Plot:
 def look(texts: Iterable[str]) -> Iterator[None]:
     """Draw and save figures in this look, with fonts that have the letters of `texts`: all names that occur."""
     family = [entry.name for entry in fonts.covering(texts)]
-    with rc_context({**STYLE, "font.family": family}), warnings.catch_warnings():
+    style: Any = {**STYLE, "font.family": family}
+    with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # `fonts` has said it once
         yield
 

@@ -35,7 +35,7 @@ def loss(results: Results, params: Params) -> Plot | None:
     for kind, name in itertools.product(KINDS, params.variants):
         equal.setdefault((kind, str(params.loss(name, kind))), []).append(name)
     figure, axes = panels(params.variants, len(equal))
-    window = max(1, results.loss["step"].nunique() // 25)
+    window = max(1, len(results.loss["step"].unique()) // 25)
     for ax, ((kind, _), variants) in zip(axes, equal.items(), strict=True):
         section = getattr(params.variants[variants[0]], kind)
         overrides = params.variants[variants[0]].overrides.get(section, {})

@@ -118,8 +118,7 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
     key, prefix = fingerprint.key(parts), f"{variant}-seed_{seed}-"
     folder = runs.state_folder() / f"{prefix}{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    with files.locked(lock, f"the training run {folder.name}") if processes.first else nullcontext():
+    with files.locked(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
         most = parameters.data.max_bad_images
         if processes.share(processes.first and _is_finished(folder, out, seed, key, most)):
             _log.info(
