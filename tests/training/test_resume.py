@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.faults import BEGUN, ROOT, VARIANT, Trainer, differences, unequal
+from benchmarks.faults import BEGUN, ROOT, VARIANT, Trainer, unequal
 from ghm.runs import COLUMNS, CONFIG, MODEL, RECORD
 from ghm.training import state
 from tests.training.conftest import Change, checkpoints, log, result
@@ -59,17 +58,6 @@ def test_a_signal_ends_the_step_saves_and_exits_with_the_usual_code(
     change(machine__workers=0)
     trainer.finish(workspace)
     assert f"going on from .state/{newest.parent.name}/{newest.name}" in log(workspace)
-
-
-def test_worker_processes_do_not_change_a_bit(
-    workspace: Path, change: Change, trainer: Trainer, other: Callable[[], Path]
-):
-    change(train__flip=0.5)
-    alone = other()
-    trainer.finish(alone)
-    change(machine__workers=2)
-    trainer.finish(workspace)
-    assert list(differences(workspace, alone)) == []
 
 
 def test_a_finished_training_is_not_repeated(workspace: Path, trainer: Trainer):
