@@ -65,6 +65,7 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
         for name, plot in plots.items():
             plot.save(new / "figures", name)
         (new / "plots").mkdir()
+        of_iou = {iou: curve[curve["iou"] == iou].drop(columns="iou") for iou in CURVE_IOUS}
         data = {
             "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
             "validation_ap": results.validation,
