@@ -70,10 +70,7 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
             "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
             "validation_ap": results.validation,
             "intervals": comparison.table(compared),
-            **{
-                f"precision_recall_{100 * iou:.0f}": curve[curve["iou"] == iou].drop(columns="iou")
-                for iou in CURVE_IOUS
-            },
+            **{f"precision_recall_{100 * iou:.0f}": rows for iou, rows in of_iou.items()},
             "gradient_norms": results.gradient_norms.drop(columns="count"),
         }
         for name, table in data.items():  # for `dvc plots show`
