@@ -57,10 +57,6 @@ def test_the_intervals_held_the_truth_as_often_as_they_say() -> None:
     assert all(0.93 <= row[key] <= 0.97 for row in measured["rows"] for key in ("AP held", "difference held"))
 
 
-def test_every_file_that_the_page_names_is_there() -> None:
-    assert [name for name in re.findall(r"\]\(([\w./]+)\)", README) if not (ROOT / name).exists()] == []
-
-
 # Takes the place of Python in `gpu_checks.sh`: each part writes its table, and then passes, fails or hangs.
 STAND_IN = """#!/bin/sh
 case "$*" in
