@@ -29,22 +29,16 @@ from ghm.export import run as export
 from ghm.export.onnx_model import runtime
 from ghm.predict import Detections, predict
 from ghm.training.samples import collate
-from tests.trained import RUN, VARIANT, train_tiny, with_runs
+from tests.trained import RUN, VARIANT
 
 TEST = Path("data/digits/test")
 FILES = ["config.py", "model.onnx", "model.pth"]
 
 
-@pytest.fixture(scope="module")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny(tiny, tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def place(workspace: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The trained workspace. A model trained for seconds scores low, so all its detections count."""
+@pytest.fixture(autouse=True)
+def all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model trained for seconds scores low, so all its detections count."""
     monkeypatch.setattr(export, "SCORE", 0.0)
-    return with_runs(workspace, trained)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
