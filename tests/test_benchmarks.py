@@ -118,7 +118,7 @@ THERE = {
     *("torch", "torchvision", "triton", "opencv-python", "scikit-learn", "pandas", "matplotlib", "tabulate"),
     *("requests", "certifi", "charset-normalizer", "cycler", "idna", "joblib", "kiwisolver", "mpmath", "numpy"),
     *("packaging", "pillow", "pyparsing", "python-dateutil", "pytz", "PyYAML", "scipy", "setuptools", "sympy"),
-    *("threadpoolctl", "typing_extensions", "urllib3"),
+    *("threadpoolctl", "typing_extensions", "urllib3", "fonttools", "narwhals"),
 }
 OPTIONAL = {"cloudpickle", "colorama", "psutil", "pydot"}  # tried and done without
 

@@ -40,7 +40,6 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"train.epochs": True}, "train.epochs must be a valid integer, got True"),
         ({"train.epoch": 3}, "train.epoch is not a known key, got 3; did you mean epochs? allowed: epochs, batch_size"),
         ({"train.epochs": 0}, "train.epochs must be 1 or greater when model.load_from is null, got 0"),
-        ({"machine.workers": -1}, "machine.workers must be greater than or equal to 0, got -1"),
         ({"data.name": "imagenet"}, "data.name must be 'digits', 'bccd', 'voc', 'coco' or 'custom', got 'imagenet'"),
         ({"model.head_channels": 40}, "model.head_channels must be a multiple of 16 with model.head_norm: GN, got 40"),
         ({"model.anchors.ratios": [1, -1]}, "model.anchors.ratios[1] must be greater than 0, got -1"),
@@ -51,16 +50,9 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"variants.fl_sl1": "focal"}, "variants.fl_sl1 must be a section, got 'focal'"),
         ({"variants.fl_sl1.cls": "focol"}, "variants.fl_sl1.cls must be a loss section (focal, smooth_l1, ghmc,"),
         ({"variants.fl_sl1.bix": "ghmr"}, "variants.fl_sl1.bix must be a section, got 'ghmr'"),
-        (
-            {"variants.fl_sl1.ghmc": {}},
-            "variants.fl_sl1.ghmc is not a known key, got {}; allowed: cls, box, focal, smo",
-        ),
-        (
-            {"variants.fl_sl1.focal": {"type": "x"}},
-            "variants.fl_sl1.focal.type cannot be overridden: name another loss",
-        ),
+        ({"variants.fl_sl1.ghmc": {}}, "variants.fl_sl1.ghmc is not a known key, got {}; allowed: cls, box, focal, "),
+        ({"variants.fl_sl1.focal.type": "x"}, "variants.fl_sl1.focal.type cannot be overridden: name another loss"),
         ({"trian": {"epochs": 3}}, "trian.type is missing"),
-        ({"data.root": "a", "data.source": "b"}, "data.root and data.source cannot both be set, got 'a' and 'b'"),
         ({"data.name": "coco"}, "evaluate.split must be val with data.name: coco, got 'test'"),
     ],
 )

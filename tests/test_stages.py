@@ -36,14 +36,8 @@ def test_a_missing_and_a_malformed_parameter_file_end_every_stage(
 
 
 def test_the_exit_code_is_one_and_no_trace_is_shown(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.data"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, environment = [sys.executable, "-m", "stages.data"], {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: params.yaml is missing: run from the repository's root")
     assert done.stderr.count("\n") == 1
