@@ -86,11 +86,8 @@ def test_the_larger_coco_presets_change_nothing_but_the_backbone(coco: params.Pa
         presets.apply(name)
         built.append(build(params.load(), "ghmc_ghmr").to_dict())
     backbones = [cfg["model"].pop("backbone") for cfg in built]
-    assert [(backbone["type"], backbone["depth"]) for backbone in backbones] == [
-        ("mmdet.ResNet", 50),
-        ("mmdet.ResNet", 101),
-        ("mmdet.ResNeXt", 101),
-    ]
+    kinds = [(backbone["type"], backbone["depth"]) for backbone in backbones]
+    assert kinds == [("mmdet.ResNet", 50), ("mmdet.ResNet", 101), ("mmdet.ResNeXt", 101)]
     assert (backbones[2]["groups"], backbones[2]["base_width"]) == (64, 4)
     assert built[0] == built[1] == built[2]
 
