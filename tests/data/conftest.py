@@ -18,7 +18,6 @@ from PIL import Image
 
 from ghm import params
 from ghm.data import manifest
-from ghm.data.content import Memory
 from ghm.data.manifest import Split
 from tests.conftest import ROOT
 
@@ -87,7 +86,7 @@ def describe(
     root: Path, splits: dict[str, Split] = PLACES, check_images: str = "all", max_bad_images: int = 0
 ) -> dict[str, Any]:
     """The manifest of the files below `root`, read for the first time."""
-    memory = Memory(root / ".memory")
+    memory = root / ".memory"
     return manifest.describe("own", root, splits, memory, check_images=check_images, max_bad_images=max_bad_images)
 
 

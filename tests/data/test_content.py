@@ -10,7 +10,6 @@ import pytest
 
 from ghm import data
 from ghm.data import content
-from ghm.data.content import Memory
 from ghm.errors import InputError
 from tests.data.conftest import parameters, write_coco
 
@@ -126,6 +125,5 @@ def test_checksums_that_cannot_be_kept_or_are_damaged_are_made_again(
         path.write_bytes(b'{"a": [')
     assert manifest(root) == before
     (tmp_path / "file").touch()
-    memory = Memory(tmp_path / "file")
-    assert memory.contents(root / "val2017", ["val1.jpg", "nowhere.jpg"]).keys() == {"val1.jpg"}
+    assert content.contents(tmp_path / "file", root / "val2017", ["val1.jpg", "nowhere.jpg"]).keys() == {"val1.jpg"}
     assert "checksums cannot be kept in" in caplog.text and "set GHM_DATA_ROOT" in caplog.text.replace("Set", "set")
