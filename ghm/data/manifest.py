@@ -56,7 +56,8 @@ def describe(
         contents = content.contents(memory, folder, [name for name in names if not validation.leaves_folder(name)])
         findings = validation.Findings()
         purpose = "train on" if split_name == "train" else "measure"
-        bad = validation.check(labels, folder, contents, check_images, max_bad_images, purpose, findings)
+        validation.check(labels, purpose, findings)
+        bad = validation.check_images(labels, folder, contents, check_images, max_bad_images, findings)
         theirs = [entry.name for entry in labels.categories]  # mmdet numbers labels in this order
         files = {f"{split.folder}/{file}": entry.sha256 for file, entry in contents.items()}
         if split_name == "train":
