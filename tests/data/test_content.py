@@ -16,15 +16,11 @@ from tests.data.conftest import parameters, write_coco
 
 @pytest.fixture
 def root(here: Path) -> Path:
-    """A copy of a data set `coco` in which nothing is new."""
-    settle(write_coco(here / "coco"))
-    return here / "coco"
-
-
-def settle(root: Path) -> None:
-    """Let two seconds pass for all files below a folder, without waiting for them."""
+    """A copy of a data set `coco` whose files have been there for years, by their times."""
+    root = write_coco(here / "coco")
     for path in root.rglob("*"):
         os.utime(path, ns=(10**18, 10**18))
+    return root
 
 
 def manifest(root: Path) -> bytes:
