@@ -18,7 +18,6 @@ from typing import Any
 import filelock
 
 from ghm.errors import InputError
-from ghm.words import count
 
 LOCKS = Path(tempfile.gettempdir())  # one lock per GPU, for all users of the machine
 POLL = 1.0  # seconds between two looks at GPUs that are taken
@@ -53,22 +52,24 @@ def choose() -> Any:
     """
     import torch
 
-    gpus = visible()
-    return use(gpus) if gpus else torch.device("cpu")
+    return use() if visible() else torch.device("cpu")
 
 
-def take() -> None:
-    """Claim one free GPU and make it the current one of this process; where none is visible, the CPU is used.
+def take(number: int = 1) -> None:
+    """Claim so many free GPUs and have CUDA show no others from now on; where none is visible, the CPU is used.
 
     Raises:
-        InputError: PyTorch cannot use the GPU, or its lock is out of reach.
+        InputError: PyTorch cannot use the GPUs, there are too few, or their locks are out of reach.
     """
     gpus = visible()
     if gpus:
-        use(claim_visible(1, gpus), 0)
+        claimed = claim(gpus, number)
+        if claimed != gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
+        use()
 
 
-def use(gpus: list[str], number: int | None = None) -> Any:
+def use(number: int | None = None) -> Any:
     """Make the GPU of this number, or the current one, that of this process, and run something on it.
 
     Returns:
@@ -92,10 +93,9 @@ def use(gpus: list[str], number: int | None = None) -> Any:
         cuda = torch.version.cuda
         built = f"built for CUDA {cuda} ({', '.join(torch.cuda.get_arch_list())})" if cuda else "built without CUDA"
         raise InputError(
-            f"{count(len(gpus), 'GPU is|GPUs are')} visible (NVIDIA driver {driver}), and PyTorch {torch.__version__}, "
-            f"{built}, cannot use {'it' if len(gpus) == 1 else 'them'} ({str(error).strip().splitlines()[0]}): install "
-            "a newer driver or a PyTorch that is built for this one and the GPU (https://pytorch.org/get-started), or "
-            "set CUDA_VISIBLE_DEVICES= to use the CPU"
+            f"PyTorch {torch.__version__}, {built}, cannot use the visible GPUs with NVIDIA driver {driver} "
+            f"({str(error).strip().splitlines()[0]}): install a newer driver or another build of PyTorch as "
+            "docs/training.md#gpus describes, or set CUDA_VISIBLE_DEVICES= to use the CPU"
         ) from None
 
 
@@ -124,14 +124,6 @@ def claim(gpus: list[str], number: int, *, folder: Path = LOCKS, wait: bool = Tr
             warned = True
         time.sleep(POLL)
     return free
-
-
-def claim_visible(number: int, gpus: list[str]) -> list[str]:
-    """Claim so many of the visible GPUs, and have CUDA show no others from now on."""
-    claimed = claim(gpus, number)
-    if claimed != gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
-    return claimed
 
 
 def _claim_now(gpus: list[str], number: int, folder: Path) -> list[str]:

@@ -18,17 +18,6 @@ devices.POLL = 0.01
 claimed = devices.claim(json.loads(sys.argv[1]), int(sys.argv[2]), folder=Path(sys.argv[3]))
 print(json.dumps(claimed), flush=True)
 """
-# Imports `module`, prints `said` when torch is about to be imported, and ends.
-AT_TORCH = """
-import os, sys
-class Spy:
-    def find_spec(self, name, *_):
-        if name == "torch":
-            print({said}, flush=True)
-            os._exit(0)
-sys.meta_path.insert(0, Spy())
-import {module}
-"""
 
 
 def nvidia_smi(folder: Path) -> str:

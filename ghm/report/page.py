@@ -5,11 +5,11 @@ import html
 import re
 from pathlib import Path
 
-import pandas as pd
 from markdown_it import MarkdownIt
 
 from ghm import files
 from ghm.errors import InputError
+from ghm.evaluation.matches import CURVE_IOUS
 from ghm.params import Params
 from ghm.report import comparison, metric_figures, pictures, tables, training_figures, words
 from ghm.report.comparison import Compared
@@ -65,23 +65,19 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
         for name, plot in plots.items():
             plot.save(new / "figures", name)
         (new / "plots").mkdir()
-        for name, table in _plot_data(results, compared, curve).items():
+        of_iou = {iou: curve[curve["iou"] == iou].drop(columns="iou") for iou in CURVE_IOUS}
+        data = {
+            "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
+            "validation_ap": results.validation,
+            "intervals": comparison.table(compared),
+            **{f"precision_recall_{100 * iou:.0f}": rows for iou, rows in of_iou.items()},
+            "gradient_norms": results.gradient_norms.drop(columns="count"),
+        }
+        for name, table in data.items():  # for `dvc plots show`
             table.to_csv(new / "plots" / f"{name}.csv", index=False, float_format="%.6g")
         page = _page(results, params, compared, plots)
         (new / "ap_table.md").write_text(page, encoding="utf-8")
         (new / "index.html").write_text(_html(page, new), encoding="utf-8")
-
-
-def _plot_data(results: Results, compared: Compared, curve: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the tidy tables behind the figures, for `dvc plots show`."""
-    ious: list[float] = curve["iou"].unique().tolist()
-    return {
-        "loss": results.loss.filter(["variant", "seed", "step", "loss", "loss_cls", "loss_bbox"]),
-        "validation_ap": results.validation,
-        "intervals": comparison.table(compared),
-        **{f"precision_recall_{100 * iou:.0f}": curve.query("iou == @iou").drop(columns="iou") for iou in ious},
-        "gradient_norms": results.gradient_norms.drop(columns="count"),
-    }
 
 
 def _page(results: Results, params: Params, compared: Compared, plots: dict[str, Plot]) -> str:

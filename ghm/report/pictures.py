@@ -1,7 +1,6 @@
 """Pictures of detections next to ground truth: images and boxes are evenly spaced, not hand-picked."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +18,6 @@ from ghm.words import count
 HEIGHT = 14.0  # inches of the gallery for square images: decides how many images there are
 CELLS = 5  # of the gallery side by side at most: more would be too small to see
 TITLE, LABEL = 0.25, 13 / 72  # inches
-Item = TypeVar("Item")
 Box = dict[str, Any]
 
 
@@ -55,7 +53,7 @@ def gallery(results: Results, params: Params) -> Plot:
     lines = -(-(1 + len(params.variants)) // CELLS)
     columns = -(-(1 + len(params.variants)) // lines)
     width = WIDTH / columns
-    images = evenly_spaced(usable_images(results), int(HEIGHT / (lines * width)))
+    images = shown_images(results, int(HEIGHT / (lines * width)))
     ratios = [image["height"] / image["width"] for image in images for _ in range(lines)]
     figure = Figure(figsize=(WIDTH, TITLE * (1 + len(ratios)) + width * sum(ratios)))
     figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.02, hspace=0, wspace=0)
@@ -71,7 +69,7 @@ def gallery(results: Results, params: Params) -> Plot:
             ax.autoscale(enable=False)
             ax.set_title(names.figure(title), fontsize=9.5, fontweight="normal", pad=3)
             for box, kind in boxes:
-                _outline(ax, box, kind)
+                ax.add_patch(Rectangle(box["bbox"][:2], *box["bbox"][2:], **LOOKS[kind].outline()))
                 _label(ax, box, kind, classes[box["category_id"]], LABEL * image["width"] / width)
     patches = [Patch(label=look.words, **look.outline()) for kind, look in LOOKS.items() if kind != "truth"]
     figure.legend(handles=patches, loc="outside upper left", ncols=len(patches))
@@ -90,16 +88,14 @@ def gallery(results: Results, params: Params) -> Plot:
     )
 
 
-def evenly_spaced(items: Sequence[Item], number: int) -> list[Item]:
-    """Return `number` of the items, from the first to the last, or all where there are fewer."""
-    return [items[round(place)] for place in np.linspace(0, len(items) - 1, min(number, len(items)))]
-
-
-def usable_images(results: Results) -> list[dict[str, Any]]:
-    """Images with boxes and without crowds, by id: whether a detection in a crowd is right has no yes-or-no answer."""
+def shown_images(results: Results, most: int) -> list[dict[str, Any]]:
+    """Evenly spaced images with boxes and without crowds: no detection in a crowd is simply right or wrong."""
     boxes = results.truth["annotations"]
     usable = {box["image_id"] for box in boxes} - {box["image_id"] for box in boxes if box["iscrowd"]}
-    return sorted((image for image in results.truth["images"] if image["id"] in usable), key=lambda image: image["id"])
+    images = sorted(
+        (image for image in results.truth["images"] if image["id"] in usable), key=lambda image: image["id"]
+    )
+    return [images[round(place)] for place in np.linspace(0, len(images) - 1, min(most, len(images)))]
 
 
 def marks(results: Results, image: int) -> list[tuple[str, list[tuple[Box, str]]]]:
@@ -112,11 +108,6 @@ def marks(results: Results, image: int) -> list[tuple[str, list[tuple[Box, str]]
         missed = [(box, "missed") for box in truth if box["id"] not in hits]
         cells.append((name, missed + [(box, "found" if box["hit"] else "wrong") for box in found]))
     return cells
-
-
-def _outline(ax: Axes, box: Box, kind: str) -> None:
-    x, y, width, height = box["bbox"]
-    ax.add_patch(Rectangle((x, y), width, height, **LOOKS[kind].outline()))
 
 
 def _label(ax: Axes, box: Box, kind: str, name: str, size: float) -> None:

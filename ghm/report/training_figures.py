@@ -94,8 +94,11 @@ def reformulated(results: Results, params: Params) -> Plot:
     for line in known:
         ax.plot(*line.get_data(), color=GREY, linestyle=line.get_linestyle())
     centre_K = (np.arange(bins) + 0.5) / bins
+    rarest = []
     for name, colour in colours(params.variants).items():
-        weight_K = weights(regrouped(_counts(results, name, "cls")[-1], bins))
+        count_K = regrouped(_counts(results, name, "cls")[-1], bins)
+        weight_K = weights(count_K)
+        rarest.append(f"{names.code(name)} {count_K[count_K > 0].min():g} of weight {np.nanmax(weight_K):,.0f}")
         ax.plot(centre_K, weight_K * centre_K, color=colour, marker="o", markersize=3.5)
     ax.set_title("GHM-C with the counts of each variant (colour), losses that need no counts (grey)")
     ax.set(xlabel="gradient norm g of cross entropy", ylabel="gradient norm after reweighting")
@@ -105,8 +108,9 @@ def reformulated(results: Results, params: Params) -> Plot:
         figure,
         "What the losses make of a gradient",
         "The paper's Figure 3. Focal Loss is the formula without alpha, which only scales positive and negative "
-        f"examples; GHM-C uses the counts of each trained variant, in {bins} unit regions. The losses are normalised "
-        "differently: compare shapes, not heights.",
+        f"examples; GHM-C uses the counts of each trained variant, in {bins} unit regions, without smoothing. Examples "
+        f"in the region with the fewest: {'; '.join(rarest)}. The losses are normalised differently: compare shapes, "
+        "not heights.",
     )
 
 

@@ -11,6 +11,8 @@ from ghm.report.inputs import Results
 from ghm.runs import Record
 from ghm.words import count
 
+NAMED = 5  # images that cannot be read; the others are counted
+
 
 def answer(params: Params, compared: Compared) -> str:
     """Say for each variant whether it is better than the first one, in AP."""
@@ -50,9 +52,6 @@ def setting(results: Results, params: Params) -> str:
     records = [*itertools.chain.from_iterable(results.records.values())]
     noise = params.data.label_noise
     wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
-    unreadable = {image for metrics in results.metrics.values() for image in metrics["unreadable_images"]}
-    left_out = {"train": max(record.unreadable_images for record in records), split: len(unreadable)}
-    missing = " and ".join(f"{count(number, 'image')} of `{name}`" for name, number in left_out.items() if number)
     return "\n".join(
         [
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",
@@ -60,10 +59,25 @@ def setting(results: Results, params: Params) -> str:
             f"- **Data**: `{records[0].dataset}`, {count(len(results.manifest['classes']), 'class|classes')}, "
             f"{count(records[0].images, 'image')} to train, {measured['images']:,} to measure (`{split}`, "
             f"{count(measured['boxes'], 'box|boxes')}).{wrong}",
-            *([f"- **Left out**, because they cannot be read: {missing}."] if missing else []),
+            *_left_out(results, split, records),
             *described(records, params, params.seeds),
         ]
     )
+
+
+def _left_out(results: Results, split: str, records: Sequence[Record]) -> list[str]:
+    """Count and name the images that cannot be read. A training run names those it finds by itself in its log alone."""
+    known = {name: set(results.manifest["splits"][name]["unreadable"]) for name in ("train", split)}
+    known[split].update(*(metrics["unreadable_images"] for metrics in results.metrics.values()))
+    in_training = max(record.unreadable_images for record in records)
+    parts = []
+    for name, images in known.items():
+        number = max(len(images), in_training if name == "train" else 0)
+        shown = ", ".join(names.markdown(image) for image in sorted(images)[:NAMED])
+        rest = f" and {number - NAMED} more" * (number > NAMED)
+        if number:
+            parts.append(f"{count(number, 'image')} of `{name}`" + f" ({shown}{rest})" * bool(images))
+    return [f"- **Left out**, because they cannot be read: {' and '.join(parts)}."] if parts else []
 
 
 def described(records: Sequence[Record], params: Params, seeds: Sequence[int]) -> list[str]:

@@ -66,21 +66,14 @@ def gather(name: str, study: Study) -> Comparison:
     if not finished:
         reasons = "; ".join(dict.fromkeys(why.values()))
         raise InputError(f"{FOLDER / name}.yaml: none of its training runs is there ({reasons})")
+    done = {key: [trial for trial in of_cell if not why[trial]] for key, of_cell in wanted.items()}
     resampled = {
-        key: {
-            trial.seed: Resampled.load(trial.detections(splits[-1]) / runs.RESAMPLED)
-            for trial in trials_
-            if not why[trial]
-        }
-        for key, trials_ in wanted.items()
+        key: {trial.seed: Resampled.load(trial.detections(splits[-1]) / runs.RESAMPLED) for trial in of_cell}
+        for key, of_cell in done.items()
     }
     rows = []
     for cell in cells:
-        missing = {trial.seed: why[trial] for trial in wanted[cell.key] if why[trial]}
-        metrics = {
-            trial.seed: trial.detections(splits[0]) / runs.METRICS for trial in wanted[cell.key] if not why[trial]
-        }
-        chosen_on = {seed: float(json.loads(path.read_text())["AP"]) for seed, path in metrics.items()}
+        metrics = {trial.seed: trial.detections(splits[0]) / runs.METRICS for trial in done[cell.key]}
         reference = {}
         if cell.curve != study.reference:  # at the same value where the reference is swept, too
             at_value = replace(cell, curve=study.reference).key
@@ -92,8 +85,8 @@ def gather(name: str, study: Study) -> Comparison:
         rows.append(
             Row(
                 cell,
-                missing,
-                chosen_on,
+                missing={trial.seed: why[trial] for trial in wanted[cell.key] if why[trial]},
+                chosen_on={seed: float(json.loads(path.read_text())["AP"]) for seed, path in metrics.items()},
                 reported_on={seed: float(one.value_B["AP"][0]) for seed, one in resampled[cell.key].items()},
                 intervals={metric: interval(seeds, metric) for metric in METRICS},
                 differences={metric: difference(paired, others, metric) for metric in METRICS},

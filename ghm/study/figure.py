@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -64,11 +65,8 @@ def _points(ax: Axes, x: Sequence[float], rows: Sequence[Row], colour: str) -> N
     """Means with their intervals in percent, joined by a line that has a gap where nothing was trained."""
     intervals = [row.intervals["AP"] or Interval(math.nan, math.nan, math.nan) for row in rows]
     middle = [100 * one.estimate for one in intervals]
-    ends = [
-        [100 * (one.estimate - one.low) for one in intervals],
-        [100 * (one.high - one.estimate) for one in intervals],
-    ]
-    ax.errorbar(x, middle, yerr=ends, color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2)
+    ends = [(100 * (one.estimate - one.low), 100 * (one.high - one.estimate)) for one in intervals]
+    ax.errorbar(x, middle, yerr=np.transpose(ends), color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2)
     for place, ap, row in zip(x, middle, rows, strict=True):
         minus = row.differences["AP"]
         if minus and minus.verdict == "not distinguishable":

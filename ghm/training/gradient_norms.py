@@ -39,14 +39,14 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
         Rows of the table `runs.GRADIENT_NORMS`.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int))
-    total = {"cls": torch.zeros(BINS, dtype=torch.int64), "box": torch.zeros(BINS, dtype=torch.int64)}
+    total = {kind: torch.zeros(BINS, dtype=torch.int64) for kind in ("cls", "box")}
     model.eval()
     size = min(batch_size, AT_ONCE)
     for start in range(0, len(chosen), size):
         samples = [dataset[int(index)] for index in chosen[start : start + size]]
         read = [sample for sample in samples if isinstance(sample, dict)]
         if read:
-            for kind, count_K in histograms(model, pseudo_collate(read)).items():
+            for kind, count_K in _histograms(model, pseudo_collate(read)).items():
                 total[kind] += count_K
     model.train()
     edges = [round(edge / BINS, 6) for edge in range(BINS + 1)]
@@ -58,18 +58,8 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
 
 
 @torch.no_grad()
-def histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The number of examples in each bin of the gradient norm; a norm that is NaN is in no bin.
-
-    The network is used as it is, in training or in evaluation mode.
-
-    Args:
-        model: a detector with a `GHMRetinaHead`.
-        batch: `inputs` and `data_samples`, as a data loader gives them.
-
-    Returns:
-        `cls` and `box`, see `measure`; int64 on the CPU.
-    """
+def _histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The number of examples of each kind in each bin, int64 on the CPU; a norm that is NaN is in no bin."""
     prepared = model.data_preprocessor(dict(batch), training=True)
     samples, head = prepared["data_samples"], model.bbox_head
     truth = [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
@@ -80,17 +70,19 @@ def histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         logit_NC = logit_NC.softmax(-1)[:, :-1].logit()
     target_NC = (examples.label_N[:, None] == torch.arange(logit_NC.shape[1], device=logit_NC.device)).float()
     difference_N4 = (examples.box_N4 - examples.box_target_N4).float()
-    deltas = not head.reg_decoded_bbox  # an IoU loss has none to measure
-    norms = {
-        "cls": classification_gradient_norm(logit_NC, target_NC),
-        "box": regression_gradient_norm(difference_N4, mu=getattr(head.loss_bbox, "mu", MU)),
-    }
-    valid = {
-        "cls": (examples.label_weight_N > 0)[:, None].expand_as(target_NC),
-        "box": (examples.box_weight_N4 > 0) & deltas,
-    }
-    edges = region_edges(BINS, end=1 + 1e-6).to(logit_NC.device)
+    has_deltas = not head.reg_decoded_bbox  # an IoU loss has none to measure
+    edge_E = region_edges(BINS, end=1 + 1e-6).to(logit_NC.device)
+
+    def count(norm: Tensor, valid: Tensor) -> Tensor:
+        return region_counts(region_index(norm, valid, edge_E=edge_E), bins=BINS).cpu()
+
     return {
-        kind: region_counts(region_index(norm, valid[kind], edge_E=edges), bins=BINS).cpu()
-        for kind, norm in norms.items()
+        "cls": count(
+            classification_gradient_norm(logit_NC, target_NC),
+            (examples.label_weight_N > 0)[:, None].expand_as(target_NC),
+        ),
+        "box": count(
+            regression_gradient_norm(difference_N4, mu=getattr(head.loss_bbox, "mu", MU)),
+            (examples.box_weight_N4 > 0) & has_deltas,
+        ),
     }

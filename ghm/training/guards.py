@@ -99,10 +99,9 @@ def non_finite(
 
     Args:
         detector: with the gradients of the step.
-        batch: `inputs` and `data_samples`, as the data loader gave them.
+        batch: as the data loader gave it.
         values: the loss terms and the gradient norm of this process.
         step: counted over the whole run, from 1.
-        parameters: and the variant, for what to try.
     """
     images, spoilt = [], []
     for pixels, sample in zip(batch["inputs"], batch["data_samples"], strict=True):

@@ -108,7 +108,7 @@ def _member() -> Iterator[Processes]:
             )
         if not _launcher_is_parent():
             devices.claim([gpus[local_rank]], 1, wait=False)
-        device = devices.use(gpus, local_rank)
+        device = devices.use(local_rank)
     if world_size == 1:
         yield Processes(rank, world_size, local_rank)
         return
@@ -127,12 +127,10 @@ def _member() -> Iterator[Processes]:
 
 def _become_torchrun(command: list[str]) -> NoReturn:
     """Go on as torchrun under the same id, so that what ends one ends the other. The locks of GPUs stay."""
-    gpus = devices.visible()
-    named = os.environ.get("GHM_PROCESSES") or str(len(gpus) or 1)
+    named = os.environ.get("GHM_PROCESSES") or str(len(devices.visible()) or 1)
     if not named.isdecimal() or int(named) < 1:
         raise InputError(f"GHM_PROCESSES must be a whole number, 1 or more, got {named!r}")
-    if gpus:
-        devices.use(devices.claim_visible(int(named), gpus))
+    devices.take(int(named))
     os.environ[_LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(named))))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={named}"]

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,12 +180,8 @@ def _fit(run: _Run) -> None:
         )
     measure_ap = ValidationSample(run.cfg) if train.val_images else None
     loop = Loop(engine, run.parameters, run.variant, run.folder, processes, progress=progress, measure_ap=measure_ap)
-    try:
-        with logging_redirect_tqdm():
-            loop.run(start)
-    finally:
-        if progress:
-            progress.close()
+    with logging_redirect_tqdm(), closing(progress) if progress else nullcontext():
+        loop.run(start)
     if progress:
         seconds = progress.seconds
         data.ensure(run.parameters)  # what was learned from is what the manifest describes, to the last step

@@ -104,7 +104,7 @@ def _data(root: Path, params: Params, names: list[str], images: int, rng: np.ran
     described = {
         "images": images, "boxes": len(truth["annotations"]), "annotations": annotations, "folder": split,
         "annotations_sha256": hashlib.sha256((folder / annotations).read_bytes()).hexdigest(),
-        "files_sha256": "0" * 64,
+        "files_sha256": "0" * 64, "unreadable": [],
     }  # fmt: skip
     manifest = {"name": params.data.name, "classes": names, "splits": {"train": described, split: described}}
     write_json(root / "data" / f"{params.data.name}.json", manifest)

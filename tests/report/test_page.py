@@ -121,13 +121,25 @@ def test_a_class_without_boxes_is_a_dash_and_no_difference(tmp_path: Path) -> No
     assert measured == {"AP", "AP50", "AP75", *(f"AP_{number}" for number in range(10))} - {"AP_3"}
 
 
-def test_images_that_were_left_out_are_counted(tmp_path: Path) -> None:
+def test_images_that_were_left_out_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
     params = fill(tmp_path, variants=2)
     assert "Left out" not in words.setting(read(params, tmp_path), params)
     change(tmp_path / "runs/ghmc_sl1/seed_0/context.json", unreadable_images=1)
     change(tmp_path / "detections/ghmc_sl1/metrics.json", unreadable_images=["b.png", "a_.png"])
-    line = "- **Left out**, because they cannot be read: 1 image of `train` and 2 images of `test`."
+    line = "- **Left out**, because they cannot be read: 1 image of `train` and 2 images of `test` (a\\_.png, b.png)."
     assert line in words.setting(read(params, tmp_path), params)
+    splits = json.loads((tmp_path / "data/digits.json").read_text())["splits"]
+    splits["train"]["unreadable"] = [f"{number}.png" for number in range(7)]
+    change(tmp_path / "data/digits.json", splits=splits)
+    line = "7 images of `train` (0.png, 1.png, 2.png, 3.png, 4.png and 2 more) and 2 images of `test`"
+    assert line in words.setting(read(params, tmp_path), params)
+
+
+def test_the_weight_of_the_rarest_examples_is_said(large: Written) -> None:
+    counts = pd.concat(pd.read_csv(large.root / f"runs/ghmc_sl1/seed_{seed}/gradient_norms.csv") for seed in (0, 1))
+    last = counts.query("epoch == 2 and kind == 'cls'").groupby("low")["count"].sum().to_numpy()
+    fewest = last.reshape(30, 4).sum(axis=1).min()
+    assert f"`ghmc_sl1` {fewest} of weight {last.sum() / fewest / 30:,.0f}" in large.page
 
 
 def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(large: Written, blind: Written) -> None:

@@ -1,10 +1,7 @@
 """Laws of what a training is fed: the same samples from any place on, and images that cannot be read are named."""
 
 import itertools
-import multiprocessing
-import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,20 +21,10 @@ from mmengine.dataset import sampler as samplers
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader
 
 from ghm import config, params
 from ghm.errors import InputError
-from ghm.training.samples import (
-    BadImages,
-    LoadImage,
-    Resize,
-    ResumableBatches,
-    Unreadable,
-    ignore_signals,
-)
-
-FORK = multiprocessing.get_context("fork")
+from ghm.training.samples import BadImages, LoadImage, Resize, ResumableBatches, Unreadable
 
 
 class Sizes:
@@ -216,49 +203,3 @@ def test_so_many_images_may_be_left_out_and_not_one_more():
     said = r"3 images cannot be read and data\.max_bad_images is 2: image 1 \(a/1\.jpg\): gone; .*Mend them, or raise"
     with pytest.raises(InputError, match=said):
         bad.require()
-
-
-BATCHES = 12
-
-
-class Slow:
-    """A data set whose images take their time."""
-
-    def __len__(self) -> int:
-        return BATCHES
-
-    def __getitem__(self, index: int) -> int:
-        signal.sigtimedwait([], 0.01)
-        return index
-
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
-
-
-def deliver(told: Any) -> None:
-    """Load all batches in a process group of its own, which gets the signals after each worker's first batch."""
-    os.setsid()
-    heard: list[int] = []
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _frame: heard.append(number))
-    seen = []
-    for place, batch in enumerate(DataLoader(Slow(), num_workers=2, worker_init_fn=ignore_signals)):  # type: ignore[arg-type]
-        seen.append(int(batch))
-        if place == 1:
-            for number in SIGNALS:
-                os.killpg(0, number)
-    told.send((seen, sorted(heard)))
-
-
-def test_workers_deliver_all_batches_when_their_process_group_is_told_to_stop():
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=deliver, args=(sender,))
-    child.start()
-    try:
-        assert receiver.poll(30)
-        assert receiver.recv() == (list(range(BATCHES)), sorted(SIGNALS))
-        child.join(30)
-        assert child.exitcode == 0
-    finally:
-        child.kill()
-        child.join()
