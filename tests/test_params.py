@@ -54,6 +54,10 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"variants.fl_sl1.focal.type": "x"}, "variants.fl_sl1.focal.type cannot be overridden: name another loss"),
         ({"trian": {"epochs": 3}}, "trian.type is missing"),
         ({"data.name": "coco"}, "evaluate.split must be val with data.name: coco, got 'test'"),
+        ({"model.pretrained": None, "model.frozen_stages": 1}, "model.frozen_stages must be -1 when model.pretrained"),
+        ({"model.pretrained_sha256": "0123456789"}, "model.pretrained_sha256 must be null without a file to check"),
+        ({"model.backbone": "resnext101_32x4d"}, "model.base_channels must be 64 with model.backbone: resnext101_32"),
+        ({"model.load_from": "a", "train.resume_from": "b"}, "train.resume_from must be null when model.load_from is"),
     ],
 )
 def test_a_wrong_value_is_refused_with_key_value_and_remedy(changes: dict[str, Any], words: str):
