@@ -27,7 +27,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from benchmarks.losses import processor
-from ghm.data.content import Memory
+from ghm.data import content
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "scale.json"
@@ -150,7 +150,7 @@ def checksum_rate(folder: Path) -> float:
     for name in names:
         (folder / name).write_bytes(rng.bytes(BYTES))
     start = time.perf_counter()
-    Memory(folder / "index").contents(folder, names, images=False)
+    content.contents(folder / "index", folder, names, images=False)
     return round(FILES * BYTES / (time.perf_counter() - start) / 1e9, 2)
 
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from ghm.errors import InputError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
 
@@ -72,18 +71,13 @@ def require_space(needed: int, folder: Path, name: str) -> None:
         raise InputError(f"{name} needs {needed_text} more in {folder}, where {free_text} are free: make room")
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota has no room left."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
     """Turn a full disk into an InputError that names `path`, or the file that had no room."""
     try:
         yield
     except OSError as error:
-        if not is_full(error):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         name = error.filename or path
         raise InputError(f"no room to write {name}: make room, and the same command goes on") from None

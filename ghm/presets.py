@@ -58,9 +58,7 @@ def _read(name: str) -> dict[str, Any]:
         raise InputError(f"the preset must be one of {known}, got {name!r}")
     preset = sections.read(path)
     base = preset.pop("_base_", None)
-    if base is None:
-        return preset
-    content = _read(base)
+    content = {} if base is None else _read(base)
     _merge(content, preset)
     return content
 

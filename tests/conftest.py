@@ -14,6 +14,8 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 from tqdm import tqdm
 
+from tests.trained import RUN, VARIANT
+
 # Before torch is imported: importing mmengine may start CUDA, and what is forked after that cannot use it. Tests that
 # look at GPUs say which.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -23,7 +25,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 # What libraries say about themselves when they are imported is not ours to fail on; all later warnings are errors.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from ghm import backbones, data, params, presets
+    from ghm import backbones, data, params, presets, training
     from ghm.training import run  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -109,3 +111,23 @@ def workspace(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("GHM_DATA_ROOT", str(tiny / "store"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny preset."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(tiny / "params.yaml", folder)
+    for name in ("data", "weights"):
+        shutil.copytree(tiny / name, folder / name, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch, inside(folder):
+        patch.setenv("GHM_DATA_ROOT", str(tiny / "store"))
+        training.train(params.load(), VARIANT, RUN.parent)
+    return folder / RUN
+
+
+@pytest.fixture
+def place(workspace: Path, trained: Path) -> Path:
+    """The tiny workspace with a finished run."""
+    shutil.copytree(trained, workspace / RUN)
+    return workspace

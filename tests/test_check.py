@@ -26,7 +26,7 @@ SCHEMA = json.loads((ROOT / check.SCHEMA).read_text())
             {"ghmr.bin": 10},
             [
                 "ghmr.bin is not a known key, got 10; did you mean bins? allowed: mu, bins, momentum, loss_weight, "
-                "reduction, statistics, sync, bias_correction, normalizer, smoothing, check"
+                "reduction, statistics, sync, bias_correction, normalizer, smoothing"
             ],
         ),
         (

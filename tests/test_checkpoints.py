@@ -307,25 +307,3 @@ def test_a_detector_that_does_not_fit_is_refused(parameters: params.Params):
     with pytest.raises(InputError, match="1 tensor missing, 0 of another shape, for example neck.fpn_convs.0"):
         start_from(parameters, state)
     assert not Path("runs/ghmc_ghmr").exists()
-
-
-@pytest.mark.parametrize(
-    ("section", "values", "words"),
-    [
-        ("model", {"pretrained": None, "frozen_stages": 1}, "model.frozen_stages must be -1 when model.pretrained is"),
-        ("model", {"pretrained_sha256": "0123456789"}, "model.pretrained_sha256 must be null with model.pretrained"),
-        ("model", {"backbone": "resnext101_32x4d"}, "model.base_channels must be 64 with model.backbone: resnext101"),
-    ],
-)
-def test_parameters_that_do_not_go_together_are_refused(section: str, values: dict[str, Any], words: str):
-    loaded = params.load(Path(__file__).parents[1] / "params.yaml")
-    with pytest.raises(InputError, match=words):
-        replace(loaded, **{section: replace(getattr(loaded, section), **values)})
-
-
-def test_a_detector_to_start_from_takes_the_place_of_a_pretrained_backbone():
-    loaded = params.load(Path(__file__).parents[1] / "params.yaml")
-    start = replace(loaded.model, pretrained=None, frozen_stages=1, load_from="zoo.pth")
-    replace(loaded, model=start, train=replace(loaded.train, epochs=0))
-    with pytest.raises(InputError, match="train.resume_from must be null when model.load_from is set"):
-        replace(loaded, model=start, train=replace(loaded.train, resume_from="own.pth"))

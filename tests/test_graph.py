@@ -21,14 +21,8 @@ WITHOUT_EFFECT = (
     *("backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
     *("check.py", "losses/checks.py", "params.py", "sections.py", "training/guards.py"),  # they check
     *("predict.py", "training/gradient_norms.py", "training/progress.py", "training/validation.py"),  # they watch
-    *(
-        "files.py",
-        "fingerprint.py",
-        "runs.py",
-        "training/run.py",
-        "training/state.py",
-        "truth.py",
-    ),  # they read and save
+    *("files.py", "fingerprint.py", "runs.py", "truth.py"),  # they read and save
+    *("training/run.py", "training/state.py"),  # so do these
     *("__init__.py", "losses/__init__.py", "registry.py", "training/__init__.py"),  # they name others
     *("cli.py", "devices.py", "errors.py", "training/processes.py", "words.py"),  # they start and speak
 )

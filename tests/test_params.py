@@ -40,7 +40,6 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"train.epochs": True}, "train.epochs must be a valid integer, got True"),
         ({"train.epoch": 3}, "train.epoch is not a known key, got 3; did you mean epochs? allowed: epochs, batch_size"),
         ({"train.epochs": 0}, "train.epochs must be 1 or greater when model.load_from is null, got 0"),
-        ({"machine.workers": -1}, "machine.workers must be greater than or equal to 0, got -1"),
         ({"data.name": "imagenet"}, "data.name must be 'digits', 'bccd', 'voc', 'coco' or 'custom', got 'imagenet'"),
         ({"model.head_channels": 40}, "model.head_channels must be a multiple of 16 with model.head_norm: GN, got 40"),
         ({"model.anchors.ratios": [1, -1]}, "model.anchors.ratios[1] must be greater than 0, got -1"),
@@ -51,17 +50,14 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"variants.fl_sl1": "focal"}, "variants.fl_sl1 must be a section, got 'focal'"),
         ({"variants.fl_sl1.cls": "focol"}, "variants.fl_sl1.cls must be a loss section (focal, smooth_l1, ghmc,"),
         ({"variants.fl_sl1.bix": "ghmr"}, "variants.fl_sl1.bix must be a section, got 'ghmr'"),
-        (
-            {"variants.fl_sl1.ghmc": {}},
-            "variants.fl_sl1.ghmc is not a known key, got {}; allowed: cls, box, focal, smo",
-        ),
-        (
-            {"variants.fl_sl1.focal": {"type": "x"}},
-            "variants.fl_sl1.focal.type cannot be overridden: name another loss",
-        ),
+        ({"variants.fl_sl1.ghmc": {}}, "variants.fl_sl1.ghmc is not a known key, got {}; allowed: cls, box, focal, "),
+        ({"variants.fl_sl1.focal.type": "x"}, "variants.fl_sl1.focal.type cannot be overridden: name another loss"),
         ({"trian": {"epochs": 3}}, "trian.type is missing"),
-        ({"data.root": "a", "data.source": "b"}, "data.root and data.source cannot both be set, got 'a' and 'b'"),
         ({"data.name": "coco"}, "evaluate.split must be val with data.name: coco, got 'test'"),
+        ({"model.pretrained": None, "model.frozen_stages": 1}, "model.frozen_stages must be -1 when model.pretrained"),
+        ({"model.pretrained_sha256": "0123456789"}, "model.pretrained_sha256 must be null without a file to check"),
+        ({"model.backbone": "resnext101_32x4d"}, "model.base_channels must be 64 with model.backbone: resnext101_32"),
+        ({"model.load_from": "a", "train.resume_from": "b"}, "train.resume_from must be null when model.load_from is"),
     ],
 )
 def test_a_wrong_value_is_refused_with_key_value_and_remedy(changes: dict[str, Any], words: str):
@@ -91,19 +87,8 @@ def test_all_mistakes_are_named_at_once_a_line_each():
 
 
 def test_a_third_pair_of_a_custom_data_set_can_be_reported_on():
-    assert params.parse(changed(COMMITTED, {"custom.test": TEST_PAIR, "data.name": "custom"})).splits() == (
-        "val",
-        "test",
-    )
-
-
-def test_a_variant_is_one_line_and_so_is_a_loss_section():
-    giou = {"type": "GIoULoss", "loss_weight": 2.0}
-    loaded = params.parse(changed(COMMITTED, {"variants.fl_giou": {"cls": "focal", "box": "giou"}, "giou": giou}))
-    assert loaded.losses["giou"] == params.Loss("GIoULoss", {"loss_weight": 2.0})
-    assert loaded.variant("fl_giou") == params.Variant("focal", "giou")
-    with pytest.raises(InputError, match="must be one of fl_sl1, ghmc_sl1, ghmc_ghmr.*got 'fl'"):
-        loaded.variant("fl")
+    loaded = params.parse(changed(COMMITTED, {"custom.test": TEST_PAIR, "data.name": "custom"}))
+    assert loaded.splits() == ("val", "test")
 
 
 def test_a_variant_gives_a_loss_other_arguments_than_its_section():
@@ -185,16 +170,8 @@ def test_values_that_change_go_back_to_the_same_bytes(override: Any):
     assert override(text, before) == TEXT
 
 
-CHANGES = [
-    *(
-        (key, value)
-        for key in ("seeds", "train.lr_steps", "model.anchors.ratios")
-        for value in ([], [5, 6, 7, 8], None)
-    ),
-    ("custom.test", TEST_PAIR),
-]
-
-
-@pytest.mark.parametrize(("key", "value"), CHANGES)
+@pytest.mark.parametrize(
+    ("key", "value"), [("seeds", []), ("train.lr_steps", [5, 6]), ("seeds", None), ("custom.test", TEST_PAIR)]
+)
 def test_a_list_or_null_takes_another_value_and_goes_back_to_the_same_bytes(override: Any, key: str, value: object):
     assert override(override(TEXT, {key: value}), {key: flat(COMMITTED)[key]}) == TEXT

@@ -12,7 +12,6 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,63 +38,57 @@ class Content(msgspec.Struct, array_like=True, frozen=True, gc=False):
     fault: str | None = None  # why it is no whole image, as far as that shows without decoding it
 
 
-@dataclass(frozen=True)
-class Memory:
-    """The folder of what is remembered, a file for each folder of images or annotations.
+def contents(memory: Path, root: Path, names: Sequence[str], *, images: bool = True) -> dict[str, Content]:
+    """The content of those files `names` below `root` that are there; what the folder `memory` does not know is read.
 
-    Where it cannot be written, everything is read each time.
+    It has a file for each folder of images or annotations. Where it cannot be written, everything is read each time.
     """
-
-    folder: Path
-
-    def contents(self, root: Path, names: Sequence[str], *, images: bool = True) -> dict[str, Content]:
-        """The content of those files `names` below `root` that are there; what is not remembered is read."""
-        path = self.folder / f"{_sha256(f'{root.resolve()} {images}')[:24]}.json"
+    path = memory / f"{_sha256(f'{root.resolve()} {images}')[:24]}.json"
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, Content])
+    except (OSError, msgspec.MsgspecError):  # missing, of an earlier form, or damaged: made again
+        known = {}
+    stamps = {name: stamp for name in names if (stamp := _stamp(root / name))}
+    changed = [name for name, stamp in stamps.items() if name not in known or known[name].stamp != stamp]
+    if changed:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            read = pool.map(lambda name: _read(root / name, images), changed)
+            bar = tqdm(read, f"checksums of {root.name}", len(changed), unit="file", delay=1, leave=False)
+            known |= {name: content for name, content in zip(changed, bar, strict=True) if content}
         try:
-            known = msgspec.json.decode(path.read_bytes(), type=dict[str, Content])
-        except (OSError, msgspec.MsgspecError):  # missing, of an earlier form, or damaged: made again
-            known = {}
-        stamps = {name: stamp for name in names if (stamp := _stamp(root / name))}
-        changed = [name for name, stamp in stamps.items() if name not in known or known[name].stamp != stamp]
-        if changed:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                read = pool.map(lambda name: _read(root / name, images), changed)
-                bar = tqdm(read, f"checksums of {root.name}", len(changed), unit="file", delay=1, leave=False)
-                known |= {name: content for name, content in zip(changed, bar, strict=True) if content}
-            try:
-                files.write_text(path, msgspec.json.encode(known).decode())
-            except OSError as error:
-                _log.warning(
-                    "checksums cannot be kept in %s (%s): all data are read again next time. Set GHM_DATA_ROOT to a "
-                    "folder that can be written, and data.root to where the data are",
-                    self.folder,
-                    error.strerror,
-                )
-        return {name: known[name] for name in stamps if name in known}
+            files.write_text(path, msgspec.json.encode(known).decode())
+        except OSError as error:
+            _log.warning(
+                "checksums cannot be kept in %s (%s): all data are read again next time. Set GHM_DATA_ROOT to a "
+                "folder that can be written, and data.root to where the data are",
+                memory,
+                error.strerror,
+            )
+    return {name: known[name] for name in stamps if name in known}
 
 
-def combined(names: Iterable[str], contents: dict[str, Content]) -> str:
+def combined(names: Iterable[str], known: dict[str, Content]) -> str:
     """One SHA-256 for the names and contents of files, in this order; a missing file counts as such."""
-    return _sha256("".join(f"{contents[name].sha256 if name in contents else 'missing'} {name}\n" for name in names))
+    return _sha256("".join(f"{known[name].sha256 if name in known else 'missing'} {name}\n" for name in names))
 
 
-def difference(memory: Memory, root: Path, split: dict[str, Any], source: Path | None = None) -> str | None:
+def difference(memory: Path, root: Path, split: dict[str, Any], source: Path | None = None) -> str | None:
     """What of a split, as a manifest describes it, is different below `root`; None where nothing is.
 
     Args:
         source: the user's file that the annotations were made from, for the words.
     """
     path = root / split["annotations"]
-    annotation_file = memory.contents(path.parent, [path.name], images=False).get(path.name)
+    annotation_file = contents(memory, path.parent, [path.name], images=False).get(path.name)
     if annotation_file is None:
         return f"{source or path} is missing"
     if annotation_file.sha256 != split["annotations_sha256"]:
         return f"{source or path} has changed"
     names = [image.file_name for image in annotations.read(path, Unlabelled).images]
-    contents = memory.contents(root / split["folder"], names)
-    if combined(names, contents) == split["files_sha256"]:
+    known = contents(memory, root / split["folder"], names)
+    if combined(names, known) == split["files_sha256"]:
         return None
-    missing = [name for name in names if name not in contents]
+    missing = [name for name in names if name not in known]
     if set(missing) - set(split["unreadable"]):
         return f"{count(len(missing), 'image')} missing in {root / split['folder']}, for example {missing[0]}"
     return f"images in {root / split['folder']} have changed"

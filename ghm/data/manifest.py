@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ghm.data import annotations, validation
+from ghm.data import annotations, content, validation
 from ghm.data.annotations import Annotations, Unlabelled
-from ghm.data.content import Memory, combined
 from ghm.errors import InputError
 from ghm.words import count
 
@@ -29,13 +28,13 @@ class Split:
 
 
 def describe(
-    name: str, root: Path, splits: dict[str, Split], memory: Memory, *, check_images: str, max_bad_images: int = 0
+    name: str, root: Path, splits: dict[str, Split], memory: Path, *, check_images: str, max_bad_images: int = 0
 ) -> dict[str, Any]:
     """Check the data set `name` at `root` and describe it: what DVC tracks in place of the images.
 
     Args:
         splits: `train` first.
-        memory: of the contents of files.
+        memory: folder of what is remembered of the content of files.
         check_images: none | sample | all.
         max_bad_images: how many images of a split may be missing or unreadable, and are left out.
 
@@ -50,18 +49,19 @@ def describe(
     described, categories, classes, checksums = {}, [], [], {}
     for split_name, split in splits.items():
         path, folder = root / split.annotations, root / split.folder
-        content = annotations.read(path, Annotations if split.labelled else Unlabelled)
+        labels = annotations.read(path, Annotations if split.labelled else Unlabelled)
         if not folder.is_dir():
             raise InputError(f"the image folder {folder} is missing")
-        names = [image.file_name for image in content.images]
-        contents = memory.contents(folder, [name for name in names if not validation.leaves_folder(name)])
+        names = [image.file_name for image in labels.images]
+        contents = content.contents(memory, folder, [name for name in names if not validation.leaves_folder(name)])
         findings = validation.Findings()
         purpose = "train on" if split_name == "train" else "measure"
-        bad = validation.check(content, folder, contents, check_images, max_bad_images, purpose, findings)
-        theirs = [entry.name for entry in content.categories]  # mmdet numbers labels in this order
+        validation.check(labels, purpose, findings)
+        bad = validation.check_images(labels, folder, contents, check_images, max_bad_images, findings)
+        theirs = [entry.name for entry in labels.categories]  # mmdet numbers labels in this order
         files = {f"{split.folder}/{file}": entry.sha256 for file, entry in contents.items()}
         if split_name == "train":
-            categories, classes, checksums = content.categories, theirs, files
+            categories, classes, checksums = labels.categories, theirs, files
         else:
             validation.check_overlap(checksums, files, findings)
         if theirs != classes:
@@ -70,11 +70,11 @@ def describe(
         if findings.errors:
             raise InputError(f"{split.source or path}: {'; '.join(findings.errors)}")
         described[split_name] = {
-            **_counts(content),
+            **_counts(labels),
             "annotations": split.annotations,
-            "annotations_sha256": memory.contents(path.parent, [path.name], images=False)[path.name].sha256,
+            "annotations_sha256": content.contents(memory, path.parent, [path.name], images=False)[path.name].sha256,
             "folder": split.folder,
-            "files_sha256": combined(names, contents),
+            "files_sha256": content.combined(names, contents),
             "unreadable": sorted(bad),
             "warnings": {k: number for k, (number, _) in findings.warnings.items() if k not in validation.BY_DECODING},
         }

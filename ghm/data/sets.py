@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ghm import files
 from ghm.data import custom, sources, voc
-from ghm.data.content import Memory
 from ghm.data.manifest import Split
 from ghm.errors import InputError
 from ghm.params import Params
@@ -33,9 +32,9 @@ def store() -> Path:
     return Path(os.environ.get("GHM_DATA_ROOT") or cache / "ghm").expanduser().absolute()
 
 
-def memory() -> Memory:
-    """What is remembered of the content of files."""
-    return Memory(store() / "index")
+def memory() -> Path:
+    """The folder of what is remembered of the content of files."""
+    return store() / "index"
 
 
 def locate(parameters: Params) -> Located:

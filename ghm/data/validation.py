@@ -53,29 +53,8 @@ class Findings:
             self.warnings[kind] = len(cases), _sentence(subject, rest, cases, words)
 
 
-def check(
-    content: Unlabelled,
-    folder: Path,
-    contents: dict[str, Content],
-    check_images: str,
-    max_bad_images: int,
-    purpose: str,
-    findings: Findings,
-) -> list[str]:
-    """Look at an annotation file and its images.
-
-    Args:
-        content: of the annotation file.
-        folder: of its images.
-        contents: name -> content of the images that are there.
-        check_images: none | sample | all: which are decoded. The ends of all files are looked at.
-        max_bad_images: how many images may be missing or unreadable.
-        purpose: what the split is for: "train on" | "measure".
-        findings: gets what is found.
-
-    Returns:
-        The names of the images that are missing, or unreadable as far as that shows without decoding them.
-    """
+def check(content: Unlabelled, purpose: str, findings: Findings) -> None:
+    """Look at the content of an annotation file of a split to "train on" or to "measure"."""
     names, classes = [image.file_name for image in content.images], [entry.name for entry in content.categories]
     unsafe = [name for name in names if leaves_folder(name)]
     sizeless = [image.file_name for image in content.images if min(image.width, image.height) < 1]
@@ -94,9 +73,52 @@ def check(
     findings.error("class has|classes have", "a name that is no text", odd, words=ascii)
     if isinstance(content, Annotations):
         _check_boxes(content, purpose, findings)
-    if unsafe:
-        return []
-    return _check_files(content, folder, contents, check_images, max_bad_images, findings)
+
+
+def check_images(
+    content: Unlabelled,
+    folder: Path,
+    contents: dict[str, Content],
+    which: str,
+    max_bad_images: int,
+    findings: Findings,
+) -> list[str]:
+    """Find the images that are missing, look damaged, or, of those that are decoded, cannot be.
+
+    Args:
+        content: of the annotation file.
+        folder: of its images.
+        contents: name -> content of the images that are there.
+        which: none | sample | all: which are decoded. The ends of all files are looked at.
+        max_bad_images: how many images may be missing or unreadable.
+        findings: of `check`; gets what is found.
+
+    Returns:
+        The names of the images that are missing, or unreadable as far as that shows without decoding them.
+    """
+    names = dict.fromkeys(image.file_name for image in content.images if not leaves_folder(image.file_name))
+    missing = [name for name in names if name not in contents]
+    unreadable = {name: entry.fault for name, entry in contents.items() if entry.fault is not None}
+    bad = [*missing, *unreadable]
+    if len(bad) <= max_bad_images and not findings.errors:
+        unreadable |= _decode(content, folder, set(bad), which, findings)
+    number = len(missing) + len(unreadable)
+
+    def shown(name: str) -> str:
+        return f"{name} ({unreadable[name]})" if name in unreadable else name
+
+    if number <= max_bad_images and number < len(content.images):
+        rest = "missing or cannot be decoded, and left out"
+        findings.warn("images_left_out", "image is|images are", rest, [*missing, *unreadable], shown)
+        return bad
+    findings.error("image is|images are", "not in the image folder", missing)
+    findings.error("image|images", "cannot be decoded", list(unreadable), shown)
+    findings.errors.append(
+        f"data.max_bad_images is {max_bad_images}: mend or add them, or raise it to leave them out"
+        if number < len(content.images)
+        else "no image is left"
+    )
+    return bad
 
 
 def check_overlap(train: dict[str, str], other: dict[str, str], findings: Findings) -> None:
@@ -178,39 +200,6 @@ def _check_geometry(content: Annotations, purpose: str, findings: Findings) -> N
             f"{useless_B.sum():,} of {count(int((~crowd_B).sum()), 'box|boxes')} cannot be used, too little is left "
             f"to {purpose}: {reasons}"
         )
-
-
-def _check_files(
-    content: Unlabelled,
-    folder: Path,
-    contents: dict[str, Content],
-    check_images: str,
-    max_bad_images: int,
-    findings: Findings,
-) -> list[str]:
-    """Find the images that are missing, look damaged, or, of those that are decoded, cannot be."""
-    missing = list(dict.fromkeys(image.file_name for image in content.images if image.file_name not in contents))
-    unreadable = {name: entry.fault for name, entry in contents.items() if entry.fault is not None}
-    bad = [*missing, *unreadable]
-    if len(bad) <= max_bad_images and not findings.errors:
-        unreadable |= _decode(content, folder, set(bad), check_images, findings)
-    number = len(missing) + len(unreadable)
-
-    def shown(name: str) -> str:
-        return f"{name} ({unreadable[name]})" if name in unreadable else name
-
-    if number <= max_bad_images and number < len(content.images):
-        rest = "missing or cannot be decoded, and left out"
-        findings.warn("images_left_out", "image is|images are", rest, [*missing, *unreadable], shown)
-        return bad
-    findings.error("image is|images are", "not in the image folder", missing)
-    findings.error("image|images", "cannot be decoded", list(unreadable), shown)
-    findings.errors.append(
-        f"data.max_bad_images is {max_bad_images}: mend or add them, or raise it to leave them out"
-        if number < len(content.images)
-        else "no image is left"
-    )
-    return bad
 
 
 def _decode(

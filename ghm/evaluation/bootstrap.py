@@ -7,14 +7,13 @@ closed form, with S - 1 in place of S, and with Student's t for what so few seed
 Shapes: S seeds, B weightings of the images, the first of which counts each image once, I images.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from ghm.evaluation.matches import Array, Matches, weighted
+from ghm.evaluation.matches import Array
 
 METRICS = ("AP", "AP50", "AP75")
 RESAMPLES = 1000
@@ -63,12 +62,6 @@ class Resampled:
         with np.load(path, allow_pickle=False) as content:
             values = dict(zip(content["names"].tolist(), content["values"], strict=True))
             return cls(str(content["measured_on"]), int(content["images"]), values, content["curves"])
-
-
-def resample(matches: Matches, classes: Sequence[str], measured_on: str) -> Resampled:
-    """Measure under `weights`; `classes` are the names of those of `matches`, `measured_on` is kept."""
-    images = len(matches.image_id_I)
-    return Resampled(measured_on, images, *weighted(matches, weights(images), classes))
 
 
 def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:

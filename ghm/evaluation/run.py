@@ -16,6 +16,7 @@ from ghm.errors import InputError
 from ghm.evaluation import bootstrap, errors
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import judge, voc_ap50
+from ghm.evaluation.matches import weighted
 from ghm.params import Params
 from ghm.predict import load, predict
 from ghm.registry import DATASETS
@@ -62,11 +63,12 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             costs = errors.analyse(judged.truth, judged.detections, judged.matches)
             files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
             judged.matches.save(len(judged.detections), folder)
-            weighted = bootstrap.resample(judged.matches, judged.classes, fingerprint.measured_data(described))
-            weighted.save(folder / RESAMPLED)
+            weight_BI = bootstrap.weights(len(judged.matches.image_id_I))
+            values = weighted(judged.matches, weight_BI, judged.classes)
+            resampled.append(Resampled(fingerprint.measured_data(described), weight_BI.shape[1], *values))
+            resampled[-1].save(folder / RESAMPLED)
             metrics = judged.metrics | ({"VOC_AP50": voc_ap50(judged)} if params.data.name == "voc" else {})
             results.append({**metrics, "unreadable_images": left_out})
-            resampled.append(weighted)
             files.write_json(folder / METRICS, summary(results[-1:], resampled[-1:]))
         content = summary(results, resampled)
         files.write_json(whole / METRICS, content)

@@ -18,7 +18,6 @@ from PIL import Image
 
 from ghm import params
 from ghm.data import manifest
-from ghm.data.content import Memory
 from ghm.data.manifest import Split
 from tests.conftest import ROOT
 
@@ -87,7 +86,7 @@ def describe(
     root: Path, splits: dict[str, Split] = PLACES, check_images: str = "all", max_bad_images: int = 0
 ) -> dict[str, Any]:
     """The manifest of the files below `root`, read for the first time."""
-    memory = Memory(root / ".memory")
+    memory = root / ".memory"
     return manifest.describe("own", root, splits, memory, check_images=check_images, max_bad_images=max_bad_images)
 
 
@@ -116,14 +115,8 @@ class Request:
     """What was asked for and what was sent."""
 
     path: str
-    headers: dict[str, str]
-    status: int = 0
+    range: str | None
     first: int = 0  # byte of the file that the body begins with
-    sent: int = 0  # bytes of the body
-
-    @property
-    def range(self) -> str | None:
-        return self.headers.get("range")
 
 
 class Server(ThreadingHTTPServer):
@@ -159,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.close_connection = True
-        request = Request(self.path, {name.lower(): value for name, value in self.headers.items()})
+        request = Request(self.path, self.headers.get("Range"))
         server = self.server
         assert isinstance(server, Server)
         reply = server.next_reply(request)
@@ -169,29 +162,28 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.ranges and request.range:
             request.first = int(request.range.removeprefix("bytes=").removesuffix("-"))
         body = bytes(content[request.first :])
-        request.status = reply.status or (206 if request.first and body else 416 if request.first else 200)
+        status = reply.status or (206 if request.first and body else 416 if request.first else 200)
         headers: dict[str, str | None] = {"Content-Length": str(len(body)), "Connection": "close"}
-        if request.status == 206:
+        if status == 206:
             headers["Content-Range"] = f"bytes {request.first}-{len(content) - 1}/{len(content)}"
-        elif request.status != 200:
+        elif status != 200:
             body = b""
             headers["Content-Length"] = "0"
         if reply.chunked:
             headers |= {"Content-Length": None, "Transfer-Encoding": "chunked"}
-        self.send_response(request.status)
+        self.send_response(status)
         for name, value in {**headers, **reply.headers}.items():
             if value is not None:
                 self.send_header(name, value)
         self.end_headers()
-        self._send(request, reply, body)
+        self._send(reply, body)
 
-    def _send(self, request: Request, reply: Reply, body: bytes) -> None:
+    def _send(self, reply: Reply, body: bytes) -> None:
         end = len(body) if reply.cut is None else min(reply.cut, len(body))
         for start in range(0, end, reply.block):
             block = body[start : min(start + reply.block, end)]
             time.sleep(reply.pause)
             self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if reply.chunked else block)
-            request.sent += len(block)
         if reply.chunked and reply.cut is None:
             self.wfile.write(b"0\r\n\r\n")
 

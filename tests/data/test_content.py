@@ -10,22 +10,17 @@ import pytest
 
 from ghm import data
 from ghm.data import content
-from ghm.data.content import Memory
 from ghm.errors import InputError
 from tests.data.conftest import parameters, write_coco
 
 
 @pytest.fixture
 def root(here: Path) -> Path:
-    """A copy of a data set `coco` in which nothing is new."""
-    settle(write_coco(here / "coco"))
-    return here / "coco"
-
-
-def settle(root: Path) -> None:
-    """Let two seconds pass for all files below a folder, without waiting for them."""
+    """A copy of a data set `coco` whose files have been there for years, by their times."""
+    root = write_coco(here / "coco")
     for path in root.rglob("*"):
         os.utime(path, ns=(10**18, 10**18))
+    return root
 
 
 def manifest(root: Path) -> bytes:
@@ -126,6 +121,5 @@ def test_checksums_that_cannot_be_kept_or_are_damaged_are_made_again(
         path.write_bytes(b'{"a": [')
     assert manifest(root) == before
     (tmp_path / "file").touch()
-    memory = Memory(tmp_path / "file")
-    assert memory.contents(root / "val2017", ["val1.jpg", "nowhere.jpg"]).keys() == {"val1.jpg"}
+    assert content.contents(tmp_path / "file", root / "val2017", ["val1.jpg", "nowhere.jpg"]).keys() == {"val1.jpg"}
     assert "checksums cannot be kept in" in caplog.text and "set GHM_DATA_ROOT" in caplog.text.replace("Set", "set")

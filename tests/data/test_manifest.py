@@ -68,16 +68,7 @@ def test_classes_keep_the_order_of_the_file_as_mmdet_numbers_them(root: Path):
     assert train["boxes_per_class"] == {"seven": 2, "three": 1}
     assert train["boxes_per_size"] == {"small": 1, "medium": 2, "large": 0}
     assert train["warnings"] == {} and train["unreadable"] == []
-
-
-def test_the_manifest_tells_data_apart_and_holds_no_path_of_the_machine(root: Path):
-    before = describe(root)
-    assert str(root) not in json.dumps(before)
-    with (root / "train" / "train1.jpg").open("ab") as file:
-        file.write(b"\0")
-    after = describe(root)
-    assert after["splits"]["train"]["files_sha256"] != before["splits"]["train"]["files_sha256"]
-    assert after["splits"]["val"] == before["splits"]["val"]
+    assert str(root) not in json.dumps(result)  # no path of the machine
 
 
 def test_splits_must_agree_in_their_classes(root: Path):

@@ -109,8 +109,11 @@ def test_a_source_that_is_a_folder_is_linked_or_its_archives_are_unpacked(
     Path("data/coco").unlink()
     folder = place / "archives"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"a copy of coco or a folder with annotations\.zip, train2017\.zip"):
-        data.prepare(parameters("coco", source=str(folder)))
+    (place / "file.zip").touch()
+    for source in (str(folder), "none/such", str(place / "file.zip")):
+        words = r"data\.source must be a URL, a copy of coco or a folder with annotations\.zip, train2017\.zip, .*, got"
+        with pytest.raises(InputError, match=f"{words} '{source}'"):
+            data.prepare(parameters("coco", source=source))
     for name, data_ in archives.items():
         (folder / name).write_bytes(data_)
     data.prepare(parameters("coco", source=str(folder)))
@@ -150,21 +153,11 @@ def test_an_unpacking_that_was_interrupted_is_begun_again(
 
 
 def test_a_fetched_archive_that_is_damaged_and_has_no_checksum_is_fetched_again(place: Path, copy: Path):
-    setting = parameters("custom", custom=CUSTOM)
     with serving(b"", **{"own.zip": [Reply(content=b"PK"), Reply(content=zipped(copy, NAMES))]}) as running:
         setting = parameters("custom", custom=CUSTOM, source=running.url("/own.zip"))
         with pytest.raises(InputError, match="is no whole zip or tar archive"):
             data.prepare(setting)
         data.prepare(setting)
-
-
-@pytest.mark.parametrize("source", ["none/such", "file.zip"])
-def test_a_source_that_cannot_be_is_refused(archives: dict[str, bytes], source: str):
-    Path("file.zip").write_bytes(b"")
-    with pytest.raises(
-        InputError, match=f"data.source must be a URL, a copy of coco or a folder with .*, got '{source}'"
-    ):
-        data.prepare(parameters("coco", source=source))
 
 
 def test_what_lies_in_the_way_is_reported_before_anything_is_fetched(copy: Path, archives: dict[str, bytes]):

@@ -94,24 +94,16 @@ def test_the_digest_of_a_folder_is_that_of_its_sorted_listing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("name", ["/etc/ghm-x", "../x", "a/../../x", "//ghm-x"])
+@pytest.mark.parametrize("name", ["/etc/ghm-x", "../x", "a/../../x", "//ghm-x", "C:x", "a\\..\\..\\x", "a\nb", "~/x"])
 def test_no_member_leads_elsewhere(tmp_path: Path, make: Any, name: str):
-    archive = make(tmp_path / "archive", [*entries(), (name, b"x", {})])
-    if make is make_tar and ".." in name:
+    archive = make(tmp_path / "archive", [("first", b"a", {}), (name, b"x", {})])
+    if make is make_tar and "../" in name:
         assert "outside the destination" in refusal(archive, tmp_path / "to")
     else:
         unpack(archive, tmp_path / "to")
-        assert any(path.name in ("x", "ghm-x") for path in (tmp_path / "to").rglob("*"))
+        assert sorted(content(tmp_path / "to").values()) == [b"a", b"x"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "to"]
     assert not Path("/etc/ghm-x").exists() and not Path("/ghm-x").exists()
-
-
-@pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("name", ["C:x", "a\\..\\..\\x", "a\nb", "~/x"])
-def test_an_odd_name_stays_inside(tmp_path: Path, make: Any, name: str):
-    unpack(make(tmp_path / "archive", [(name, b"x", {})]), tmp_path / "to")
-    assert list(content(tmp_path / "to").values()) == [b"x"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "to"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])

@@ -12,21 +12,10 @@ from PIL import Image
 
 from ghm.detect import __main__ as module
 from ghm.detect.detector import find_run
-from tests.trained import RUN, VARIANT, train_tiny, with_runs
+from tests.trained import RUN, VARIANT
 
 TEST = Path("data/digits/test")
 Command = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="package")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny(tiny, tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def place(workspace: Path, trained: Path) -> Path:
-    """The current folder, with a finished run."""
-    return with_runs(workspace, trained)
 
 
 @pytest.fixture

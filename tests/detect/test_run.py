@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pycocotools.coco import COCO
 from ghm import data, params
 from ghm.errors import InputError
 from ghm.evaluation import run as evaluation
+from tests.conftest import override_file
 from tests.detect.conftest import TEST, Command, by_image, foreign, require_equal, words_for
 from tests.trained import RUN, VARIANT, truth
 
@@ -135,7 +135,7 @@ def test_a_run_needs_no_parameters_of_today(place: Path, command: Command):
     assert len(command(TEST / "000001.jpg", "--seed", 0, "--no-pictures")["images"]) == 1
 
 
-def use_coco(place: Path) -> params.Params:
+def use_coco(place: Path) -> None:
     """The digits laid out as COCO 2017, its test split without annotations; make it the data set."""
     root = place / "coco"
     (root / "annotations").mkdir(parents=True)
@@ -146,14 +146,9 @@ def use_coco(place: Path) -> params.Params:
             del content["annotations"]
         file = "image_info_test-dev2017" if name == "test" else f"instances_{name}2017"
         (root / "annotations" / f"{file}.json").write_text(json.dumps(content))
-    text = Path("params.yaml").read_text()
-    for old, new in (("name: digits", "name: coco"), ("  root: ", f"  root: {root} "), ("split: test", "split: val")):
-        assert old in text
-        text = text.replace(old, new, 1)
-    Path("params.yaml").write_text(text.replace("test2017: false", "test2017: true", 1))
-    given = params.load()
-    data.prepare(given)
-    return given
+    values = {"data.name": "coco", "data.root": str(root), "data.test2017": True, "evaluate.split": "val"}
+    override_file(Path("params.yaml"), values)
+    data.prepare(params.load())
 
 
 def test_a_split_without_labels_is_written_as_the_server_of_coco_takes_it(place: Path, command: Command):
@@ -175,9 +170,9 @@ def test_a_split_without_labels_is_written_as_the_server_of_coco_takes_it(place:
 
 
 def test_a_split_that_is_not_there_says_how_to_get_it(place: Path, command: Command):
-    given = use_coco(place)
-    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("test2017: true", "test2017: false", 1))
-    data.prepare(replace(given, data=replace(given.data, test2017=False)))
+    use_coco(place)
+    override_file(Path("params.yaml"), {"data.test2017": False})
+    data.prepare(params.load())
     with pytest.raises(InputError, match="got 'test-dev': for test-dev set data.test2017 to true"):
         command("--split", "test-dev")
     Path("data/coco.json").unlink()
