@@ -1,6 +1,5 @@
-"""Laws of the README: its table is that of the results, and what it names exists."""
+"""Laws of the README: its table is that of the results."""
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -50,10 +49,3 @@ def test_the_table_is_written_and_nothing_else():
 def test_a_report_of_other_variants_is_refused(report: str):
     with pytest.raises(InputError, match=r"reports/ap_table\.md is not of the variants of params\.yaml: "):
         readme.updated(README, params.load(ROOT / "params.yaml"), report)
-
-
-def test_every_file_and_target_that_the_readme_names_is_there():
-    named = set(re.findall(r"\]\(([\w./-]+)\)", README)) | set(re.findall(r"^    (ghm/[\w./]+)", README, re.MULTILINE))
-    assert {name for name in named if not (ROOT / name).exists()} == set()
-    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|^    )make ([a-z]+)", README, re.MULTILINE)) <= targets

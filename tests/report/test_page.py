@@ -137,7 +137,7 @@ def test_images_that_were_left_out_are_counted_and_the_first_five_named(tmp_path
 
 def test_the_weight_of_the_rarest_examples_is_said(large: Written) -> None:
     counts = pd.concat(pd.read_csv(large.root / f"runs/ghmc_sl1/seed_{seed}/gradient_norms.csv") for seed in (0, 1))
-    last = counts.query("epoch == 2 and kind == 'cls'").groupby("low")["count"].sum().to_numpy()
+    last = np.array(counts.query("epoch == 2 and kind == 'cls'").groupby("low")["count"].sum())
     fewest = last.reshape(30, 4).sum(axis=1).min()
     assert f"`ghmc_sl1` {fewest} of weight {last.sum() / fewest / 30:,.0f}" in large.page
 
