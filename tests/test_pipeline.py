@@ -134,7 +134,7 @@ def test_comments_messages_and_stray_files_retrain_and_report_nothing(clone: Clo
     for stray in strays:
         stray.unlink()
     weights = {variant: clone.weights(variant) for variant in VARIANTS}
-    for name in ("ghm/losses/ghmr.py", "ghm/training/loop.py"):
+    for name in ("ghm/losses/ops.py", "ghm/training/loop.py"):
         with (clone.root / name).open("a") as file:
             file.write("# A comment.\n")
     progress = clone.root / "ghm/training/progress.py"
