@@ -26,6 +26,7 @@ TABLES = {
     "bccd": ("bccd", [1, 2, 3, 4, 5, 6, 7]),
     "scale": ("scale", [1]),
     "losses": ("losses_cpu", [1, 5]),
+    "step": ("step", [2, 3, 4, 5]),
 }
 
 
