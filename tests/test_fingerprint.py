@@ -77,7 +77,7 @@ def test_variant_and_seed_change_the_key_of_12_hex_digits(workspace: Path):
     ("section", "changes"),
     [
         ("train", {"val_images": 1}),
-        ("machine", {"workers": 7, "check_images": "all", "checkpoint_minutes": 1.0, "trackers": ("tensorboard",)}),
+        ("machine", {"workers": 7, "check_images": "all", "checkpoint_minutes": 1.0}),
         ("machine", {"launcher": "pytorch"}),
         ("evaluate", {"nms_iou": 0.1, "score_threshold": 0.3, "max_per_image": 7, "split": "val"}),
     ],
