@@ -137,6 +137,7 @@ class Train(Section):
     epochs: CountOrZero
     batch_size: Count
     optimizer: Literal["adamw", "sgd"]
+    optimizer_options: dict[str, Any]
     lr: Positive
     base_batch_size: Count | None
     weight_decay: NotNegative
@@ -148,6 +149,7 @@ class Train(Section):
     image_scale: tuple[Count, ...]
     flip: Share
     filter_empty: StrictBool
+    augment: tuple[dict[str, Any], ...]
     val_images: CountOrZero
     resume_from: str | None
     precision: Literal["fp32", "bf16", "fp16"]

@@ -42,11 +42,13 @@ def with_section(name: str, **changes: Any) -> Config:
 
 OTHERS: dict[str, dict[str, Any]] = {
     "anchors": {"anchors": params.Anchors(3.0, 3, (1.0,))},
+    "augment": {"augment": ({"type": "PhotoMetricDistortion"},)},
     "ema_momentum": {"ema_momentum": 0.01},
     "head_channels": {"head_channels": 128},
     "head_norm": {"head_norm": "BN"},
     "image_scale": {"image_scale": (96, 96)},
     "optimizer": {"optimizer": "sgd"},
+    "optimizer_options": {"optimizer_options": {"eps": 1e-6}},
     "precision": {"precision": "bf16"},
     "schedule": {"schedule": "step", "lr_steps": (1,)},
 }

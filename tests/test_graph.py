@@ -18,7 +18,7 @@ LOSSES = {name for loss in losses.__all__ for name in fingerprint.loss_sources(f
 REGISTERED = ["head.py", "losses/*.py", "training/samples.py"]
 # Run through by a training run, and without effect on a weight.
 WITHOUT_EFFECT = (
-    *("backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
+    *("augment.py", "backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
     *("check.py", "losses/checks.py", "params.py", "sections.py", "training/guards.py"),  # they check
     *("predict.py", "training/gradient_norms.py", "training/progress.py", "training/validation.py"),  # they watch
     *("files.py", "fingerprint.py", "runs.py", "truth.py"),  # they read and save
