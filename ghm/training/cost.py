@@ -3,9 +3,9 @@
 import os
 import resource
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from time import CLOCK_BOOTTIME, clock_gettime, process_time
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ COPIES = 3  # of a model: in `.state`, in `runs` and in DVC's cache
 def _startup() -> float:
     """Seconds since this process began: what a stage needs to import all that it uses."""
     if sys.platform != "linux":
-        return process_time()
+        return time.process_time()
     began = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    return clock_gettime(CLOCK_BOOTTIME) - int(began) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(began) / os.sysconf("SC_CLK_TCK")
 
 
 STARTUP = _startup()
