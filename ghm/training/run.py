@@ -173,8 +173,8 @@ def _has_result(run: _Run) -> bool:
 
 def _is_evaluated(run: _Run) -> bool:
     """Whether the detections of a finished run are younger than it."""
-    paths = runs.detections_folder(run.variant, run.seed), run.folder / runs.RESULT
-    return all(path.exists() for path in paths) and paths[0].stat().st_mtime > paths[1].stat().st_mtime
+    results, found = runs.run_folder(run.variant, run.seed), runs.detections_folder(run.variant, run.seed)
+    return found.exists() and results.exists() and found.stat().st_mtime > results.stat().st_mtime
 
 
 def _is_finished(folder: Path, out: Path, seed: int, key: str, max_bad_images: int) -> bool:
