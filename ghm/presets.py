@@ -24,11 +24,23 @@ def apply(name: str) -> str:
     Raises:
         InputError: there is no such preset, or the result would not be valid; then nothing is written.
     """
-    preset, parameters = _read(name), params.load(PARAMS)
+    return merge(_read(name), f"the preset {name}")
+
+
+def merge(values: Mapping[str, Any], source: str) -> str:
+    """Merge `values` of some sections into `params.yaml` and return the difference, "" when nothing changed.
+
+    Args:
+        source: what has these values, for the words.
+
+    Raises:
+        InputError: the result would not be valid; then nothing is written.
+    """
+    parameters = params.load(PARAMS)
     before = PARAMS.read_text(encoding="utf-8")
     yaml = YAML()  # configured as DVC configures it for `-S`, so that both write the same form
     content = yaml.load(before)
-    _merge(content, preset)
+    _merge(content, values)
     meant = params.parse(content)
     if meant == parameters:
         return ""
@@ -42,7 +54,7 @@ def apply(name: str) -> str:
         is_meant = False
     if not is_meant:
         raise InputError(
-            f"{PARAMS} would not mean what it should with the preset {name}: put comments that stand beside a list "
+            f"{PARAMS} would not mean what it should with {source}: put comments that stand beside a list "
             "or right after it on the line above it; nothing was changed"
         )
     files.write_text(PARAMS, after)
