@@ -39,7 +39,6 @@ COLUMNS = {
 # A folder of what it detected, `detections_folder`, holds:
 DETECTIONS = "detections.json"  # COCO results
 METRICS = "metrics.json"
-ERRORS = "errors.json"  # kind of error -> AP50 that it costs
 MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.read`
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 
