@@ -11,12 +11,10 @@ Shapes: N boxes; 4 is left, top, right, bottom, and 2 is width, height, in pixel
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ghm.data import annotations
 from ghm.data.annotations import Annotations
 from ghm.params import Anchors, Params
 
@@ -54,17 +52,12 @@ class Boxes:
         return self.corner_N4[:, 2:] - self.corner_N4[:, :2]
 
 
-def read(path: Path) -> Boxes:
-    """The boxes of a COCO file that mmdet trains on, MOST at most: no crowds, none without a pixel in its image.
-
-    Raises:
-        InputError: as `annotations.read`.
-    """
-    content = annotations.read(path, Annotations)
+def used(content: Annotations) -> Boxes:
+    """The boxes that mmdet trains on, MOST at most: no crowds, none without a pixel in its image."""
     sizes = {image.id: (image.width, image.height) for image in content.images}
-    used = [box for box in content.annotations if not box.iscrowd and not box.ignore]
-    box_N4 = np.array([box.bbox for box in used], float).reshape(-1, 4)
-    image_N2 = np.array([sizes[box.image_id] for box in used], float).reshape(-1, 2)
+    boxes = [box for box in content.annotations if not box.iscrowd and not box.ignore]
+    box_N4 = np.array([box.bbox for box in boxes], float).reshape(-1, 4)
+    image_N2 = np.array([sizes[box.image_id] for box in boxes], float).reshape(-1, 2)
     corner_N4 = np.concatenate([box_N4[:, :2], box_N4[:, :2] + box_N4[:, 2:]], axis=1)
     corner_N4 = np.clip(corner_N4, 0, np.tile(image_N2, 2))
     kept_N = (box_N4[:, 2:] >= 1).all(axis=1) & (corner_N4[:, 2:] > corner_N4[:, :2]).all(axis=1)

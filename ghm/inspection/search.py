@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from ghm import data
-from ghm.inspection.anchors import PADDED, POSITIVE, Boxes, Setting, iou, missed, offsets, read
+from ghm.data import annotations
+from ghm.data.annotations import Annotations
+from ghm.inspection.anchors import PADDED, POSITIVE, Boxes, Setting, iou, missed, offsets, used
 from ghm.params import Anchors, Params
 from ghm.words import label
 
@@ -45,9 +47,10 @@ class Fit:
 
     def sentence(self) -> str:
         """What there is to say and to do."""
-        text = f"{percent(self.missed)} of the training boxes have no anchor with an IoU of {POSITIVE} or more"
+        wanted = f"anchor with an IoU of {POSITIVE} or more"
         if not self.is_bad:
-            return f"The anchors fit: {text}"
+            return f"The anchors fit: {percent(1 - self.missed)} of the training boxes have an {wanted}"
+        text = f"{percent(self.missed)} of the training boxes have no {wanted}"
         if self.suggested is None:
             return f"{text}, and nothing that was tried leaves fewer: most of these boxes are too small"
         now, then = self.present.values(), self.suggested.values()
@@ -57,7 +60,7 @@ class Fit:
         return text + cost * (self.times > 1)
 
 
-def percent(share: float) -> str:
+def percent(share: Any) -> str:
     return f"{round(100 * share, 1):g} %"
 
 
@@ -88,7 +91,8 @@ def of_training_split(parameters: Params, largest: int | None = None) -> Fit:
     Raises:
         InputError: it is not there.
     """
-    return judge(read(data.annotation_file(parameters, "train")), Setting.of(parameters), largest)
+    content = annotations.read(data.annotation_file(parameters, "train"), Annotations)
+    return judge(used(content), Setting.of(parameters), largest)
 
 
 def warn(parameters: Params) -> None:
@@ -137,10 +141,10 @@ def _settings(resized: Boxes, present: Setting) -> Iterator[tuple[float, Setting
             side, root = sides[s] * 8 * 2**level, all_ratios[r] ** 0.5
             good_LSRN[level, s, r] = iou(resized.size_N2, offset_N2, side / root, side * root) >= POSITIVE
     for some in sorted(ratios):
-        good_LSN = good_LSRN[:, :, [all_ratios.index(ratio) for ratio in some]].any(axis=2)
+        good_LSN: Any = good_LSRN[:, :, [all_ratios.index(ratio) for ratio in some]].any(axis=2)
         for base, number in product(bases, octaves):
             chosen = [sides.index(base * 2 ** (step / number)) for step in range(number)]
-            good_LN: Any = np.maximum.accumulate(good_LSN[:, chosen].any(axis=1))
+            good_LN = np.cumsum(good_LSN[:, chosen].any(axis=1), axis=0) > 0
             for level in levels:
                 share = 1 - float(good_LN[level - 1].mean())
                 yield share, replace(present, anchors=Anchors(base, number, some), levels=level)
