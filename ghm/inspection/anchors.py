@@ -34,10 +34,8 @@ class Boxes:
         return len(self.corner_N4)
 
     def sample(self, most: int) -> "Boxes":
-        """At most so many of them, drawn with a fixed seed."""
-        if len(self) <= most:
-            return self
-        chosen = np.sort(np.random.default_rng(0).choice(len(self), most, replace=False))
+        """At most so many of them."""
+        chosen = _some(len(self), most)
         return Boxes(self.corner_N4[chosen], self.image_N2[chosen])
 
     def resized(self, scale: tuple[int, ...]) -> "Boxes":
@@ -53,15 +51,22 @@ class Boxes:
 
 
 def used(content: Annotations) -> Boxes:
-    """The boxes that mmdet trains on, MOST at most: no crowds, none without a pixel in its image."""
+    """The boxes that mmdet trains on, MOST at most: no crowds, none that is empty or outside its image."""
     sizes = {image.id: (image.width, image.height) for image in content.images}
-    boxes = [box for box in content.annotations if not box.iscrowd and not box.ignore]
+    boxes = [box for box in content.annotations if not (box.iscrowd or box.ignore) and (box.area or 0) > 0]
+    boxes = [boxes[place] for place in _some(len(boxes), MOST)]
     box_N4 = np.array([box.bbox for box in boxes], float).reshape(-1, 4)
     image_N2 = np.array([sizes[box.image_id] for box in boxes], float).reshape(-1, 2)
     corner_N4 = np.concatenate([box_N4[:, :2], box_N4[:, :2] + box_N4[:, 2:]], axis=1)
     corner_N4 = np.clip(corner_N4, 0, np.tile(image_N2, 2))
     kept_N = (box_N4[:, 2:] >= 1).all(axis=1) & (corner_N4[:, 2:] > corner_N4[:, :2]).all(axis=1)
-    return Boxes(corner_N4[kept_N], image_N2[kept_N]).sample(MOST)
+    return Boxes(corner_N4[kept_N], image_N2[kept_N])
+
+
+def _some(number: int, most: int) -> np.ndarray:
+    """Places in a list of so many, all or `most` of them, drawn with a fixed seed."""
+    every = np.arange(number)
+    return every if number <= most else np.sort(np.random.default_rng(0).choice(every, most, replace=False))
 
 
 @dataclass(frozen=True)
@@ -129,4 +134,4 @@ def iou(size_N2: np.ndarray, offset_N2: np.ndarray, width: float, height: float)
 
 def missed(boxes: Boxes, setting: Setting) -> float:
     """The share of boxes without a positive anchor."""
-    return float((best_iou(boxes, setting) < POSITIVE).mean()) if len(boxes) else 0.0
+    return float((best_iou(boxes, setting) < POSITIVE).mean())

@@ -63,10 +63,9 @@ def write(parameters: Params, root: Path = Path()) -> None:
         blocks += ["## What the network sees"]
         blocks += [_picture(picture, folder / "batch.jpg", "Training images as the network sees them", words)]
         settings = {"now": fit.present, **({"suggested": fit.suggested} if fit.suggested else {})}
-        if len(boxes["train"]):
-            plot = figures.sizes(boxes["train"], settings)
-            plot.save(folder, "sizes")
-            blocks += ["## Anchors", plot.markdown("data/sizes"), _fits(boxes["train"], settings)]
+        plot = figures.sizes(boxes["train"], settings)
+        plot.save(folder, "sizes")
+        blocks += ["## Anchors", plot.markdown("data/sizes"), _fits(boxes["train"], settings)]
     files.write_text(root / REPORTS / "data.md", "\n\n".join(blocks) + "\n")
 
 
@@ -81,7 +80,7 @@ def _splits(splits: dict[str, Any], boxes: dict[str, Boxes], scale: tuple[int, .
         numbers = [split["images"], split["images_without_boxes"], split["boxes"]]
         numbers += [split["boxes_per_size"][size] for size in SIZES]
         sides = [tables.DASH] * len(QUANTILES)
-        if name in boxes and len(boxes[name]):
+        if name in boxes:
             side_N = np.sqrt(boxes[name].resized(scale).size_N2.prod(axis=1))
             sides = [f"{side:.0f}" if side >= 10 else f"{side:.1f}" for side in np.quantile(side_N, QUANTILES)]
         rows.append([name, *(f"{number:,}" for number in numbers), *sides])

@@ -55,7 +55,7 @@ class Fit:
             return f"{text}, and nothing that was tried leaves fewer: most of these boxes are too small"
         now, then = self.present.values(), self.suggested.values()
         changes = [f"{key} {_text(then[key])} (now {_text(now[key])})" for key in now if then[key] != now[key]]
-        text += f", so they are hardly learned. `make fit` sets what leaves {percent(self.left)}: {', '.join(changes)}"
+        text += f", so they are learned badly. `make fit` sets what leaves {percent(self.left)}: {', '.join(changes)}"
         cost = f". An image then has {self.times:.2g} times the pixels, and takes about as many times as long"
         return text + cost * (self.times > 1)
 

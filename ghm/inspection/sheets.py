@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -108,11 +109,11 @@ def matched(head: Any, sample: Any, size: tuple[int, int]) -> tuple[np.ndarray, 
     anchors, flags = head.get_anchors(maps, [sample.metainfo], device="cpu")
     anchor_A4 = torch.cat(anchors[0])[torch.cat(flags[0])]
     ignored = sample.get("ignored_instances")
-    found = head.assigner.assign(InstanceData(priors=anchor_A4), sample.gt_instances, ignored)
-    chosen_A = found.gt_inds > 0
-    picked = (anchor_A4[chosen_A], found.max_overlaps[chosen_A], found.gt_inds[chosen_A] - 1)
-    first, second, third = (tensor.numpy() for tensor in picked)
-    return first, second, third
+    box_A = head.assigner.assign(InstanceData(priors=anchor_A4), sample.gt_instances, ignored).gt_inds - 1
+    anchor_P4, box_P = anchor_A4[box_A >= 0], box_A[box_A >= 0]
+    # Not the assigner's `max_overlaps`: that of a forced anchor may be with another box.
+    iou_P = bbox_overlaps(anchor_P4, sample.gt_instances.bboxes[box_P], is_aligned=True)
+    return anchor_P4.numpy(), iou_P.numpy(), box_P.numpy()
 
 
 def _cell(picture: Image.Image) -> tuple[Image.Image, float]:
