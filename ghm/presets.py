@@ -44,7 +44,7 @@ def merge(values: Mapping[str, Any], source: str) -> str:
     meant = params.parse(content)
     if meant == parameters:
         return ""
-    check.losses(meant)
+    check.whole(meant)
     text = io.StringIO()
     yaml.dump(content, text)
     after = text.getvalue()

@@ -30,7 +30,8 @@ HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which
 def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, Any]:
     """Detect and measure with every seed of `variant` on `params.evaluate.split`.
 
-    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json, matches.npz, resampled.npz.
+    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json,
+    matches.npz, resampled.npz.
 
     Args:
         runs: the folder that `training.train` wrote.
