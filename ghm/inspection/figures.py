@@ -12,13 +12,13 @@ from ghm.report.style import COLOURS, Plot, panels
 
 SHOWN = 2_000  # boxes that are drawn
 POINTS = 240  # a side, of the grid that the area which the anchors reach is drawn on
-BLUE, RED, REACHED = *COLOURS[:2], "#E3EDF4"
+BLUE, ORANGE, REACHED = *COLOURS[:2], "#E3EDF4"
 
 
 def sizes(boxes: Boxes, settings: dict[str, Setting]) -> Plot:
     """Draw width and height of boxes and of anchors, a panel for each setting."""
     drawn = boxes.sample(SHOWN)
-    kinds = {"box": (BLUE, "o"), f"box with no IoU of {POSITIVE}": (RED, "o"), "anchor": ("black", "s")}
+    kinds = {"box": (BLUE, "o"), f"box with no IoU of {POSITIVE}": (ORANGE, "o"), "anchor": ("black", "s")}
     handles: list[Artist] = [Line2D([], [], color=colour, marker=marker, ls="", ms=4, label=name)
                for name, (colour, marker) in kinds.items()]  # fmt: skip
     handles.append(Patch(color=REACHED, label="reach of the anchors"))
@@ -32,7 +32,7 @@ def sizes(boxes: Boxes, settings: dict[str, Setting]) -> Plot:
         best_M = np.max([iou(grid_M2, np.zeros_like(grid_M2), *shape) for shape in anchor_A2], axis=0)
         ax.contourf(edge_E, edge_E, best_M.reshape(POINTS, POINTS), levels=[POSITIVE, 1.01], colors=[REACHED])
         is_good_N = best_iou(drawn, setting) >= POSITIVE
-        for chosen_N, colour in ((is_good_N, BLUE), (~is_good_N, RED)):
+        for chosen_N, colour in ((is_good_N, BLUE), (~is_good_N, ORANGE)):
             ax.plot(*size_N2[chosen_N].clip(low).T, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)
         ax.plot(*anchor_A2.T, "s", color="black", markersize=4)
         ax.set_title(
@@ -48,5 +48,5 @@ def sizes(boxes: Boxes, settings: dict[str, Setting]) -> Plot:
         figure,
         "Training boxes after resizing, and the shapes of the anchors",
         f"{'All boxes' if len(boxes) <= SHOWN else f'A sample of {SHOWN:,} boxes'}. The reach is what has an IoU of "
-        f"{POSITIVE} with an anchor of the same centre; what is red inside it lies between the anchors' positions.",
+        f"{POSITIVE} with an anchor of the same centre; what is orange inside it lies between the anchors' positions.",
     )

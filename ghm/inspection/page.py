@@ -35,8 +35,7 @@ def write(parameters: Params, root: Path = Path()) -> None:
         split: annotations.read(data.annotation_file(parameters, split, root), Annotations)
         for split in ("train", *parameters.splits())
     }
-    # In this order; what else the manifest has is a split without public labels.
-    splits = {name: manifest["splits"][name] for name in [*contents, *manifest["splits"]]}
+    splits = {name: manifest["splits"][name] for name in contents}
     boxes = {split: used(content) for split, content in contents.items()}
     fit = search.judge(boxes["train"], Setting.of(parameters))
     blocks = [
@@ -57,8 +56,8 @@ def write(parameters: Params, root: Path = Path()) -> None:
         words = (
             "The first images of a training run with seed 0, turned back from the numbers that the network gets: with "
             "all random changes, and in grey what fills up a batch. White: true boxes. Blue: the anchors that stand "
-            f"for them, with an IoU of {POSITIVE} or more; {reached} of {count(shown, 'box|boxes')} have any. Red: the "
-            "best anchor, or anchors, of a box that has none."
+            f"for them, with an IoU of {POSITIVE} or more; {reached} of {count(shown, 'box|boxes')} have any. Orange: "
+            "the best anchor, or anchors, of a box that has none."
         )
         blocks += ["## What the network sees"]
         blocks += [_picture(picture, folder / "batch.jpg", "Training images as the network sees them", words)]
@@ -79,10 +78,8 @@ def _splits(splits: dict[str, Any], boxes: dict[str, Boxes], scale: tuple[int, .
     for name, split in splits.items():
         numbers = [split["images"], split["images_without_boxes"], split["boxes"]]
         numbers += [split["boxes_per_size"][size] for size in SIZES]
-        sides = [tables.DASH] * len(QUANTILES)
-        if name in boxes:
-            side_N = np.sqrt(boxes[name].resized(scale).size_N2.prod(axis=1))
-            sides = [f"{side:.0f}" if side >= 10 else f"{side:.1f}" for side in np.quantile(side_N, QUANTILES)]
+        side_N = np.sqrt(boxes[name].resized(scale).size_N2.prod(axis=1))
+        sides = [f"{side:.0f}" if side >= 10 else f"{side:.1f}" for side in np.quantile(side_N, QUANTILES)]
         rows.append([name, *(f"{number:,}" for number in numbers), *sides])
     head = ["split", "images", "without boxes", "boxes", *SIZES]
     return tables.markdown([*head, *(f"side, {percent(share)}" for share in QUANTILES)], rows)
