@@ -68,20 +68,21 @@ def batch(parameters: Params, manifest: dict[str, Any]) -> tuple[Image.Image, in
     """
     cfg = config.build(parameters, next(iter(parameters.variants)), manifest, None, seed=0)
     init_default_scope("mmdet")
-    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    few = min(CELLS, parameters.train.batch_size)
+    cfg.train_dataloader.update(batch_size=few, num_workers=0, persistent_workers=False)
     detector: Any = MODELS.build(cfg.model)
-    cells, boxes, learned = [], 0, 0
+    processor = detector.data_preprocessor
+    cells, boxes, reached = [], 0, 0
     with redirect_stdout(io.StringIO()):  # pycocotools
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     for loaded in loader:
         if not loaded["inputs"]:
             continue
-        ready = detector.data_preprocessor(loaded, True)
+        ready = processor(loaded, True)
         for input_3HW, sample in zip(ready["inputs"], ready["data_samples"], strict=True):
             anchor_P4, iou_P, box_P = matched(detector.bbox_head, sample, tuple(input_3HW.shape[-2:]))
             truth_N4 = sample.gt_instances.bboxes.numpy()
-            boxes, learned = boxes + len(truth_N4), learned + len(np.unique(box_P[iou_P >= POSITIVE]))
-            processor = detector.data_preprocessor
+            boxes, reached = boxes + len(truth_N4), reached + len(np.unique(box_P[iou_P >= POSITIVE]))
             pixels = (input_3HW * processor.std + processor.mean).round().clamp(0, 255).byte()
             cell, factor = _cell(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
             canvas = ImageDraw.Draw(cell)
@@ -90,8 +91,8 @@ def batch(parameters: Params, manifest: dict[str, Any]) -> tuple[Image.Image, in
             drawing.draw(cell, factor * truth_N4, [""] * len(truth_N4), ["#FFFFFF"] * len(truth_N4))
             cells.append(cell)
             if len(cells) == CELLS:
-                return _sheet(cells), boxes, learned
-    return _sheet(cells), boxes, learned
+                return _sheet(cells), boxes, reached
+    return _sheet(cells), boxes, reached
 
 
 def matched(head: Any, sample: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,14 +126,11 @@ def _cell(picture: Image.Image) -> tuple[Image.Image, float]:
 
 def _sheet(cells: Sequence[Image.Image]) -> Image.Image:
     """Cells side by side, each in the middle of its place."""
-    rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
-    width = max((cell.width for cell in cells), default=CELL)
-    heights = [max(cell.height for cell in row) + GAP for row in rows]
-    sheet = Image.new(
-        "RGB", (min(COLUMNS, max(1, len(cells))) * (width + GAP) - GAP, max(1, sum(heights) - GAP)), "white"
-    )
-    for number, row in enumerate(rows):
-        for column, cell in enumerate(row):
-            left = column * (width + GAP) + (width - cell.width) // 2
-            sheet.paste(cell, (left, sum(heights[:number]) + (heights[number] - GAP - cell.height) // 2))
+    width, height = (max((cell.size[axis] for cell in cells), default=CELL) + GAP for axis in (0, 1))
+    columns, rows = min(COLUMNS, max(1, len(cells))), ceil(max(1, len(cells)) / COLUMNS)
+    sheet = Image.new("RGB", (columns * width - GAP, rows * height - GAP), "white")
+    for number, cell in enumerate(cells):
+        row, column = divmod(number, COLUMNS)
+        middle = ((width - GAP - cell.width) // 2, (height - GAP - cell.height) // 2)
+        sheet.paste(cell, (column * width + middle[0], row * height + middle[1]))
     return sheet
