@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,10 +14,19 @@ from ghm import fonts
 COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#009E73", "#CC79A7", "#D55E00", "#FFFFFF")
 LIGHTEST, DARKEST = 97, 50  # CIELAB's L of further colours: black letters have WCAG's contrast of 4.5 from 50 on
 TEXT = 0.019  # height of the letters as a share of the side of a square of as many pixels
-SMALLER = (1.0, 0.8, 0.65, 0.5)  # that height times so much, where labels have no room
+SMALLER = (0.8, 0.65, 0.5)  # that height times so much, where labels have no room
 SMALLEST = 10  # pixels: smaller letters cannot be read
 LONGEST = 20  # letters of a name
 Dash = tuple[int, int]  # on and off, in widths of the line
+Spot = tuple[int, int, int, int]  # left, top, right, bottom: the last two are outside
+
+
+class Label(NamedTuple):
+    """Of a box; without a spot where there is no room."""
+
+    text: str
+    font: Any
+    spot: Spot | None
 
 
 def draw(
@@ -47,42 +57,48 @@ def draw(
     corner_N4 = np.asarray(box_N4, float).reshape(-1, 4).clip(0, np.tile(picture.size, 2) - 1).round().astype(int)
     largest = size or max(SMALLEST, round(TEXT * (picture.width * picture.height) ** 0.5))
     file = fonts.most_of("".join(names))
-    for share in (1.0,) if size else SMALLER:
-        height = max(SMALLEST, round(share * largest))
-        font = ImageFont.truetype(file, height)
-        pad = max(1, height // 8)
-        texts = []
-        for number, name in enumerate(names):
-            text = f"{short(name)} {scores[number]:.2f}".strip() if scores is not None else short(name)
-            while font.getlength(text) + 2 * pad > picture.width and len(text) > 1:
-                text = short(text, len(text) - 1)
-            texts.append(text)
-        size_N2 = np.array([[font.getlength(text) + 2 * pad, 1.3 * height] if text else [0, 0] for text in texts])
-        spots = place(corner_N4, size_N2.round().astype(int).reshape(-1, 2), picture.size)
-        if all(spot or not text for spot, text in zip(spots, texts, strict=True)):
+    labels = _labels(corner_N4, names, scores, ImageFont.truetype(file, largest), picture.size)
+    for share in () if size else SMALLER:
+        if all(label.spot or not label.text for label in labels):
             break
+        font = ImageFont.truetype(file, max(SMALLEST, round(share * largest)))
+        labels = _labels(corner_N4, names, scores, font, picture.size)
     line = max(1, largest // 8)
-    for n in reversed(range(len(texts))):
-        width = max(1, line // 2) if texts[n] and not spots[n] else line
+    for n, label in reversed([*enumerate(labels)]):
+        width = max(1, line // 2) if label.text and not label.spot else line
         _outline(canvas, corner_N4[n].tolist(), colours[n], width, dashes[n] if dashes else None)
-    for spot, text, colour in zip(spots, texts, colours, strict=True):
-        if spot:
-            left, top, right, bottom = spot
+    for label, colour in zip(labels, colours, strict=True):
+        if label.spot:
+            left, top, right, bottom = label.spot
             canvas.rectangle((left, top, right - 1, bottom - 1), fill=colour)
-            canvas.text((left + pad, (top + bottom) / 2), text, "black", font, anchor="lm")
+            canvas.text(((left + right) / 2, (top + bottom) / 2), label.text, "black", label.font, anchor="mm")
 
 
-def place(
-    corner_N4: np.ndarray, size_N2: np.ndarray, within: tuple[int, int]
-) -> list[tuple[int, int, int, int] | None]:
+def _labels(
+    corner_N4: np.ndarray, names: Sequence[str], scores: Sequence[float] | None, font: Any, within: tuple[int, int]
+) -> list[Label]:
+    """What labels say in this font, and where they go in a picture of this width and height."""
+    pad = 2 * max(1, font.size // 8)
+    texts = []
+    for number, name in enumerate(names):
+        text = short(name) if scores is None else f"{short(name)} {scores[number]:.2f}".strip()
+        while len(text) > 1 and font.getlength(text) + pad > within[0]:
+            text = short(text, len(text) - 1)
+        texts.append(text)
+    size_N2 = np.array([[font.getlength(text) + pad, 1.3 * font.size] if text else [0, 0] for text in texts])
+    spots = place(corner_N4, size_N2.round().astype(int).reshape(-1, 2), within)
+    return [Label(text, font, spot) for text, spot in zip(texts, spots, strict=True)]
+
+
+def place(corner_N4: np.ndarray, size_N2: np.ndarray, within: tuple[int, int]) -> list[Spot | None]:
     """Where labels of these widths and heights go in a picture of this width and height, first come, first served.
 
     No two rectangles [left, right) x [top, bottom) meet. Of the free places around and inside its box a label takes the
     one that hides least of the boxes, in shares of their areas. None: it has no size, or no place is free.
     """
-    taken, spots = np.empty((0, 4), int), []
+    taken, spots = np.empty((0, 4), int), list[Spot | None]()
     area_N = np.maximum(1, np.prod(corner_N4[:, 2:] - corner_N4[:, :2] + 1, axis=1))
-    box_N4 = corner_N4 + [0, 0, 1, 1]
+    box_N4 = corner_N4 + np.array([0, 0, 1, 1])
     for (left, top, right, bottom), (width, height) in zip(box_N4.tolist(), size_N2.tolist(), strict=True):
         columns = (left, right - width, (left + right - width) // 2)
         places = [
@@ -90,8 +106,8 @@ def place(
             *itertools.product((right, left - width), (top, bottom - height)),
             *itertools.product(columns, (top, bottom - height)),
         ]
-        corner_P2 = np.clip(places, 0, np.maximum(0, np.array(within) - (width, height)))
-        spot_P4 = np.concatenate([corner_P2, corner_P2 + (width, height)], axis=1)
+        corner_P2 = np.clip(places, 0, np.maximum(0, np.array(within) - [width, height]))
+        spot_P4 = np.concatenate([corner_P2, corner_P2 + np.array([width, height])], axis=1)
         hidden_P = (_common(spot_P4, box_N4) / area_N).sum(axis=1) + 0.02 * np.arange(len(places))
         hidden_P[_common(spot_P4, taken).any(axis=1)] = np.inf
         best = int(hidden_P.argmin())
@@ -102,7 +118,7 @@ def place(
 
 
 def short(name: str, most: int = LONGEST) -> str:
-    """A name of so many letters at most: of a longer one its beginning and its end, which often tells it from others."""
+    """A name of so many letters at most: of a longer one the beginning and the end, which often tells it from others."""
     return name if len(name) <= most else f"{name[: (most + 1) // 2 - 1]}…{name[len(name) - most // 2 :]}"
 
 
@@ -119,7 +135,7 @@ def palette(number: int) -> list[str]:
         farthest = int(apart_M.argmax())
         chosen.append(rgb_M3[farthest])
         apart_M = np.minimum(apart_M, np.linalg.norm(lab_M3 - lab_M3[farthest], axis=1))
-    return ["#{:02X}{:02X}{:02X}".format(*(255 * colour).round().astype(int)) for colour in chosen]
+    return ["#" + bytes((255 * colour).round().astype(np.uint8)).hex().upper() for colour in chosen]
 
 
 def _common(one_P4: np.ndarray, other_N4: np.ndarray) -> np.ndarray:
