@@ -1,76 +1,142 @@
-"""Detect on images, draw what is found and write a COCO file; or on a split, for COCO's evaluation server."""
+"""Detect on images, draw what is found and write COCO files; or on a split, for COCO's evaluation server."""
 
 import json
 import logging
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import data, files
-from ghm.data.images import decode
-from ghm.detect import drawing
+from ghm import data, drawing, files
+from ghm.detect import inputs
 from ghm.detect.detector import Detector
 from ghm.errors import InputError
 from ghm.evaluation import run as evaluation
 from ghm.params import Params
-from ghm.predict import predict
+from ghm.predict import Detections, predict
 from ghm.runs import DETECTIONS
 from ghm.training.samples import BadImages
 from ghm.words import count
 
-ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+RESULTS = "results.json"  # the boxes alone, as pycocotools' `loadRes` takes them
+LONGEST = 65_500  # pixels of a side that Pillow writes as JPEG
+JPEG: Any = {"format": "JPEG", "quality": 95, "subsampling": 0}  # so that thin coloured lines stay sharp
 _log = logging.getLogger(__name__)
 
 
-def detect(detector: Detector, named: Sequence[Path], out: Path, score: float, pictures: bool) -> None:
-    """Detect on images and write `out/detections.json` and `out/<name>.jpg`, `<name>-<id>` where a name is there twice.
+def detect(
+    detector: Detector, named: Sequence[Path], out: Path, *, pictures: bool = True, crops: bool = False,
+    classes: Sequence[str] = (), file: Path | None = None,
+) -> None:  # fmt: skip
+    """Detect on images and write `out/detections.json` and pictures, `-<id>` in their names where one is there twice.
 
     Args:
-        named: images, and folders to search for images.
-        score: detections below it are left out.
-        pictures: whether to draw.
+        named: images, folders to search for images, and patterns of their paths.
+        pictures: whether to write `out/<name>.jpg`, with boxes.
+        crops: whether to write `out/crops/<class>/<name>-<id of the box>.jpg`.
+        classes: the others are left out; none: all classes.
+        file: a COCO file whose images are detected on, with its ids of images and classes; writes `results.json`, too.
 
     Raises:
         InputError: what was named is not there, a picture might overwrite an image, or no image can be read: then
             nothing is written. Or some images cannot be read: then everything else is.
     """
-    paths = _collect(named, out)
-    if pictures and out.resolve() in {path.resolve().parent for path in paths}:
+    paths = inputs.collect(named, out)
+    if (pictures or crops) and out.resolve() in {path.resolve().parent for path in paths}:
         raise InputError(f"pictures might overwrite your images in {out}: name another --out, or give --no-pictures")
-    bad_images = BadImages(len(paths))
+    if unknown := [name for name in classes if name not in detector.classes]:
+        raise InputError(f"--classes must be among {', '.join(detector.classes)}, got {unknown[0]!r}")
+    labels = [label for label, name in enumerate(detector.classes) if not classes or name in classes]
+    rows, category_ids = {}, detector.category_ids
+    categories = [*zip(detector.classes, category_ids, strict=True)]
+    if file:
+        rows, ids = inputs.known(paths, file, [detector.classes[label] for label in labels])
+        paths, category_ids, categories = [*rows], [ids.get(name, 0) for name in detector.classes], [*ids.items()]
+    bad_images, painter = BadImages(len(paths)), _Painter(detector, out, pictures, crops)
     read: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
-    names: set[str] = set()
+    best = 0.0
     with logging_redirect_tqdm():
         batches = detector.batches(tqdm(paths, unit="image", disable=None))
-        for sample, found in predict(detector.model, batches, bad_images):
-            found = found.above(score)
+        for sample, everything in predict(detector.model, batches, bad_images):
+            found = everything.where(np.isin(everything.label_N, labels))
+            best, found = max([best, *found.score_N[:1].tolist()]), found.above(detector.score)
             path, (height, width) = Path(sample.img_path), sample.ori_shape
-            read.append({"id": sample.img_id, "file_name": path.as_posix(), "width": width, "height": height})
-            for row in found.coco(sample.img_id, detector.category_ids):
-                boxes.append({"id": len(boxes) + 1, **row, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0})
-            if pictures:
-                out.mkdir(parents=True, exist_ok=True)
-                texts = [f"{detector.classes[n]} {s:.2f}" for n, s in zip(found.label_N, found.score_N, strict=True)]
-                name = path.stem
-                while name.casefold() in names:  # some disks take `A.jpg` for `a.jpg`
-                    name += f"-{sample.img_id}"
-                names.add(name.casefold())
-                drawing.draw(decode(path.read_bytes()), found, texts, out / f"{name}.jpg")
+            described = {"id": sample.img_id, "file_name": path.as_posix(), "width": width, "height": height}
+            if row := rows.get(path):
+                described = {"id": row.id, "file_name": row.file_name, "width": row.width, "height": row.height}
+                if (row.width, row.height) != (width, height):
+                    sizes = f"{width} x {height}", f"{row.width} x {row.height}"
+                    _log.warning("%s has %s pixels, and not %s as in %s: its boxes are in its own", path, *sizes, file)
+            read.append(described)
+            painter(path, found, sample.img_id, len(boxes) + 1)
+            for box in found.coco(described["id"], category_ids):
+                boxes.append({"id": len(boxes) + 1, **box, "area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0})
     if not read:
         raise InputError(f"none of {count(len(paths), 'file')} is an image that can be read, see above")
-    pairs = zip(detector.category_ids, detector.classes, strict=True)
-    categories = [{"id": number, "name": name} for number, name in pairs]
-    files.write_json(out / DETECTIONS, {"images": read, "annotations": boxes, "categories": categories})
-    _log.info("%s on %s: %s", count(len(boxes), "box|boxes"), count(len(read), "image"), out / DETECTIONS)
+    content = {"images": read, "annotations": boxes, "categories": [{"id": n, "name": name} for name, n in categories]}
+    files.write_json(out / DETECTIONS, content)
+    if file:
+        keys = ("image_id", "category_id", "bbox", "score")
+        files.write_json(out / RESULTS, [{key: box[key] for key in keys} for box in boxes])
+    said = (
+        f"{count(len(boxes), 'box|boxes')} above {detector.score:.3g}{detector.score_is} on {count(len(read), 'image')}"
+    )
+    rest = f"; the best score was {best:.3g}" if best else ", and none below that this detector keeps"
+    _log.info("%s%s: %s", said, "" if boxes else rest, out / DETECTIONS)
     if bad_images.found:
         raise InputError(
             f"{len(bad_images.found):,} of {count(len(paths), 'image')} cannot be read, see above: all others are done"
         )
+
+
+class _Painter:
+    """Writes pictures and crops of what is found on an image."""
+
+    def __init__(self, detector: Detector, out: Path, pictures: bool, crops: bool) -> None:
+        self.classes, self.out, self.pictures, self.crops = detector.classes, out, pictures, crops
+        self.colours = drawing.palette(len(self.classes))
+        self.names: set[str] = set()
+
+    def __call__(self, path: Path, found: Detections, image: int, first: int) -> None:
+        """Write those of an image, whose boxes are numbered from `first`."""
+        if not (self.pictures or self.crops):
+            return
+        name = path.stem
+        while name.casefold() in self.names:  # some disks take `A.jpg` for `a.jpg`
+            name += f"-{image}"
+        self.names.add(name.casefold())
+        picture = Image.fromarray(np.ascontiguousarray(inputs.read(path)[..., ::-1]))
+        labels = found.label_N.tolist()
+        for number, (label, (left, top, right, bottom)) in enumerate(
+            zip(labels, found.box_N4.tolist(), strict=True) if self.crops else (), start=first
+        ):
+            folder = self.out / "crops" / (re.sub(r"[^\w-]+", "_", self.classes[label]) or "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            corner = max(0, min(int(left), picture.width - 1)), max(0, min(int(top), picture.height - 1))
+            end = (
+                max(corner[0] + 1, min(round(right), picture.width)),
+                max(corner[1] + 1, min(round(bottom), picture.height)),
+            )
+            self._save(picture.crop((*corner, *end)), folder / f"{name}-{number}.jpg")
+        if self.pictures:
+            names = [self.classes[label] if len(self.classes) > 1 else "" for label in labels]
+            drawing.draw(
+                picture, found.box_N4, names, [self.colours[label] for label in labels], found.score_N.tolist()
+            )
+            self._save(picture, self.out / f"{name}.jpg")
+
+    def _save(self, picture: Image.Image, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if max(picture.size) > LONGEST:
+            picture.thumbnail((LONGEST, LONGEST))
+        picture.save(path, **JPEG)
 
 
 def submit(params: Params, variant: str, seed: int, checkpoint: Path, split: str, out: Path) -> None:
@@ -97,26 +163,3 @@ def submit(params: Params, variant: str, seed: int, checkpoint: Path, split: str
     with zipfile.ZipFile(out / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{name}.json", json.dumps(detections, separators=(",", ":"), allow_nan=False))
     _log.info("%s on %s in %s", count(len(detections), "detection"), split, out / f"{name}.zip")
-
-
-def _collect(named: Sequence[Path], out: Path) -> list[Path]:
-    """The images that were named, each once. Folders are searched, not for hidden files, and not below `out`."""
-    paths: dict[Path, Path] = {}  # where it really is -> as it was named
-    for path in named:
-        if not path.exists():
-            raise InputError(f"{path} does not exist: name an image or a folder of images")
-        images = [path]
-        if path.is_dir():
-            images = [
-                image
-                for image in sorted(path.rglob("*"))
-                if image.suffix.lower() in ENDINGS
-                and image.is_file()
-                and not any(part.startswith(".") for part in image.relative_to(path).parts)
-                and (out.resolve() == path.resolve() or out.resolve() not in image.resolve().parents)
-            ]
-        if not images:
-            raise InputError(f"{path} holds no image that can be read ({', '.join(ENDINGS)}): name a folder that does")
-        for image in images:
-            paths.setdefault(image.resolve(), image)
-    return list(paths.values())

@@ -1,4 +1,4 @@
-"""Every seed of a trained variant: detections in COCO's format, metrics with intervals, errors by kind."""
+"""Every seed of a trained variant: detections in COCO's format, metrics with intervals, what comes out at one score."""
 
 import json
 from collections.abc import Sequence
@@ -13,16 +13,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import config, data, files, fingerprint, truth
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap, errors
+from ghm.evaluation import bootstrap, errors, outcome
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import judge, voc_ap50
 from ghm.evaluation.matches import weighted
 from ghm.params import Params
 from ghm.predict import load, predict
 from ghm.registry import DATASETS
-from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, RESAMPLED
+from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, OUTCOME, RESAMPLED, Record
 from ghm.training.samples import BadImages, collate
-from ghm.truth import Record
 
 HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which DVC compares
 
@@ -30,8 +29,8 @@ HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which
 def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, Any]:
     """Detect and measure with every seed of `variant` on `params.evaluate.split`.
 
-    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json, errors.json,
-    matches.npz, resampled.npz.
+    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json, outcome.json,
+    errors.json, matches.npz, resampled.npz.
 
     Args:
         runs: the folder that `training.train` wrote.
@@ -63,6 +62,8 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             costs = errors.analyse(judged.truth, judged.detections, judged.matches)
             files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
             judged.matches.save(len(judged.detections), folder)
+            of_run = {"split": split, "fingerprint": Record.read(runs / f"seed_{seed}").fingerprint}
+            files.write_json(folder / OUTCOME, {**of_run, **outcome.measure(judged)})
             weight_BI = bootstrap.weights(len(judged.matches.image_id_I))
             values = weighted(judged.matches, weight_BI, judged.classes)
             resampled.append(Resampled(fingerprint.measured_data(described), weight_BI.shape[1], *values))
@@ -75,7 +76,9 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     return content
 
 
-def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str) -> tuple[list[Record], list[str]]:
+def detect(
+    params: Params, variant: str, seed: int, checkpoint: Path, split: str
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Run a trained model over a split of the data set, which needs no labels.
 
     Returns:
@@ -97,7 +100,7 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
     loader = DataLoader(dataset, settings.batch_size, num_workers=settings.num_workers, collate_fn=collate)
     cv2.setNumThreads(0)  # workers are forked, and find OpenCV's threads gone
     bad_images = BadImages(params.data.max_bad_images)
-    detections: list[Record] = []
+    detections: list[dict[str, Any]] = []
     with logging_redirect_tqdm():
         batches = tqdm(loader, desc=f"{variant}, seed {seed}", unit="batch", disable=None)
         for sample, found in predict(model, batches, bad_images):
