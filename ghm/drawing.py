@@ -118,7 +118,7 @@ def place(corner_N4: np.ndarray, size_N2: np.ndarray, within: tuple[int, int]) -
 
 
 def short(name: str, most: int = LONGEST) -> str:
-    """A name of so many letters at most: of a longer one the beginning and the end, which often tells it from others."""
+    """A name of so many letters at most: of a longer one its ends, which often tell names apart."""
     return name if len(name) <= most else f"{name[: (most + 1) // 2 - 1]}…{name[len(name) - most // 2 :]}"
 
 

@@ -40,7 +40,6 @@ COLUMNS = {
 DETECTIONS = "detections.json"  # COCO results
 METRICS = "metrics.json"
 OUTCOME = "outcome.json"  # at the operating point, `evaluation.outcome.measure`
-ERRORS = "errors.json"  # kind of error -> AP50 that it costs
 MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.read`
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 

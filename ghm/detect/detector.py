@@ -40,12 +40,10 @@ def operating_point(variant: str, seed: int) -> dict[str, Any] | None:
     """The `score` of the best F1 of a finished run and the `split` that it is from; None: it is not evaluated."""
     try:
         content = json.loads((runs.detections_folder(variant, seed) / runs.OUTCOME).read_text(encoding="utf-8"))
-        record = runs.Record.read(runs.run_folder(variant, seed))
+        trained = runs.Record.read(runs.run_folder(variant, seed)).fingerprint
     except OSError:
         return None
-    return (
-        {name: content[name] for name in ("score", "split")} if content["fingerprint"] == record.fingerprint else None
-    )
+    return {name: content[name] for name in ("score", "split")} if content["fingerprint"] == trained else None
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,18 @@ class Detector:
         for key in ("model", "test_dataloader"):
             if key not in cfg:
                 raise InputError(f"{config} has no `{key}`: name the config of a detector of mmdet 3")
-        score_is = ""
-        if score is None:
-            point = point or cfg.get("operating_point")
-            score, score_is = SCORE, " (the score of the best F1 is not known)"
+        point = point or cfg.get("operating_point")
+        chosen, why = score, ""
+        if chosen is None:
+            chosen, why = SCORE, " (the score of the best F1 is not known)"
             if point:
-                score, score_is = point["score"], f" (the best F1 on {point['split']})"
+                chosen, why = float(point["score"]), f" (the score of the best F1 on {point['split']})"
         test_cfg = cfg.model.get("test_cfg") or {}
         for part in (test_cfg, test_cfg.get("rcnn") or {}):
             if "score_thr" in part:
-                part["score_thr"] = min(part["score_thr"], score)
+                part["score_thr"] = min(part["score_thr"], chosen)
         model = predict.load(cfg, checkpoint, str(config), device)
-        return cls(cfg, model, *_classes(checkpoint, cfg, model), score, score_is)
+        return cls(cfg, model, *_classes(checkpoint, cfg, model), chosen, why)
 
     def batches(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         """Read images, numbered from 1, for `ghm.predict.predict`, as the evaluation and the config's pipeline do.

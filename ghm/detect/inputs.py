@@ -5,6 +5,7 @@ import glob
 import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from ghm.errors import InputError
 from ghm.words import count
 
 ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+WHOLE = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a channel that cameras and scanners give, each in 16
 _log = logging.getLogger(__name__)
 
@@ -28,9 +30,10 @@ def collect(named: Sequence[Path], out: Path) -> list[Path]:
     """
     paths: dict[Path, Path] = {}  # where it really is -> as it was named
     for path in named:
-        images = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        images = [path] if path.is_file() else []
         if not path.exists():
-            images = [image for image in images if image.is_file()]  # of a pattern
+            pattern = glob.glob(str(path), recursive=True)  # noqa: PTH207  (Path.glob takes no absolute one)
+            images = [image for image in sorted(map(Path, pattern)) if image.is_file()]
             if not images:
                 raise InputError(f"{path} does not exist: name an image, a folder of images or a pattern (`a/*.jpg`)")
         elif path.is_dir():
@@ -65,9 +68,9 @@ def read(path: Path) -> np.ndarray:
     try:
         return decode(content)
     except UnreadableError:
-        image = None
+        image: Any = None
         with contextlib.suppress(cv2.error):
-            image = None if fault(content) else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYDEPTH | 1)
+            image = None if fault(content) else cv2.imdecode(np.frombuffer(content, np.uint8), WHOLE)
         if image is None or image.dtype != np.uint16:
             raise
         bits = next(bits for bits in DEPTHS if image.max() < 2**bits)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import data, drawing, files
+from ghm.data import annotations
 from ghm.detect import inputs
 from ghm.detect.detector import Detector
 from ghm.errors import InputError
@@ -67,16 +68,10 @@ def detect(
         for sample, everything in predict(detector.model, batches, bad_images):
             found = everything.where(np.isin(everything.label_N, labels))
             best, found = max([best, *found.score_N[:1].tolist()]), found.above(detector.score)
-            path, (height, width) = Path(sample.img_path), sample.ori_shape
-            described = {"id": sample.img_id, "file_name": path.as_posix(), "width": width, "height": height}
-            if row := rows.get(path):
-                described = {"id": row.id, "file_name": row.file_name, "width": row.width, "height": row.height}
-                if (row.width, row.height) != (width, height):
-                    sizes = f"{width} x {height}", f"{row.width} x {row.height}"
-                    _log.warning("%s has %s pixels, and not %s as in %s: its boxes are in its own", path, *sizes, file)
-            read.append(described)
+            path = Path(sample.img_path)
+            read.append(_described(sample, rows.get(path)))
             painter(path, found, sample.img_id, len(boxes) + 1)
-            for box in found.coco(described["id"], category_ids):
+            for box in found.coco(read[-1]["id"], category_ids):
                 boxes.append({"id": len(boxes) + 1, **box, "area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0})
     if not read:
         raise InputError(f"none of {count(len(paths), 'file')} is an image that can be read, see above")
@@ -85,15 +80,24 @@ def detect(
     if file:
         keys = ("image_id", "category_id", "bbox", "score")
         files.write_json(out / RESULTS, [{key: box[key] for key in keys} for box in boxes])
-    said = (
-        f"{count(len(boxes), 'box|boxes')} above {detector.score:.3g}{detector.score_is} on {count(len(read), 'image')}"
-    )
     rest = f"; the best score was {best:.3g}" if best else ", and none below that this detector keeps"
-    _log.info("%s%s: %s", said, "" if boxes else rest, out / DETECTIONS)
+    said = f"{count(len(boxes), 'box|boxes')} above {detector.score:.3g}{detector.score_is}{'' if boxes else rest}"
+    _log.info("%s: %s, of %s", said, out / DETECTIONS, count(len(read), "image"))
     if bad_images.found:
         raise InputError(
             f"{len(bad_images.found):,} of {count(len(paths), 'image')} cannot be read, see above: all others are done"
         )
+
+
+def _described(sample: Any, row: annotations.Image | None) -> dict[str, Any]:
+    """An image as a COCO file has it, by its `row` in one that has it already."""
+    height, width = sample.ori_shape
+    if row is None:
+        return {"id": sample.img_id, "file_name": Path(sample.img_path).as_posix(), "width": width, "height": height}
+    if (row.width, row.height) != (width, height):
+        sizes = f"{width} x {height} pixels, not {row.width} x {row.height} as its annotations say"
+        _log.warning("%s has %s: its boxes are in its own", sample.img_path, sizes)
+    return {"id": row.id, "file_name": row.file_name, "width": row.width, "height": row.height}
 
 
 class _Painter:
@@ -113,23 +117,16 @@ class _Painter:
             name += f"-{image}"
         self.names.add(name.casefold())
         picture = Image.fromarray(np.ascontiguousarray(inputs.read(path)[..., ::-1]))
-        labels = found.label_N.tolist()
-        for number, (label, (left, top, right, bottom)) in enumerate(
-            zip(labels, found.box_N4.tolist(), strict=True) if self.crops else (), start=first
-        ):
-            folder = self.out / "crops" / (re.sub(r"[^\w-]+", "_", self.classes[label]) or "_")
-            folder.mkdir(parents=True, exist_ok=True)
-            corner = max(0, min(int(left), picture.width - 1)), max(0, min(int(top), picture.height - 1))
-            end = (
-                max(corner[0] + 1, min(round(right), picture.width)),
-                max(corner[1] + 1, min(round(bottom), picture.height)),
-            )
-            self._save(picture.crop((*corner, *end)), folder / f"{name}-{number}.jpg")
+        classes = [self.classes[label] for label in found.label_N]
+        for number in range(len(classes)) if self.crops else ():
+            start_2 = np.floor(found.box_N4[number, :2]).clip(0, np.array(picture.size) - 1)
+            end_2 = np.ceil(found.box_N4[number, 2:]).clip(start_2 + 1, picture.size)
+            folder = self.out / "crops" / re.sub(r"[^\w-]+", "_", classes[number])
+            self._save(picture.crop((*start_2.tolist(), *end_2.tolist())), folder / f"{name}-{first + number}.jpg")
         if self.pictures:
-            names = [self.classes[label] if len(self.classes) > 1 else "" for label in labels]
-            drawing.draw(
-                picture, found.box_N4, names, [self.colours[label] for label in labels], found.score_N.tolist()
-            )
+            names = classes if len(self.classes) > 1 else [""] * len(classes)
+            colours = [self.colours[label] for label in found.label_N]
+            drawing.draw(picture, found.box_N4, names, colours, found.score_N.tolist())
             self._save(picture, self.out / f"{name}.jpg")
 
     def _save(self, picture: Image.Image, path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Detections of trained variants (`run`), metrics (`judge`), intervals (`bootstrap`), `outcome` and `errors` by kind."""
+"""Detections of trained variants (`run`), metrics (`judge`), intervals (`bootstrap`), and one score's `outcome`."""

@@ -13,14 +13,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import config, data, files, fingerprint, truth
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap, errors, outcome
+from ghm.evaluation import bootstrap, outcome
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import judge, voc_ap50
 from ghm.evaluation.matches import weighted
 from ghm.params import Params
 from ghm.predict import load, predict
 from ghm.registry import DATASETS
-from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, OUTCOME, RESAMPLED, Record
+from ghm.runs import DETECTIONS, METRICS, MODEL, OUTCOME, RESAMPLED, Record
 from ghm.training.samples import BadImages, collate
 
 HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which DVC compares
@@ -30,7 +30,7 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     """Detect and measure with every seed of `variant` on `params.evaluate.split`.
 
     Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json, outcome.json,
-    errors.json, matches.npz, resampled.npz.
+    matches.npz, resampled.npz.
 
     Args:
         runs: the folder that `training.train` wrote.
@@ -59,8 +59,6 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             detections, left_out = detect(params, variant, seed, runs / f"seed_{seed}" / MODEL, split)
             (folder / DETECTIONS).write_text(json.dumps(detections), encoding="utf-8")
             judged = judge(annotations, folder / DETECTIONS)
-            costs = errors.analyse(judged.truth, judged.detections, judged.matches)
-            files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
             judged.matches.save(len(judged.detections), folder)
             of_run = {"split": split, "fingerprint": Record.read(runs / f"seed_{seed}").fingerprint}
             files.write_json(folder / OUTCOME, {**of_run, **outcome.measure(judged)})
