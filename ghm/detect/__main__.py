@@ -1,8 +1,8 @@
 """`python -m ghm.detect --variant ghmc_ghmr photos/ --out found`: a trained detector on your own images.
 
 Writes `found/<name>.jpg`, the images with boxes drawn into them, and `found/detections.json`, a COCO file whose
-annotations have scores. Without `--score`, boxes are shown from the score on that has the best F1 on the split that
-the report is about. With `--config` and `--checkpoint` in place of `--variant`: any detector of mmdet. With `--split`
+annotations have scores. Without `--score`, boxes are shown from the score on that has the best F1 on the validation
+split. With `--config` and `--checkpoint` in place of `--variant`: any detector of mmdet. With `--split`
 in place of images: a split of the data set, as COCO's evaluation server takes it.
 """
 

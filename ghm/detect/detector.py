@@ -37,13 +37,13 @@ def find_run(variant: str, seed: int) -> tuple[Path, Path]:
 
 
 def operating_point(variant: str, seed: int) -> dict[str, Any] | None:
-    """The `score` of the best F1 of a finished run and the `split` that it is from; None: it is not evaluated."""
+    """The `score` of the best F1 of a finished run and the split it was `chosen_on`; None: it is not evaluated."""
     try:
         content = json.loads((runs.detections_folder(variant, seed) / runs.OUTCOME).read_text(encoding="utf-8"))
         trained = runs.Record.read(runs.run_folder(variant, seed)).fingerprint
     except OSError:
         return None
-    return {name: content[name] for name in ("score", "split")} if content["fingerprint"] == trained else None
+    return {name: content[name] for name in ("score", "chosen_on")} if content["fingerprint"] == trained else None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Detector:
         if chosen is None:
             chosen, why = SCORE, " (the score of the best F1 is not known)"
             if point:
-                chosen, why = float(point["score"]), f" (the score of the best F1 on {point['split']})"
+                chosen, why = float(point["score"]), f" (the score of the best F1 on {point['chosen_on']})"
         test_cfg = cfg.model.get("test_cfg") or {}
         for part in (test_cfg, test_cfg.get("rcnn") or {}):
             if "score_thr" in part:

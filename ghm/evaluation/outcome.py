@@ -1,4 +1,4 @@
-"""What a detector does at one score, that of its best F1; and AP by how many boxes an image has.
+"""The operating point, which is the score of the best F1; what is found from it on; AP by how full the images are.
 
 Shapes: D detections as `Matches` has them, I images, K classes and, in the confusion matrix, background after them.
 """
@@ -16,19 +16,15 @@ IOU = 0.5  # from here on a detection is of a box
 FULLNESS = (1, 2, 5, 10, 20)  # boxes in an image, at which each group of images begins
 
 
-def measure(judged: Judged) -> dict[str, Any]:
-    """Choose the score, and say what is found from it on: fractions, rounded to 4 digits.
+def measure(judged: Judged, score: float) -> dict[str, Any]:
+    """Say what is found from a score on: fractions, rounded to 4 digits.
 
     Returns:
-        `score`, `precision`, `recall` and `f1`, of all classes together; `classes`, for each its `boxes`, `detections`,
+        `score`; `precision`, `recall` and `f1`, of all classes together; `classes`, for each its `boxes`, `detections`,
         `hits` and, where they are defined, the same three; `confusion`, of `confusion`, as lists of the true class, the
         found one (None: background) and how often, where that is not 0; `density`, of `by_density`.
     """
-    matches, names = judged.matches, [*judged.classes, None]
-    counted_D = ~matches.ignored_TD[0]
-    hit_D = matches.hit_TD[0]
-    score_D = np.array([judged.detections[number]["score"] for number in matches.detection_D])
-    score = best_score(score_D[counted_D], hit_D[counted_D], len(matches.box_class_G))
+    names, (score_D, counted_D) = [*judged.classes, None], _scores(judged)
     count_KK = confusion(judged, np.flatnonzero(counted_D & (score_D >= score)))
     boxes_K, found_K, hits_K = count_KK.sum(axis=1)[:-1], count_KK.sum(axis=0)[:-1], count_KK.diagonal()[:-1]
     of_class = zip(judged.classes, boxes_K.tolist(), found_K.tolist(), hits_K.tolist(), strict=True)
@@ -44,13 +40,21 @@ def measure(judged: Judged) -> dict[str, Any]:
     }
 
 
-def best_score(score_D: Array, hit_D: Array, boxes: int) -> float:
+def best_score(judged: Judged) -> float:
     """The score from which on F1 is best, all classes together; of several the highest, and 1 where nothing is hit."""
-    order_D = np.argsort(-score_D, kind="stable")
-    score_D, hits_D = score_D[order_D], np.cumsum(hit_D[order_D])
-    f1_D = 2 * hits_D / (np.arange(1, len(score_D) + 1) + boxes)
+    score_D, counted_D = _scores(judged)
+    order_D = np.flatnonzero(counted_D)
+    order_D = order_D[np.argsort(-score_D[order_D], kind="stable")]
+    score_D, hits_D = score_D[order_D], np.cumsum(judged.matches.hit_TD[0, order_D])
+    f1_D = 2 * hits_D / (np.arange(1, len(score_D) + 1) + len(judged.matches.box_class_G))
     f1_D[:-1][score_D[:-1] == score_D[1:]] = 0  # a score has all that tie in it
     return float(score_D[f1_D.argmax()]) if f1_D.any() else 1.0
+
+
+def _scores(judged: Judged) -> tuple[Array, Array]:
+    """The score of each detection, and whether it counts: it hits no crowd."""
+    score_D = np.array([judged.detections[number]["score"] for number in judged.matches.detection_D])
+    return score_D, ~judged.matches.ignored_TD[0]
 
 
 def figures(boxes: int, found: int, hits: int) -> dict[str, float]:

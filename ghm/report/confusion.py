@@ -1,0 +1,97 @@
+"""Which classes were found as which: counts, and the figure of them."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ghm.drawing import short
+from ghm.evaluation.matches import Array
+from ghm.params import Params
+from ghm.report import names
+from ghm.report.inputs import Results
+from ghm.report.style import WIDTH, Plot, panels
+
+SHOWN = 25  # classes of the figure
+FEW = {4: 3, 13: 2}  # rows of a matrix, up to so many -> matrices side by side
+LONGEST = 18  # letters of a class in the figure
+BACKGROUND = "background"
+
+
+def table(results: Results) -> pd.DataFrame:
+    """How often each class was found as each, all seeds together: variant, true, found, count; without 0.
+
+    No class: background.
+    """
+    rows = [
+        {"variant": variant, "true": true, "found": found, "count": count}
+        for variant, seeds in results.outcomes.items()
+        for seed in seeds
+        for true, found, count in seed["confusion"]
+    ]
+    counts = pd.DataFrame(rows, columns=["variant", "true", "found", "count"])
+    summed: Any = counts.groupby(["variant", "true", "found"], sort=False, dropna=False)["count"].sum()
+    return summed.reset_index()
+
+
+def figure(results: Results, params: Params) -> Plot:
+    """Draw the confusion matrix of every variant; of many classes that of the first and of the best variant."""
+    classes = results.manifest["classes"]
+    count_VKK = np.stack([_matrix(results, variant) for variant in params.variants])
+    wrong_KK = count_VKK.sum(axis=0)[:-1, :-1] * ~np.eye(len(classes), dtype=bool)
+    most_K = np.lexsort((-count_VKK.sum(axis=(0, 2))[:-1], -wrong_KK.sum(axis=0) - wrong_KK.sum(axis=1)))
+    shown = np.sort(most_K[:SHOWN])
+    columns = next((columns for rows, columns in FEW.items() if len(shown) < rows), 1)
+    first, best = next(iter(params.variants)), max(params.variants, key=lambda name: results.metrics[name]["AP"])
+    drawn = [name for name in params.variants if columns > 1 or name in (first, best)]
+    side = WIDTH / min(columns, len(drawn))
+    figure, axes = panels([], len(drawn), columns, height=min(0.9 * side, 0.3 * len(shown) + 2.4))
+    labels = [names.figure(short(classes[k], LONGEST)) for k in shown]
+    rest = [f"{len(classes) - len(shown)} others"] if len(shown) < len(classes) else []
+    for ax, name in zip(axes, drawn, strict=True):
+        _draw(ax, count_VKK[[*params.variants].index(name)], shown)
+        ax.set_xticks(range(len(shown) + len(rest) + 1), [*labels, *rest, BACKGROUND])
+        ax.set_yticks(range(len(shown) + 1), [*labels, BACKGROUND])
+        turned = max(map(len, [*labels, BACKGROUND])) * 0.09 > 0.75 * side / (len(shown) + 3)
+        ax.tick_params("x", rotation=90 if turned else 0)
+        ax.tick_params(length=0, labelsize=8.5)
+        ax.set(title=names.figure(name), xlabel="found as", ylabel="true class")
+        ax.grid(visible=False)
+    limited = f" Of {len(classes)} classes, the {SHOWN} that are most often taken for another one." * bool(rest)
+    limited += " The first variant and the one with the highest AP." * (len(drawn) < len(params.variants))
+    return Plot(
+        figure,
+        "What the boxes of each class were found as",
+        "Percent of a row, from the score of the table on, all seeds together. A detection is of a box from IoU 0.5 on, "
+        "of its own class first. Blue: right. Column *background*: missed. Row *background*: false alarms, also second "
+        f"detections of a box, as shares of all false alarms.{limited} All counts: `plots/confusion.csv`.",
+    )
+
+
+def _matrix(results: Results, variant: str) -> Array:
+    """The counts of a variant, in the order of the manifest, with background in the end."""
+    place = {name: k for k, name in enumerate([*results.manifest["classes"], None])}
+    count_KK = np.zeros((len(place), len(place)), int)
+    for seed in results.outcomes[variant]:
+        for true, found, count in seed["confusion"]:
+            count_KK[place[true], place[found]] += count
+    return count_KK
+
+
+def _draw(ax: Any, count_KK: Array, shown: Array) -> None:
+    share_KK = count_KK / np.maximum(1, count_KK.sum(axis=1, keepdims=True))
+    rows = [*shown, len(count_KK) - 1]
+    kept = share_KK[rows][:, shown]
+    others = [] if len(rows) == len(count_KK) else [share_KK[rows][:, :-1].sum(axis=1) - kept.sum(axis=1)]
+    share_RC = np.column_stack([kept, *others, share_KK[rows, -1]])
+    right_RC = np.eye(*share_RC.shape, dtype=bool)
+    right_RC[-1] = False
+    for part_RC, colours in ((right_RC, "Blues"), (~right_RC, "Oranges")):
+        ax.imshow(np.ma.masked_where(~part_RC, share_RC), cmap=colours, vmin=0, vmax=1.2, aspect="auto")
+    size = min(9.0, 150 / len(rows))
+    for (row, column), share in np.ndenumerate(share_RC):
+        if share >= 0.005:
+            ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size)
+    for edge in (len(rows) - 1.5, share_RC.shape[1] - 1.5):
+        draw = ax.axhline if edge == len(rows) - 1.5 else ax.axvline
+        draw(edge, color="#666666", linewidth=0.8)
