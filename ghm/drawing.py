@@ -63,7 +63,7 @@ def draw(
             break
         font = ImageFont.truetype(file, max(SMALLEST, round(share * largest)))
         labels = _labels(corner_N4, names, scores, font, picture.size)
-    line = max(1, largest // 8)
+    line = max(1, largest // 6)
     for n, label in reversed([*enumerate(labels)]):
         width = max(1, line // 2) if label.text and not label.spot else line
         _outline(canvas, corner_N4[n].tolist(), colours[n], width, dashes[n] if dashes else None)

@@ -62,9 +62,10 @@ def figure(results: Results, params: Params) -> Plot:
     return Plot(
         figure,
         "What the boxes of each class were found as",
-        "Percent of a row, from the score of the table on, all seeds together. A detection is of a box from IoU 0.5 on, "
-        "of its own class first. Blue: right. Column *background*: missed. Row *background*: false alarms, also second "
-        f"detections of a box, as shares of all false alarms.{limited} All counts: `plots/confusion.csv`.",
+        "In percent of a row, of the detections from the score above on, all seeds together. A detection is of a box that "
+        "it overlaps with IoU 0.5 or more, one of its own class first. Blue: right. Column *background*: missed. Row "
+        "*background*: false alarms, by class; a second detection of a box is one, too."
+        f"{limited} All counts: `plots/confusion.csv`.",
     )
 
 
