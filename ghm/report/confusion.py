@@ -15,7 +15,7 @@ from ghm.report.style import WIDTH, Plot, panels
 SHOWN = 25  # classes of the figure
 FEW = {4: 3, 13: 2}  # rows of a matrix, up to so many -> matrices side by side
 LONGEST = 18  # letters of a class in the figure
-BACKGROUND = "background"
+MISSED, ALARM = "missed", "false alarm"  # the column and the row of background
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -45,14 +45,14 @@ def figure(results: Results, params: Params) -> Plot:
     first, best = next(iter(params.variants)), max(params.variants, key=lambda name: results.metrics[name]["AP"])
     drawn = [name for name in params.variants if columns > 1 or name in (first, best)]
     side = WIDTH / min(columns, len(drawn))
-    figure, axes = panels([], len(drawn), columns, height=min(0.9 * side, 0.3 * len(shown) + 2.4))
+    figure, axes = panels([], len(drawn), columns, height=min(0.9 * side, 0.25 * len(shown) + 2.4))
     labels = [names.figure(short(classes[k], LONGEST)) for k in shown]
     rest = [f"{len(classes) - len(shown)} others"] if len(shown) < len(classes) else []
     for ax, name in zip(axes, drawn, strict=True):
         _draw(ax, count_VKK[[*params.variants].index(name)], shown)
-        ax.set_xticks(range(len(shown) + len(rest) + 1), [*labels, *rest, BACKGROUND])
-        ax.set_yticks(range(len(shown) + 1), [*labels, BACKGROUND])
-        turned = max(map(len, [*labels, BACKGROUND])) * 0.09 > 0.75 * side / (len(shown) + 3)
+        ax.set_xticks(range(len(shown) + len(rest) + 1), [*labels, *rest, MISSED])
+        ax.set_yticks(range(len(shown) + 1), [*labels, ALARM])
+        turned = max(map(len, [*labels, *rest, MISSED])) * 0.09 > 0.75 * side / (len(shown) + 3)
         ax.tick_params("x", rotation=90 if turned else 0)
         ax.tick_params(length=0, labelsize=8.5)
         ax.set(title=names.figure(name), xlabel="found as", ylabel="true class")
@@ -62,9 +62,9 @@ def figure(results: Results, params: Params) -> Plot:
     return Plot(
         figure,
         "What the boxes of each class were found as",
-        "In percent of a row, of the detections from the score above on, all seeds together. A detection is of a box that "
-        "it overlaps with IoU 0.5 or more, one of its own class first. Blue: right. Column *background*: missed. Row "
-        "*background*: false alarms, by class; a second detection of a box is one, too."
+        "In percent of the boxes of a class, of the detections from the score above on, all seeds together. A detection is "
+        "of a box that it overlaps with IoU 0.5 or more, of its own class first. Blue: right. Last row: false alarms, in "
+        "percent of what was found as this class; a second detection of a box is one, too."
         f"{limited} All counts: `plots/confusion.csv`.",
     )
 
@@ -80,19 +80,22 @@ def _matrix(results: Results, variant: str) -> Array:
 
 
 def _draw(ax: Any, count_KK: Array, shown: Array) -> None:
-    share_KK = count_KK / np.maximum(1, count_KK.sum(axis=1, keepdims=True))
-    rows = [*shown, len(count_KK) - 1]
-    kept = share_KK[rows][:, shown]
-    others = [] if len(rows) == len(count_KK) else [share_KK[rows][:, :-1].sum(axis=1) - kept.sum(axis=1)]
-    share_RC = np.column_stack([kept, *others, share_KK[rows, -1]])
+    rows, rest = [*shown, len(count_KK) - 1], np.setdiff1d(np.arange(len(count_KK) - 1), shown)
+    others = [count_KK[:, rest].sum(axis=1)] if len(rest) else []
+    count_KC = np.column_stack([count_KK[:, shown], *others, count_KK[:, -1]])
+    share_RC = count_KC[rows] / np.maximum(1, count_KC[rows].sum(axis=1, keepdims=True))
+    share_RC[-1] = count_KC[-1] / np.maximum(1, count_KC.sum(axis=0))  # background has no number of boxes
     right_RC = np.eye(*share_RC.shape, dtype=bool)
     right_RC[-1] = False
     for part_RC, colours in ((right_RC, "Blues"), (~right_RC, "Oranges")):
-        ax.imshow(np.ma.masked_where(~part_RC, share_RC), cmap=colours, vmin=0, vmax=1.2, aspect="auto")
+        ax.imshow(
+            np.ma.masked_where(~part_RC | (share_RC == 0), share_RC), cmap=colours, vmin=0, vmax=1.2, aspect="auto"
+        )
     size = min(9.0, 150 / len(rows))
     for (row, column), share in np.ndenumerate(share_RC):
         if share >= 0.005:
-            ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size)
+            ink = "white" if share > 0.75 else "black"
+            ax.text(column, row, f"{100 * share:.0f}", color=ink, ha="center", va="center", fontsize=size)
     for edge in (len(rows) - 1.5, share_RC.shape[1] - 1.5):
         draw = ax.axhline if edge == len(rows) - 1.5 else ax.axvline
         draw(edge, color="#666666", linewidth=0.8)

@@ -81,10 +81,9 @@ def operating(results: Results, params: Params) -> str:
     rows = []
     for name in params.variants:
         seeds = results.outcomes[name]
-        rows.append(
-            [name, f"{np.mean([seed['score'] for seed in seeds]):.2f}", *(_mean(seeds, key) for key in FIGURES)]
-        )
-    return markdown(["variant", "from score", *(heading for heading in FIGURES.values())], rows)
+        score = np.mean([seed["score"] for seed in seeds])
+        rows.append([name, f"{score:.2f}", *(_mean(seeds, key) for key in FIGURES)])
+    return markdown(["variant", "from score", *FIGURES.values()], rows)
 
 
 def operating_per_class(results: Results, params: Params) -> str:

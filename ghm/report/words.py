@@ -106,13 +106,11 @@ def described(records: Sequence[Record], params: Params, seeds: Sequence[int]) -
 
 def operating(results: Results, params: Params) -> str:
     """Say from which score on detections are counted, and where it was chosen."""
-    chosen_on = results.outcomes[next(iter(params.variants))][0]["chosen_on"]
-    flattered = " These are the images that it is reported on, which flatters it." * (
-        chosen_on == params.evaluate.split
-    )
+    split, chosen_on = params.evaluate.split, results.outcomes[next(iter(params.variants))][0]["chosen_on"]
+    flattered = " It was chosen on the images that it is reported on, which flatters it." * (chosen_on == split)
     return (
-        f"In percent on `{params.evaluate.split}`, at IoU 0.5, of the detections from one score on: the one with the best "
-        f"F1 on `{chosen_on}`, all classes together, by variant and seed.{flattered} `python -m ghm.detect` shows boxes "
+        f"In percent on `{split}`, at IoU 0.5, of the detections from one score on: that of the best F1 on "
+        f"`{chosen_on}`, all classes together, of each trained detector.{flattered} `python -m ghm.detect` shows boxes "
         "from it on."
     )
 
