@@ -32,7 +32,7 @@ def apply(name: str) -> str:
     meant = params.parse(content)
     if meant == parameters:
         return ""
-    check.losses(meant)
+    check.whole(meant)
     text = io.StringIO()
     yaml.dump(content, text)
     after = text.getvalue()

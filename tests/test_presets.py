@@ -19,7 +19,6 @@ OVERRIDES: dict[str, Any] = {  # valid with all presets
     "train.image_scale": [96, 64],
     "model.anchors.ratios": [2.0],
     "train.grad_clip": None,
-    "machine.trackers": ["tensorboard"],
     "train.lr": 0.003,
 }
 

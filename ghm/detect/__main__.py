@@ -2,8 +2,7 @@
 
 Writes `found/<name>.jpg`, the images with boxes drawn into them, and `found/detections.json`, a COCO file whose
 annotations have scores. Without `--score`, boxes are shown from the score on that has the best F1 on the validation
-split. With `--config` and `--checkpoint` in place of `--variant`: any detector of mmdet. With `--split`
-in place of images: a split of the data set, as COCO's evaluation server takes it.
+split. With `--config` and `--checkpoint` in place of `--variant`: any detector of mmdet.
 """
 
 import argparse
@@ -16,12 +15,11 @@ from ghm.errors import InputError
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ghm.detect", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("images", metavar="IMAGE", nargs="*", type=Path, help="also a folder to search, or a pattern such as 'a/*.jpg'")
+    add("images", metavar="IMAGE", nargs="+", type=Path, help="also a folder to search, or a pattern such as 'a/*.jpg'")
     add("--variant", help="a trained variant: the model of runs/<variant>/seed_<n>/")
     add("--seed", type=int, help="which of its models; the first of `seeds` in params.yaml")
     add("--config", type=Path, help="a config of mmdet, in place of --variant")
     add("--checkpoint", type=Path, help="the checkpoint that belongs to --config")
-    add("--split", help="a split of the data set in place of images, such as test-dev")
     add("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     add("--score", type=float, help="the lowest score that is shown; that of the best F1, or 0.3 where none is known")
     add("--classes", metavar="A,B", help="the others are left out")
@@ -34,8 +32,7 @@ def main() -> None:
     wrong = {
         "name one detector: --variant, or --config and --checkpoint": bool(variant) == bool(config)
         or bool(config) != bool(checkpoint),
-        "--seed and --split belong to --variant": not variant and (arguments.seed is not None or arguments.split),
-        "name images or folders, or else a --split": bool(arguments.images) == bool(arguments.split),
+        "--seed belongs to --variant": not variant and arguments.seed is not None,
         f"--score must be in [0, 1], got {arguments.score}": not 0 <= (arguments.score or 0) <= 1,
         f"--out must be a folder, {arguments.out} is a file": arguments.out.exists() and not arguments.out.is_dir(),
     }
@@ -45,15 +42,12 @@ def main() -> None:
     # Not before: help and mistakes need not wait for PyTorch and mmdet.
     from ghm import params
     from ghm.detect.detector import Detector, find_run, operating_point
-    from ghm.detect.run import detect, submit
+    from ghm.detect.run import detect
 
     point = None
     if variant:
         seed = params.load().seeds[0] if arguments.seed is None else arguments.seed
         config, checkpoint = find_run(variant, seed)
-        if arguments.split:
-            submit(params.load(), variant, seed, checkpoint, arguments.split, arguments.out)
-            return
         point = operating_point(variant, seed)
     detector = Detector.open(config, checkpoint, arguments.score, point)
     detect(

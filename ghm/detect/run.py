@@ -1,9 +1,7 @@
-"""Detect on images, draw what is found and write COCO files; or on a split, for COCO's evaluation server."""
+"""Detect on images, draw what is found and write COCO files."""
 
-import json
 import logging
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,11 @@ from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import data, drawing, files
+from ghm import drawing, files
 from ghm.data import annotations
 from ghm.detect import inputs
 from ghm.detect.detector import Detector
 from ghm.errors import InputError
-from ghm.evaluation import run as evaluation
-from ghm.params import Params
 from ghm.predict import Detections, predict
 from ghm.runs import DETECTIONS
 from ghm.training.samples import BadImages
@@ -134,29 +130,3 @@ class _Painter:
         if max(picture.size) > LONGEST:
             picture.thumbnail((LONGEST, LONGEST))
         picture.save(path, **JPEG)
-
-
-def submit(params: Params, variant: str, seed: int, checkpoint: Path, split: str, out: Path) -> None:
-    """Detect on a split of the present data set and write `out/detections_<split>_<variant>_results.zip`.
-
-    Args:
-        checkpoint: of `variant`, which fits the present parameters.
-
-    Raises:
-        InputError: the data set has no such split or is not there, the model does not fit, or images cannot be read.
-    """
-    params.variant(variant)
-    known = data.read_manifest(params)["splits"]
-    if split not in known:
-        remedy = ": for test-dev set data.test2017 to true and run `dvc repro data`" * (params.data.name == "coco")
-        raise InputError(f"--split must be one of {', '.join(known)} of {params.data.name}, got {split!r}{remedy}")
-    data.ensure(params)
-    detections, _ = evaluation.detect(params, variant, seed, checkpoint, split)
-    for row in detections:  # the server asks for few digits, to keep the file small
-        row["bbox"] = [round(side, 2) for side in row["bbox"]]
-        row["score"] = round(row["score"], 6)
-    name = f"detections_{'test-dev2017' if split == 'test-dev' else split}_{variant}_results"  # as the server wants it
-    out.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(out / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{name}.json", json.dumps(detections, separators=(",", ":"), allow_nan=False))
-    _log.info("%s on %s in %s", count(len(detections), "detection"), split, out / f"{name}.zip")

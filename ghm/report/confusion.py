@@ -62,9 +62,9 @@ def figure(results: Results, params: Params) -> Plot:
     return Plot(
         figure,
         "What the boxes of each class were found as",
-        "In percent of the boxes of a class, of the detections from the score above on, all seeds together. A detection is "
-        "of a box that it overlaps with IoU 0.5 or more, of its own class first. Blue: right. Last row: false alarms, in "
-        "percent of what was found as this class; a second detection of a box is one, too."
+        "In percent of the boxes of a class, of the detections from the score above on, all seeds together. A "
+        "detection is of a box that it overlaps with IoU 0.5 or more, of its own class first. Blue: right. Last row: "
+        "false alarms, in percent of what was found as this class; a second detection of a box is one, too."
         f"{limited} All counts: `plots/confusion.csv`.",
     )
 

@@ -1,7 +1,6 @@
 """What a person sees of a training run, and its tables. Only the first process of a run has one."""
 
 import csv
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ghm.errors import InputError
 from ghm.runs import COLUMNS, LOG, VALIDATION
 
 _SUMS = ("loss", "loss_cls", "loss_bbox", "grad_norm", "positives", "steps")
@@ -31,10 +29,6 @@ class Progress:
         steps: in an epoch.
         interval: steps between rows of the log, at most `steps`.
         batch_size: images per step, of all processes together.
-        trackers: where to show the log as well: tensorboard, or nothing.
-
-    Raises:
-        InputError: a tracker is not installed.
     """
 
     def __init__(
@@ -46,14 +40,9 @@ class Progress:
         steps: int,
         interval: int,
         batch_size: int,
-        trackers: Sequence[str] = (),
     ) -> None:
-        if trackers and importlib.util.find_spec("tensorboard") is None:
-            raise InputError("machine.trackers: tensorboard is missing: `pip install tensorboard`, or take it out")
         self._folder, self._name = folder, name
         self._epochs, self._steps, self._interval, self._batch_size = epochs, steps, interval, batch_size
-        self._tracks = bool(trackers)
-        self._board: Any = None
         self._tables: dict[str, list[Row]] = {table: [] for table in COLUMNS}
         for table in COLUMNS:
             (folder / table).unlink(missing_ok=True)
@@ -87,7 +76,6 @@ class Progress:
             known = {**means, "step": step, "epoch": epoch + 1, "lr": float(lr)}
             row = {column: known[column] for column in COLUMNS[LOG]}
             self.record(LOG, [row])
-            self._track(step, {name: value for name, value in row.items() if name != "step"})
             self._show(row, step_in_epoch)
         self._bar.update(step - self._bar.n)
         return finished
@@ -98,7 +86,6 @@ class Progress:
         if ap < 0:
             _log.info("%s: no AP after epoch %d: a part of the validation split has no boxes", self._name, epoch)
             return
-        self._track(epoch * self._steps, {"AP": float(ap)})
         _log.info("%s: AP so far %.1f after epoch %d of %d", self._name, 100 * ap, epoch, self._epochs)
 
     def record(self, table: str, rows: Sequence[Row]) -> None:
@@ -138,10 +125,8 @@ class Progress:
         return self._seconds + perf_counter() - self._started
 
     def close(self) -> None:
-        """Let go of the terminal and the tracker."""
+        """Let go of the terminal."""
         self._bar.close()
-        if self._board is not None:
-            self._board.close()
 
     def _show(self, row: Row, step_in_epoch: int) -> None:
         """A row of the log beside the bar, or as a line."""
@@ -158,18 +143,6 @@ class Progress:
             left = tqdm.format_interval(seconds * (self._epochs * self._steps - self._step))
             parts += [f"{self._batch_size / seconds:.1f} images/s", f"{left} left"]
         _log.info("%s: %s", self._name, ", ".join(parts))
-
-    def _track(self, step: int, values: Mapping[str, Any]) -> None:
-        if not self._tracks:
-            return
-        if self._board is None:
-            # Not before: only now is it known where the run goes on. TensorBoard hides what is there from that step on.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
 
 
 class _Bar(tqdm):

@@ -24,7 +24,7 @@ from ghm import backbones, checkpoints, config, data, files, fingerprint, runs
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.runs import Record
-from ghm.training import guards, state
+from ghm.training import state
 from ghm.training.engine import Engine
 from ghm.training.loop import Loop
 from ghm.training.processes import Processes
@@ -165,9 +165,6 @@ def _fit(run: _Run) -> None:
     progress = None
     if processes.first:
         _log.info("learning rate %g for %s per step", train.learning_rate, count(train.batch_size, "image"))
-        warning = guards.learning_rate_warning(train)
-        if warning:
-            _log.warning(warning)
         steps = config.steps(train, data.read_manifest(run.parameters))
         progress = Progress(
             run.folder,
@@ -176,7 +173,6 @@ def _fit(run: _Run) -> None:
             steps=steps,
             interval=min(LOG_INTERVAL, steps),
             batch_size=train.batch_size,
-            trackers=run.parameters.machine.trackers,
         )
     measure_ap = ValidationSample(run.cfg) if train.val_images else None
     loop = Loop(engine, run.parameters, run.variant, run.folder, processes, progress=progress, measure_ap=measure_ap)
