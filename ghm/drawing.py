@@ -17,6 +17,7 @@ TEXT = 0.019  # height of the letters as a share of the side of a square of as m
 SMALLER = (0.8, 0.65, 0.5)  # that height times so much, where labels have no room
 SMALLEST = 10  # pixels: smaller letters cannot be read
 LONGEST = 20  # letters of a name
+HIDDEN = 0.7  # of boxes, in shares of their areas: a label that would hide more is left out
 Dash = tuple[int, int]  # on and off, in widths of the line
 Spot = tuple[int, int, int, int]  # left, top, right, bottom: the last two are outside
 
@@ -42,7 +43,7 @@ def draw(
     """Draw boxes and their labels, the first on top, into a picture.
 
     A label stands beside its box, inside where there is no room, and is left out, the line of its box thinner, where it
-    would lie on another one.
+    would lie on another one or hide other boxes.
 
     Args:
         picture: in RGB.
@@ -56,7 +57,7 @@ def draw(
     canvas = ImageDraw.Draw(picture)
     corner_N4 = np.asarray(box_N4, float).reshape(-1, 4).clip(0, np.tile(picture.size, 2) - 1).round().astype(int)
     largest = size or max(SMALLEST, round(TEXT * (picture.width * picture.height) ** 0.5))
-    file = fonts.most_of("".join(names))
+    file = fonts.most_of("".join(sorted({*"".join(names)})))
     labels = _labels(corner_N4, names, scores, ImageFont.truetype(file, largest), picture.size)
     for share in () if size else SMALLER:
         if all(label.spot or not label.text for label in labels):
@@ -94,7 +95,8 @@ def place(corner_N4: np.ndarray, size_N2: np.ndarray, within: tuple[int, int]) -
     """Where labels of these widths and heights go in a picture of this width and height, first come, first served.
 
     No two rectangles [left, right) x [top, bottom) meet. Of the free places around and inside its box a label takes the
-    one that hides least of the boxes, in shares of their areas. None: it has no size, or no place is free.
+    one that hides least of the boxes, in shares of their areas. None: it has no size, no place is free, or it would
+    hide more than HIDDEN.
     """
     taken, spots = np.empty((0, 4), int), list[Spot | None]()
     area_N = np.maximum(1, np.prod(corner_N4[:, 2:] - corner_N4[:, :2] + 1, axis=1))
@@ -111,7 +113,7 @@ def place(corner_N4: np.ndarray, size_N2: np.ndarray, within: tuple[int, int]) -
         hidden_P = (_common(spot_P4, box_N4) / area_N).sum(axis=1) + 0.02 * np.arange(len(places))
         hidden_P[_common(spot_P4, taken).any(axis=1)] = np.inf
         best = int(hidden_P.argmin())
-        free = hidden_P[best] < np.inf and 0 < width <= within[0] and 0 < height <= within[1]
+        free = hidden_P[best] < HIDDEN and 0 < width <= within[0] and 0 < height <= within[1]
         spots.append(tuple(spot_P4[best].tolist()) if free else None)
         taken = np.concatenate([taken, spot_P4[[best]]]) if free else taken
     return spots
@@ -119,6 +121,7 @@ def place(corner_N4: np.ndarray, size_N2: np.ndarray, within: tuple[int, int]) -
 
 def short(name: str, most: int = LONGEST) -> str:
     """A name of so many letters at most: of a longer one its ends, which often tell names apart."""
+    name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: (most + 1) // 2 - 1]}…{name[len(name) - most // 2 :]}"
 
 

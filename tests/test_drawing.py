@@ -50,7 +50,8 @@ def test_no_label_lies_on_another_or_outside_the_picture_and_each_is_at_its_box(
     row_N6 = np.array(rows, int).reshape(-1, 6)
     corner_N4 = np.concatenate([row_N6[:, :2], row_N6[:, :2] + row_N6[:, 2:4]], axis=1).clip(0, np.tile(within, 2) - 1)
     spots = drawing.place(corner_N4, row_N6[:, 4:], within)
-    assert not rows or spots[0], "the first one has room"
+    for n in range(len(rows)):
+        assert drawing.place(corner_N4[[n]], row_N6[[n], 4:], within)[0], "a label alone has room"
     for left, top, right, bottom in filter(None, spots):
         assert 0 <= left < right <= 400 and 0 <= top < bottom <= 300
     for spot, (left, top, right, bottom), (width, height) in zip(spots, corner_N4, row_N6[:, 4:], strict=True):

@@ -56,7 +56,7 @@ def main() -> None:
         arguments.out,
         pictures=arguments.pictures,
         crops=arguments.crops,
-        classes=arguments.classes.split(",") if arguments.classes else (),
+        classes=[name.strip() for name in arguments.classes.split(",")] if arguments.classes else [],
         file=arguments.annotations,
     )
 

@@ -9,6 +9,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from ghm import drawing
+from ghm.data.images import decode
 from ghm.params import Params
 from ghm.report import names
 from ghm.report.inputs import Results
@@ -16,7 +17,9 @@ from ghm.report.style import DPI, WIDTH, Plot
 from ghm.words import count
 
 HEIGHT = 14.0  # inches of the gallery for square images: decides how many images there are
-CELLS = 5  # of the gallery side by side at most: more would be too small to see
+CELLS = {4: 5, 10: 4}  # boxes of an image, so many on average -> cells side by side at most
+CROWDED = 3  # cells where there are more boxes
+TALLEST = 3  # heights of a cell by its width
 GAP, TITLE, LETTERS = 6, 42, 19  # pixels of the gallery: between cells, above each, of labels
 Box = dict[str, Any]
 
@@ -43,26 +46,30 @@ def gallery(results: Results, params: Params) -> Plot:
     Raises:
         FileNotFoundError: an image is missing.
     """
-    lines = -(-(1 + len(params.variants)) // CELLS)
+    boxes = len(results.truth["annotations"]) / len({box["image_id"] for box in results.truth["annotations"]})
+    most = next((cells for limit, cells in CELLS.items() if boxes <= limit), CROWDED)
+    lines = -(-(1 + len(params.variants)) // most)
     columns = -(-(1 + len(params.variants)) // lines)
     page = round(WIDTH * DPI)
     side = (page + GAP) // columns - GAP
-    images = shown_images(results, int(HEIGHT * DPI / (lines * side)))
-    heights = [max(1, round(side * image["height"] / image["width"])) for image in images]
+    images = shown_images(results, max(2, int(HEIGHT * DPI / (lines * side))))
+    scales = [min(side / image["width"], TALLEST * side / image["height"]) for image in images]
+    heights = [max(1, round(scale * image["height"])) for scale, image in zip(scales, images, strict=True)]
     whole = TITLE + sum(lines * (TITLE + height) for height in heights)
     figure = Figure(figsize=(WIDTH, whole / DPI), dpi=DPI)
     classes = {category["id"]: names.line(category["name"]) for category in results.truth["categories"]}
     top = TITLE
-    for image, height in zip(images, heights, strict=True):
-        with Image.open(results.images / image["file_name"]) as picture:
-            pixels = picture.convert("RGB").resize((side, height), Image.Resampling.LANCZOS)
+    for image, height, scale in zip(images, heights, scales, strict=True):
+        width = max(1, round(scale * image["width"]))
+        decoded = decode((results.images / image["file_name"]).read_bytes())  # turned as its EXIF says
+        pixels = Image.fromarray(decoded[..., ::-1].copy()).resize((width, height), Image.Resampling.LANCZOS)
         for place, (title, boxes) in enumerate(marks(results, image["id"])):
             line, column = divmod(place, columns)
             bottom = whole - top - line * (TITLE + height) - TITLE - height
-            corners = column * (side + GAP) / page, bottom / whole, side / page, height / whole
+            corners = column * (side + GAP) / page, bottom / whole, width / page, height / whole
             ax = figure.add_axes(corners, frameon=False, xticks=[], yticks=[])
             ax.set_title(names.figure(title), fontsize=9.5, fontweight="normal", pad=3)
-            ax.imshow(_drawn(pixels, boxes, classes, side / image["width"]), aspect="auto", interpolation="none")
+            ax.imshow(_drawn(pixels, boxes, classes, scale), aspect="auto", interpolation="none")
         top += lines * (TITLE + height)
     handles = [
         Line2D([], [], color=look.colour, linestyle=(0, look.dash) if look.dash else "-", linewidth=3, label=look.words,
@@ -87,11 +94,11 @@ def gallery(results: Results, params: Params) -> Plot:
 
 def shown_images(results: Results, most: int) -> list[dict[str, Any]]:
     """Evenly spaced images with boxes and without crowds: no detection in a crowd is simply right or wrong."""
+    unreadable = {name for metrics in results.metrics.values() for name in metrics["unreadable_images"]}
     boxes = results.truth["annotations"]
     usable = {box["image_id"] for box in boxes} - {box["image_id"] for box in boxes if box["iscrowd"]}
-    images = sorted(
-        (image for image in results.truth["images"] if image["id"] in usable), key=lambda image: image["id"]
-    )
+    images = [image for image in results.truth["images"] if image["id"] in usable]
+    images = sorted((image for image in images if image["file_name"] not in unreadable), key=lambda image: image["id"])
     return [images[round(place)] for place in np.linspace(0, len(images) - 1, min(most, len(images)))]
 
 
