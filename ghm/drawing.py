@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,20 +13,12 @@ from ghm import fonts
 COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#009E73", "#CC79A7", "#D55E00", "#FFFFFF")
 LIGHTEST, DARKEST = 97, 50  # CIELAB's L of further colours: black letters have WCAG's contrast of 4.5 from 50 on
 TEXT = 0.019  # height of the letters as a share of the side of a square of as many pixels
-SMALLER = (0.8, 0.65, 0.5)  # that height times so much, where labels have no room
+SMALLER = (1.0, 0.8, 0.65, 0.5)  # that height times so much, where labels have no room
 SMALLEST = 10  # pixels: smaller letters cannot be read
 LONGEST = 20  # letters of a name
 HIDDEN = 0.7  # of boxes, in shares of their areas: a label that would hide more is left out
 Dash = tuple[int, int]  # on and off, in widths of the line
 Spot = tuple[int, int, int, int]  # left, top, right, bottom: the last two are outside
-
-
-class Label(NamedTuple):
-    """Of a box; without a spot where there is no room."""
-
-    text: str
-    font: Any
-    spot: Spot | None
 
 
 def draw(
@@ -54,41 +45,28 @@ def draw(
         dashes: of each box; None: a solid line.
         size: height of the letters in pixels; by default it follows the size of the picture and the room for labels.
     """
-    canvas = ImageDraw.Draw(picture)
     corner_N4 = np.asarray(box_N4, float).reshape(-1, 4).clip(0, np.tile(picture.size, 2) - 1).round().astype(int)
+    ends = [""] * len(names) if scores is None else [f" {score:.2f}" for score in scores]
+    texts = [(short(name) + end).strip() for name, end in zip(names, ends, strict=True)]
     largest = size or max(SMALLEST, round(TEXT * (picture.width * picture.height) ** 0.5))
-    file = fonts.most_of("".join(sorted({*"".join(names)})))
-    labels = _labels(corner_N4, names, scores, ImageFont.truetype(file, largest), picture.size)
-    for share in () if size else SMALLER:
-        if all(label.spot or not label.text for label in labels):
+    file = fonts.most_of("".join(sorted({*"".join(texts)})))
+    font, spots = ImageFont.truetype(file, largest), list[Spot | None]()
+    for height in [largest] if size else [max(SMALLEST, round(share * largest)) for share in SMALLER]:
+        font = ImageFont.truetype(file, height)
+        widths = [min(round(font.getlength(text)) + height // 4, picture.width) if text else 0 for text in texts]
+        spots = place(corner_N4, np.array([[width, round(1.3 * height)] for width in widths]), picture.size)
+        if all(spot or not text for spot, text in zip(spots, texts, strict=True)):
             break
-        font = ImageFont.truetype(file, max(SMALLEST, round(share * largest)))
-        labels = _labels(corner_N4, names, scores, font, picture.size)
-    line = max(1, largest // 6)
-    for n, label in reversed([*enumerate(labels)]):
-        width = max(1, line // 2) if label.text and not label.spot else line
+    canvas, line = ImageDraw.Draw(picture), max(1, largest // 6)
+    for n in reversed(range(len(texts))):
+        width = max(1, line // 2) if texts[n] and not spots[n] else line
         _outline(canvas, corner_N4[n].tolist(), colours[n], width, dashes[n] if dashes else None)
-    for label, colour in zip(labels, colours, strict=True):
-        if label.spot:
-            left, top, right, bottom = label.spot
-            canvas.rectangle((left, top, right - 1, bottom - 1), fill=colour)
-            canvas.text(((left + right) / 2, (top + bottom) / 2), label.text, "black", label.font, anchor="mm")
-
-
-def _labels(
-    corner_N4: np.ndarray, names: Sequence[str], scores: Sequence[float] | None, font: Any, within: tuple[int, int]
-) -> list[Label]:
-    """What labels say in this font, and where they go in a picture of this width and height."""
-    pad = 2 * max(1, font.size // 8)
-    texts = []
-    for number, name in enumerate(names):
-        text = short(name) if scores is None else f"{short(name)} {scores[number]:.2f}".strip()
-        while len(text) > 1 and font.getlength(text) + pad > within[0]:
-            text = short(text, len(text) - 1)
-        texts.append(text)
-    size_N2 = np.array([[font.getlength(text) + pad, 1.3 * font.size] if text else [0, 0] for text in texts])
-    spots = place(corner_N4, size_N2.round().astype(int).reshape(-1, 2), within)
-    return [Label(text, font, spot) for text, spot in zip(texts, spots, strict=True)]
+    for spot, text, colour in zip(spots, texts, colours, strict=True):
+        if spot:
+            canvas.rectangle((*spot[:2], spot[2] - 1, spot[3] - 1), fill=colour)
+            while len(text) > 1 and font.getlength(text) > spot[2] - spot[0]:
+                text = short(text, len(text) - 1)
+            canvas.text(((spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2), text, "black", font, anchor="mm")
 
 
 def place(corner_N4: np.ndarray, size_N2: np.ndarray, within: tuple[int, int]) -> list[Spot | None]:
@@ -154,10 +132,10 @@ def _outline(canvas: ImageDraw.ImageDraw, corners: Sequence[int], colour: str, l
     if dash is None:
         canvas.rectangle((left, top, right, bottom), outline=colour, width=line)
         return
-    on, period = line * dash[0], line * sum(dash)
-    for start in range(left, right + 1, period):
-        for y in (top, max(top, bottom - line + 1)):
-            canvas.rectangle((start, y, min(start + on - 1, right), min(y + line - 1, bottom)), fill=colour)
-    for start in range(top, bottom + 1, period):
-        for x in (left, max(left, right - line + 1)):
-            canvas.rectangle((x, start, min(x + line - 1, right), min(start + on - 1, bottom)), fill=colour)
+    for start in range(0, max(right - left, bottom - top) + 1, line * sum(dash)):
+        stop = start + line * dash[0] - 1
+        sides = [(left + start, y, min(left + stop, right), y + line - 1) for y in (top, bottom - line + 1)]
+        sides += [(x, top + start, x + line - 1, min(top + stop, bottom)) for x in (left, right - line + 1)]
+        for side in sides:
+            if side[0] <= min(side[2], right) and side[1] <= min(side[3], bottom):
+                canvas.rectangle(side, fill=colour)

@@ -104,9 +104,9 @@ def known(paths: Sequence[Path], file: Path, classes: Sequence[str]) -> tuple[di
         parts = path.absolute().parts
         names = (Path(*parts[start:]).as_posix() for start in range(len(parts)))
         if row := next((rows[name] for name in names if name in rows), None):
-            if row.id in path_of:
+            if path_of.setdefault(row.id, path) != path:
                 raise InputError(f"{row.file_name} of {file} may be {path_of[row.id]} or {path}: name one of them")
-            found[path], path_of[row.id] = row, path
+            found[path] = row
     if not found:
         raise InputError(f"{file} names none of {count(len(paths), 'image')}, such as {paths[0]}")
     if len(found) < len(paths):

@@ -10,7 +10,7 @@ from ghm.evaluation.matches import Array
 from ghm.params import Params
 from ghm.report import names
 from ghm.report.inputs import Results
-from ghm.report.style import WIDTH, Plot, panels
+from ghm.report.style import GREY, WIDTH, Plot, panels
 
 SHOWN = 25  # classes of the figure
 FEW = {4: 3, 13: 2}  # rows of a matrix, up to so many -> matrices side by side
@@ -19,41 +19,34 @@ MISSED, ALARM = "missed", "false alarm"  # the column and the row of background
 
 
 def table(results: Results) -> pd.DataFrame:
-    """How often each class was found as each, all seeds together: variant, true, found, count; without 0.
-
-    No class: background.
-    """
+    """How often each class was found as each, all seeds together: variant, true, found, count; None is background."""
+    classes = [*results.manifest["classes"], None]
     rows = [
-        {"variant": variant, "true": true, "found": found, "count": count}
-        for variant, seeds in results.outcomes.items()
-        for seed in seeds
-        for true, found, count in seed["confusion"]
+        (variant, classes[true], classes[found], count_KK[true, found])
+        for variant, count_KK in _counts(results).items()
+        for true, found in np.argwhere(count_KK)
     ]
-    counts = pd.DataFrame(rows, columns=["variant", "true", "found", "count"])
-    summed: Any = counts.groupby(["variant", "true", "found"], sort=False, dropna=False)["count"].sum()
-    return summed.reset_index()
+    return pd.DataFrame(rows, columns=["variant", "true", "found", "count"])
 
 
 def figure(results: Results, params: Params) -> Plot:
     """Draw the confusion matrix of every variant; of many classes that of the first and of the best variant."""
-    classes = results.manifest["classes"]
-    count_VKK = np.stack([_matrix(results, variant) for variant in params.variants])
-    wrong_KK = count_VKK.sum(axis=0)[:-1, :-1] * ~np.eye(len(classes), dtype=bool)
-    most_K = np.lexsort((-count_VKK.sum(axis=(0, 2))[:-1], -wrong_KK.sum(axis=0) - wrong_KK.sum(axis=1)))
-    shown = np.sort(most_K[:SHOWN])
+    classes, counts = results.manifest["classes"], _counts(results)
+    wrong_KK = np.sum([*counts.values()], axis=0)[:-1, :-1] * ~np.eye(len(classes), dtype=bool)
+    shown = np.sort(np.argsort(-wrong_KK.sum(axis=0) - wrong_KK.sum(axis=1), kind="stable")[:SHOWN])
     columns = next((columns for rows, columns in FEW.items() if len(shown) < rows), 1)
-    first, best = next(iter(params.variants)), max(params.variants, key=lambda name: results.metrics[name]["AP"])
-    drawn = [name for name in params.variants if columns > 1 or name in (first, best)]
+    best = max(params.variants, key=lambda name: results.metrics[name]["AP"])
+    drawn = [name for name in params.variants if columns > 1 or name in (next(iter(params.variants)), best)]
     side = WIDTH / min(columns, len(drawn))
     figure, axes = panels([], len(drawn), columns, height=min(0.9 * side, 0.25 * len(shown) + 2.4))
     labels = [names.figure(short(classes[k], LONGEST)) for k in shown]
     rest = [f"{len(classes) - len(shown)} others"] if len(shown) < len(classes) else []
     for ax, name in zip(axes, drawn, strict=True):
-        _draw(ax, count_VKK[[*params.variants].index(name)], shown)
+        _draw(ax, counts[name], shown)
         ax.set_xticks(range(len(shown) + len(rest) + 1), [*labels, *rest, MISSED])
         ax.set_yticks(range(len(shown) + 1), [*labels, ALARM])
-        turned = max(map(len, [*labels, *rest, MISSED])) * 0.09 > 0.75 * side / (len(shown) + 3)
-        ax.tick_params("x", rotation=90 if turned else 0)
+        turned = max(map(len, [*labels, *rest, MISSED])) * 0.09 > 0.75 * side / (len(shown) + 3)  # inches
+        ax.tick_params("x", rotation=90 * turned)
         ax.tick_params(length=0, labelsize=8.5)
         ax.set(title=names.figure(name), xlabel="found as", ylabel="true class")
         ax.grid(visible=False)
@@ -69,14 +62,14 @@ def figure(results: Results, params: Params) -> Plot:
     )
 
 
-def _matrix(results: Results, variant: str) -> Array:
-    """The counts of a variant, in the order of the manifest, with background in the end."""
+def _counts(results: Results) -> dict[str, Array]:
+    """Of each variant, all seeds together, in the order of the manifest, with background in the end."""
     place = {name: k for k, name in enumerate([*results.manifest["classes"], None])}
-    count_KK = np.zeros((len(place), len(place)), int)
-    for seed in results.outcomes[variant]:
-        for true, found, count in seed["confusion"]:
-            count_KK[place[true], place[found]] += count
-    return count_KK
+    counts = {variant: np.zeros((len(place), len(place)), int) for variant in results.outcomes}
+    for variant, seeds in results.outcomes.items():
+        for true, found, count in (row for seed in seeds for row in seed["confusion"]):
+            counts[variant][place[true], place[found]] += count
+    return counts
 
 
 def _draw(ax: Any, count_KK: Array, shown: Array) -> None:
@@ -96,6 +89,5 @@ def _draw(ax: Any, count_KK: Array, shown: Array) -> None:
         if share >= 0.005:
             ink = "white" if share > 0.75 else "black"
             ax.text(column, row, f"{100 * share:.0f}", color=ink, ha="center", va="center", fontsize=size)
-    for edge in (len(rows) - 1.5, share_RC.shape[1] - 1.5):
-        draw = ax.axhline if edge == len(rows) - 1.5 else ax.axvline
-        draw(edge, color="#666666", linewidth=0.8)
+    ax.axhline(len(rows) - 1.5, color=GREY, linewidth=0.8)
+    ax.axvline(share_RC.shape[1] - 1.5, color=GREY, linewidth=0.8)
