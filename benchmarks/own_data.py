@@ -76,7 +76,9 @@ def run(name: str, folder: Path, layout: str, preset: str) -> dict[str, Any]:
     truth = original(folder, json.loads((root / split["annotations"]).read_bytes()), manifest["classes"])
     rows = []
     for metrics in sorted((clone / "detections").glob("*/metrics.json")):
-        record = json.loads((metrics.parent.parent.parent / "runs" / metrics.parent.name / "seed_0" / "context.json").read_text())
+        record = json.loads(
+            (metrics.parent.parent.parent / "runs" / metrics.parent.name / "seed_0" / "context.json").read_text()
+        )
         detections = json.loads((metrics.parent / "seed_0" / "detections.json").read_text())
         ap = json.loads(metrics.read_text())["AP"]
         rows.append(
