@@ -39,7 +39,5 @@ def read(tree: Tree, layout: str | None) -> tuple[str, dict[str, Annotations]]:
     ((name, files),) = found.items()
     splits = READERS[name].read(tree, files)
     if not splits.get("train"):
-        raise InputError(
-            f"{tree.root} has labels for {', '.join(splits) or 'none of its images'}, and no images to train on"
-        )
+        raise InputError(f"{tree.root}: there is no image to train on, only {', '.join(splits) or 'labels of none'}")
     return f"{count(len(files), _FILES[name])}", splits

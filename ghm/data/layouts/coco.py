@@ -4,7 +4,6 @@ Ids that are text become numbers, a box without `bbox` gets that of its polygons
 pixels, and the parent class that Roboflow adds is left out where it has no box.
 """
 
-import json
 import mmap
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from ghm.errors import InputError
 from ghm.words import count
 
 _KEYS = ("images", "annotations", "categories")
+_ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 _OUTSIDE = 0.2  # share of the boxes that leave their image; with more, they are looked at as corners
 
 
@@ -29,13 +29,10 @@ def labels(tree: Tree) -> list[str]:
 
 
 def _is_coco(path: Path) -> bool:
-    with path.open("rb") as file:
-        encoding = json.detect_encoding(file.read(4))
-        if not path.stat().st_size:
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            encoding = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(encoding, encoding)
-            return all(text.find(f'"{key}"'.encode(encoding)) >= 0 for key in _KEYS)
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        return all(any(text.find(f'"{key}"'.encode(each)) >= 0 for each in _ENCODINGS) for key in _KEYS)
 
 
 def read(tree: Tree, files: list[str]) -> dict[str, Annotations]:

@@ -169,19 +169,17 @@ class Tree:
         return {image for image in images.values() if image}
 
     def splits(self, images: Iterable[str]) -> dict[str, set[str]]:
-        """Split -> which of `images`: by lists, or by the names of folders; all are `train` where nothing says so."""
+        """Split -> which of `images`: by lists, or else by the names of folders; without either they are `train`."""
         images = set(images)
         found = self.lists()
-        if not found:
-            for image in images:
-                named = (split_of(folder) for folder in reversed(image.split("/")[:-1]))
-                found[next(filter(None, named), "")].add(image)
-            if len(found) > 1:
-                self.note("image is|images are", "in no folder of a split, and left out", found.pop("", ()))
-        joint = found.pop("trainval", set()) | found.pop("", set())
-        found["train"] = found.get("train", set()) | (joint - found.get("val", set()))
-        self.note("image is|images are", "in no list of a split, and left out", images.difference(*found.values()))
-        return {split: both for split, all_ in found.items() if (both := all_ & images)}
+        for image in () if found else images:
+            if named := next(filter(None, map(split_of, reversed(image.split("/")[:-1]))), None):
+                found[named].add(image)
+        train = found.pop("train", set()) | (found.pop("trainval", set()) - found.get("val", set()))
+        rest = images.difference(train, *found.values())
+        self.note("image is|images are", "in no split, and left out", rest if train else ())
+        found["train"] = train or rest
+        return {split: both for split, names in found.items() if (both := names & images)}
 
 
 def _stem(name: str) -> str:
