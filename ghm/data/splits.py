@@ -10,6 +10,7 @@ the split that lacks most of that class.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,6 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from ghm import files
 from ghm.data.annotations import Annotations
 from ghm.data.layouts.tree import Tree
 from ghm.errors import InputError
@@ -64,7 +64,7 @@ def make(
             f"{sizes.max():,} of {len(names):,} images look alike, as those of a fixed camera do: only copies are kept "
             "in one split; make splits of your own if images of one scene must not be in two"
         )
-        group_N = _groups(names, None)
+        group_N = _groups(names, _hashes(tree.root, names, of_pixels=False))
     alone = int((np.bincount(group_N) == 1).sum())
     groups = int(group_N.max()) + 1
     tree.notes.append(f"{count(groups, 'group')} of images that stay together, {alone:,} of one image")
@@ -81,28 +81,29 @@ def make(
     return {name: order[index] for name, index in zip(names, dealt_N.tolist(), strict=True)}
 
 
-def _hashes(root: Path, names: list[str]) -> np.ndarray:
-    """The hashes of images: uint64 [N, 2]."""
+def _hashes(root: Path, names: list[str], *, of_pixels: bool = True) -> np.ndarray:
+    """The hashes of images, uint64 [N, 2]; else of the bytes of their files, in which only copies are alike."""
 
     def one(name: str) -> bytes:
         bits = np.zeros(16, np.uint8)
         with contextlib.suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # `validation` tells
-            with Image.open(root / name) as image:
-                image.draft("L", (36, 36))
-                grid = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX))
-            bits = np.packbits([grid[:8, 1:] > grid[:8, :8], grid[1:, :8] > grid[:8, :8]])
+            if of_pixels:
+                with Image.open(root / name) as image:
+                    image.draft("L", (36, 36))
+                    grid = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX))
+                bits = np.packbits([grid[:8, 1:] > grid[:8, :8], grid[1:, :8] > grid[:8, :8]])
         if bits.any():
             return bits.tobytes()
-        path = root / name  # an even surface, or no image that can be read: like its copies alone
-        return bytes.fromhex(files.digest(path) if path.is_file() else name.encode().hex().zfill(32))[-16:]
+        path = root / name  # an even surface, or no image that can be read
+        return hashlib.sha256(path.read_bytes() if path.is_file() else name.encode()).digest()[:16]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = tqdm(pool.map(one, names), "comparing images", len(names), unit="image", delay=1, leave=False)
         return np.frombuffer(b"".join(done), np.uint64).reshape(-1, 2)
 
 
-def _groups(names: list[str], hash_N2: np.ndarray | None) -> np.ndarray:
-    """The group of each image, int [N]; without hashes, only what one name is the copy of."""
+def _groups(names: list[str], hash_N2: np.ndarray) -> np.ndarray:
+    """The group of each image, int [N]."""
     pairs: list[tuple[int, int]] = []
     first: dict[str, int] = {}
     series: dict[str, list[tuple[int, int]]] = {}
@@ -112,12 +113,11 @@ def _groups(names: list[str], hash_N2: np.ndarray | None) -> np.ndarray:
             pairs.append((first.setdefault(stem, index), index))
         if match := _SERIES.fullmatch(stem if copied else stem.rpartition(".")[0]):
             series.setdefault(match[1], []).append((int(match[2]), index))
-    pair_P2 = np.array(pairs, dtype=int).reshape(-1, 2)
-    if hash_N2 is not None:
-        ordered = [[index for _, index in sorted(members)] for members in series.values()]
-        next_P2 = np.array([pair for row in ordered for pair in pairwise(row)], dtype=int).reshape(-1, 2)
-        next_P2 = next_P2[_difference(hash_N2[next_P2[:, 0]], hash_N2[next_P2[:, 1]]) <= NEIGHBOURS_ALIKE]
-        pair_P2 = np.concatenate([pair_P2, next_P2, _alike(hash_N2)])
+    ordered = [[index for _, index in sorted(members)] for members in series.values()]
+    next_P2 = np.array([pair for row in ordered for pair in pairwise(row)], dtype=int).reshape(-1, 2)
+    are_alike_P = _difference(hash_N2[next_P2[:, 0]], hash_N2[next_P2[:, 1]]) <= NEIGHBOURS_ALIKE
+    copy_P2 = np.array(pairs, dtype=int).reshape(-1, 2)
+    pair_P2 = np.concatenate([copy_P2, next_P2[are_alike_P], _alike(hash_N2)])
     ones, size = np.ones(len(pair_P2), bool), len(names)
     return connected_components(coo_matrix((ones, pair_P2.T), (size, size)), directed=False)[1]
 

@@ -71,7 +71,7 @@ def _by_split(tree: Tree, files: list[str]) -> dict[str, str]:
             f"{' and '.join(unclear[:2])} in {tree.root}: it cannot be told which one to take, or for which split; "
             "keep one for each of train, val and test, or name the files in custom.train and custom.val"
         )
-    tree.note("COCO file tells|COCO files tell", "no split by its name, and is passed over", passed)
+    tree.note("COCO file", "whose name tells no split, passed over", passed)
     return {split: chosen[split][0] for split in SPLITS if chosen.get(split)}
 
 

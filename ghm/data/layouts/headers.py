@@ -16,9 +16,9 @@ _TURNED = ("JPEG", "PNG", "WEBP")  # where OpenCV heeds EXIF; it and Pillow turn
 _ORIENTATION = 0x0112
 _SAME_SHAPE = 0.01  # difference of the ratio of the sides
 _DONE = {
-    "turned": "the size of their labels before EXIF turns them, and their boxes are turned along",
-    "scaled": "another size than their labels say, in the same shape, and their boxes are scaled along",
-    "shape": "another size than their labels say, and their boxes are taken in pixels of the images as they are",
+    "turned": "labelled before EXIF turns it, boxes turned along",
+    "scaled": "of another size than labelled, in the same shape, boxes scaled along",
+    "shape": "of another size than labelled, boxes taken in pixels of the image as it is",
 }
 
 
@@ -76,10 +76,7 @@ def fit(content: Annotations, headers: dict[str, Header]) -> list[str]:
     for box in content.annotations if changes else ():
         if box.image_id in changes:
             box.bbox, box.area = _changed(box.bbox, changes[box.image_id]), None
-    return [
-        f"{count(len(cases), 'image has|images have')} {_DONE[kind]}, for example {cases[0]}"
-        for kind, cases in found.items()
-    ]
+    return [f"{count(len(cases), 'image')} {_DONE[kind]}, for example {cases[0]}" for kind, cases in found.items()]
 
 
 def _changed(box: Rectangle, change: tuple[float, ...]) -> Rectangle:

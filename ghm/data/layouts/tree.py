@@ -124,10 +124,10 @@ class Tree:
                 found[image] = name
         return found
 
-    def note(self, subject: str, rest: str, cases: Collection[str]) -> None:
-        """Keep a sentence about `cases`, if any; `subject` is in the singular and the plural."""
+    def note(self, noun: str, rest: str, cases: Collection[str]) -> None:
+        """Keep a remark about `cases`, if any, such as `2 images in no split, left out, for example a.jpg`."""
         if cases:
-            self.notes.append(f"{count(len(cases), subject)} {rest}, for example {min(cases)}")
+            self.notes.append(f"{count(len(cases), noun)} {rest}, for example {min(cases)}")
 
     def lists(self) -> dict[str, set[str]]:
         """Split -> its images, where text files such as `ImageSets/Main/val.txt` or `train_yolo.txt` list them.
@@ -152,7 +152,7 @@ class Tree:
                 lists.pop("trainval", None)
             for split, images in lists.items():
                 found[split] |= images
-        self.note("folder has|folders have", "other lists of the same images, passed over", passed)
+        self.note("folder", "with other lists of the same images, passed over", passed)
         return found
 
     def listed(self, name: str) -> set[str]:
@@ -177,7 +177,7 @@ class Tree:
                 found[named].add(image)
         train = found.pop("train", set()) | (found.pop("trainval", set()) - found.get("val", set()))
         rest = images.difference(train, *found.values())
-        self.note("image is|images are", "in no split, and left out", rest if train else ())
+        self.note("image", "in no split, left out", rest if train else ())
         found["train"] = train or rest
         return {split: both for split, names in found.items() if (both := names & images)}
 

@@ -29,9 +29,9 @@ def read(tree: Tree, files: list[str]) -> dict[str, Annotations]:
     """
     of_image = tree.by_image(files)
     lost = [name for name in files if not tree.image(name)]
-    tree.note("label file is|label files are", "passed over for want of an image", lost)
+    tree.note("label file", "without an image, passed over", lost)
     rest = [image for image in tree.images if image not in of_image]
-    tree.note("image has|images have", "no label file, and are left out", rest)
+    tree.note("image", "without a label file, left out", rest)
     found = headers.read(tree.root, [*of_image])
     contents = {image: voc.read(tree.root / name, needs_image=False) for image, name in sorted(of_image.items())}
     used = {label for content in contents.values() for label, _, _ in content.objects}

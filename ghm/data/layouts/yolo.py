@@ -45,16 +45,16 @@ def read(tree: Tree, files: list[str]) -> dict[str, Annotations]:
                 bbox = round(pixels[0], 3), round(pixels[1], 3), round(pixels[2], 3), round(pixels[3], 3)
                 boxes.append(Box(number, index, bbox))
                 around += [] if is_upright else [of_image[image]]
-    tree.note("line holds|lines hold", "an oriented box or a polygon: the upright box around it is read", around)
+    tree.note("line", "with an oriented box or a polygon, read as the upright box around it", around)
     unlabelled = [image for image in tree.images if image not in of_image]
-    tree.note("image has|images have", "no label file, YOLO's way to say that nothing is on it", unlabelled)
+    tree.note("image", "without a label file, which is YOLO's way to say that nothing is on it", unlabelled)
     folders = {name.rpartition("/")[0] for name in files}
     lost = [
         name
         for name in tree.ending(".txt")
         if name.rpartition("/")[0] in folders and not tree.image(name) and _is_label(tree, name)
     ]
-    tree.note("label file is|label files are", "passed over for want of an image", lost)
+    tree.note("label file", "without an image, passed over", lost)
     content = Annotations(images, [Category(number, label) for number, label in known.classes.items()], boxes)
     return divided(content, known.splits or tree.splits(tree.images))
 
