@@ -35,7 +35,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "resnext101_64x4d": f"{_OPENMMLAB}/resnext101_64x4d-ee2c6f71.pth",
     },
 }
-_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.pth$")
+_CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|safetensors)$")
 _log = logging.getLogger(__name__)
 
 

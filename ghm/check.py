@@ -1,6 +1,6 @@
-"""`python -m ghm.check`: check `params.yaml` and the losses of its variants; `--schema` writes its JSON schema.
+"""`python -m ghm.check`: check `params.yaml`, its losses, transforms and optimiser; `--schema` writes its JSON schema.
 
-The losses of this package need torch alone; others are built by mmdet.
+The losses of this package need torch alone; others, and transforms, are built by mmdet.
 """
 
 import argparse
@@ -12,24 +12,33 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from pydantic import TypeAdapter
-from torch import nn
+from torch import nn, optim
 
-from ghm import files, params, sections
+from ghm import augment, files, params, sections
 from ghm import losses as package
 from ghm.cli import run
 from ghm.errors import InputError
-from ghm.params import Loss, Params, Role
+from ghm.params import Loss, Params, Role, Train
 
 SCHEMA = Path("params.schema.json")
 
 
-def losses(parameters: Params) -> None:
-    """Check the losses of all variants. Raises InputError that names all that is wrong, a line each."""
+def whole(parameters: Params) -> None:
+    """Check what `params` leaves to others: the losses of all variants, transforms, and options of the optimiser.
+
+    Raises:
+        InputError: names all that is wrong, a line each.
+    """
     sentences: dict[str, None] = {}  # each once, though variants share losses
-    for variant, role in product(parameters.variants, get_args(Role)):
+    for check in (
+        *(partial(build, parameters, *each) for each in product(parameters.variants, get_args(Role))),
+        partial(optimizer, parameters.train),
+        partial(augment.configs, parameters.train),
+    ):
         try:
-            build(parameters, variant, role)
+            check()
         except InputError as error:
             sentences |= dict.fromkeys(str(error).splitlines())
     if sentences:
@@ -52,6 +61,32 @@ def build(parameters: Params, variant: str, role: Role) -> nn.Module:
         other = "box" if role == "cls" else "cls"
         raise InputError(f"variants.{variant}.{role} must be a loss for {role}, got {section!r}, which is for {other}")
     return module
+
+
+def optimizer(train: Train) -> dict[str, Any]:
+    """The class of the optimiser and its arguments but for learning rate and weight decay.
+
+    Raises:
+        InputError: `train.optimizer_options` has an argument that PyTorch's optimiser does not take.
+    """
+    cls: Any
+    cls, usual = (optim.AdamW, {"fused": True}) if train.optimizer == "adamw" else (optim.SGD, {"momentum": 0.9})
+    arguments = usual | train.optimizer_options
+    known = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr", "weight_decay")]
+    unknown = [name for name in train.optimizer_options if name not in known]
+    if unknown:
+        key = "train.optimizer_options"
+        raise InputError(
+            "\n".join(sections.unknown(f"{key}.{name}", train.optimizer_options[name], known) for name in unknown)
+        )
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    try:
+        cls([weight], lr=1e-3, **arguments).step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"train.optimizer_options must suit {cls.__name__}, got {arguments}: {reason}") from None
+    return {"type": cls.__name__, **arguments}
 
 
 def _ours(loss: Loss, key: Callable[[str], str]) -> nn.Module:
@@ -103,7 +138,7 @@ def main() -> None:
     if parser.parse_args().schema:
         files.write_text(SCHEMA, json.dumps(schema(), indent=1) + "\n")
     else:
-        losses(params.load())
+        whole(params.load())
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 A checkpoint is a pickle, and a pickle is a program. PyTorch's restricted reader (`weights_only=True`) runs only what it
 knows to be harmless; every other name in the file is given to it as a class that does nothing. So a file of mmdet's
-model zoo, which holds logs and settings beside its tensors, is read without any of their code.
+model zoo, which holds logs and settings beside its tensors, is read without any of their code. A `.safetensors` file
+holds no program: it is numbers after a table of what they are.
 """
 
 import io
+import json
+import math
 import re
 import warnings
 from collections import Counter
@@ -22,6 +25,26 @@ from ghm.words import count
 
 CONTAINERS = ("state_dict", "model")  # keys under which a checkpoint holds its tensors
 SHOWN = 80  # characters of a name from a file in a message
+# What exporters write: end of the name -> how such a file begins, and what it is.
+EXPORTED = {
+    ".onnx": (rb"\x08[\x01-\x1f][\x12:]", "an ONNX file"),
+    ".h5": (rb"\x89HDF", "an HDF5 file of Keras"),
+    ".tflite": (rb"(?s)....TFL3", "a file of TensorFlow Lite"),
+}
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
+# Hugging Face's names of the parts of a ResNet, and torchvision's, which are also timm's and mmdet's.
+RESNET: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"embedder\.embedder\.convolution\.", "conv1."),
+    (r"embedder\.embedder\.normalization\.", "bn1."),
+    (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.", lambda found: f"layer{int(found[1]) + 1}.{found[2]}."),
+    (r"(?<=\d\.)layer\.(\d+)\.convolution\.", lambda found: f"conv{int(found[1]) + 1}."),
+    (r"(?<=\d\.)layer\.(\d+)\.normalization\.", lambda found: f"bn{int(found[1]) + 1}."),
+    (r"(?<=\d\.)shortcut\.convolution\.", "downsample.0."),
+    (r"(?<=\d\.)shortcut\.normalization\.", "downsample.1."),
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,16 @@ def load(path: Path) -> Any:
         InputError: the file is no checkpoint.
     """
     try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    for ending, (beginning, what) in EXPORTED.items():
+        if path.suffix.lower() == ending or re.match(beginning, head):
+            raise _exported(path, what)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _read_safetensors(path)
+    try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # the older format, which PyTorch cannot list; or no checkpoint, and `torch.load` says why
         unknown = []
@@ -79,6 +112,8 @@ def load(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever a file may hold, it is not what was asked for
+            if "TorchScript" in str(error):
+                raise _exported(path, "a TorchScript program") from None
             raise InputError(f"{path} is no checkpoint that can be read safely: {reason(error)}") from None
 
 
@@ -102,7 +137,51 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not _is_dense(value):
             what = f"{type(value).__name__[:SHOWN]} under {str(name)[:SHOWN]!r}"
             raise InputError(f"{path} must hold a dict of tensors, got {what}")
-    return {name: value.detach().clone() for name, value in content.items()}
+    return {_renamed(name): value.detach().clone() for name, value in content.items()}
+
+
+def _exported(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path} is {what}, made to run a finished model, with weights that are merged, renamed or bound to its code: "
+        "give the checkpoint that it was exported from (.pth, .pt, .bin or .safetensors)"
+    )
+
+
+def _renamed(name: str) -> str:
+    """A name of a tensor with torchvision's names for the parts of a ResNet instead of Hugging Face's."""
+    for pattern, new in RESNET:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file: 8 bytes with the length of a table in JSON, the table, and their numbers.
+
+    Source: github.com/huggingface/safetensors, "Format".
+
+    Raises:
+        InputError: the table cannot be read, or says of a tensor what its numbers are not.
+    """
+    content = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    tensors, ended = {}, 0
+    try:
+        table = json.loads(content[8:begin] if begin <= len(content) else b"")
+        table.pop("__metadata__", None)
+        for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
+            dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+            # Each number belongs to one tensor: a small file cannot become large.
+            if not (ended <= start <= end <= len(content) - begin and all(side >= 0 for side in shape)):
+                raise ValueError(f"the numbers of {name[:SHOWN]!r} are not where they should be")
+            values, ended = content[begin + start : begin + end], end  # a copy, for numbers may begin anywhere
+            if len(values) != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name[:SHOWN]!r} has {len(values)} bytes, which is not its shape {shape}")
+            flat = torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.view(shape)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        why = f"{error} is missing or not known" if isinstance(error, KeyError) else error
+        raise InputError(f"{path} is no whole .safetensors file: {why}") from None
+    return tensors
 
 
 def write(content: Any, path: Path) -> None:

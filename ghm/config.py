@@ -7,7 +7,7 @@ from typing import Any, get_args
 import mmdet.models  # noqa: F401  (registers its models)
 from mmengine.config import Config
 
-from ghm import check
+from ghm import augment, check
 from ghm.errors import InputError
 from ghm.params import GROUPS, Model, Params, Role, Train
 
@@ -150,14 +150,13 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
     pipeline = [
         dict(type="ghm.LoadImage"),
         dict(type="LoadAnnotations", with_bbox=True),
-        dict(type="ghm.Resize", scale=tuple(train.image_scale), keep_ratio=True),
+        *augment.pipeline(train, dict(type="ghm.Resize", scale=tuple(train.image_scale), keep_ratio=True)),
         dict(type="RandomFlip", prob=train.flip),
         dict(type="PackDetInputs"),
     ]
     images = _dataset(params, manifest, "train", pipeline)
     images["filter_cfg"] = dict(filter_empty_gt=train.filter_empty, min_size=1)
-    kind = dict(type="AdamW", fused=True) if train.optimizer == "adamw" else dict(type="SGD", momentum=0.9)
-    optimizer = dict(kind, lr=train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = dict(check.optimizer(train), lr=train.learning_rate, weight_decay=train.weight_decay)
     return dict(
         train_dataloader=dict(
             batch_size=train.batch_size,

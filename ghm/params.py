@@ -50,7 +50,6 @@ class Data(Section):
     name: Literal["digits", "bccd", "voc", "coco", "custom"]
     root: str | None
     source: str | None
-    test2017: StrictBool
     label_noise: Share
     max_bad_images: CountOrZero
 
@@ -59,8 +58,6 @@ class Data(Section):
             yield f"data.label_noise must be 0 with data.name: {self.name}, got {self.label_noise}"
         if self.root and self.source:
             yield f"data.root and data.source cannot both be set, got {self.root!r} and {self.source!r}"
-        if self.test2017 and self.name != "coco":
-            yield f"data.test2017 must be false with data.name: {self.name}, got true"
 
 
 @dataclass(frozen=True)
@@ -156,6 +153,7 @@ class Train(Section):
     epochs: CountOrZero
     batch_size: Count
     optimizer: Literal["adamw", "sgd"]
+    optimizer_options: dict[str, Any]
     lr: Positive
     base_batch_size: Count | None
     weight_decay: NotNegative
@@ -167,6 +165,7 @@ class Train(Section):
     image_scale: tuple[Count, ...]
     flip: Share
     filter_empty: StrictBool
+    augment: tuple[dict[str, Any], ...]
     val_images: CountOrZero
     resume_from: str | None
     precision: Literal["fp32", "bf16", "fp16"]
@@ -209,7 +208,6 @@ class Machine(Section):
     launcher: Literal["none", "pytorch"]
     checkpoint_minutes: Positive
     check_images: Literal["none", "sample", "all"]
-    trackers: tuple[Literal["tensorboard"], ...]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""`python -m ghm.presets coco_r50_1x`: merge a preset into `params.yaml`, keep its comments, show what changes."""
+"""`python -m ghm.presets NAME [FOLDER]`: merge a preset into `params.yaml`, keep its comments, show what changes.
+
+With a folder, that is where its data set lies, `data.root`.
+"""
 
 import difflib
 import io
@@ -18,13 +21,21 @@ FOLDER = Path("presets")
 PARAMS = Path("params.yaml")
 
 
-def apply(name: str) -> str:
+def apply(name: str, root: str = "") -> str:
     """Merge `presets/<name>.yaml` into `params.yaml` and return the difference, "" when nothing changed.
 
+    Args:
+        root: the folder of the data set; "" leaves it as the preset has it.
+
     Raises:
-        InputError: there is no such preset, or the result would not be valid; then nothing is written.
+        InputError: there is no such preset or folder, or the result would not be valid; then nothing is written.
     """
     preset, parameters = _read(name), params.load(PARAMS)
+    if root:
+        folder = Path(root).expanduser().absolute()  # DVC's experiments run elsewhere
+        if not folder.is_dir():
+            raise InputError(f"DATA must be an existing folder with your data set, got {root!r}")
+        _merge(preset, {"data": {"root": str(folder), "source": None}})
     before = PARAMS.read_text(encoding="utf-8")
     yaml = YAML()  # configured as DVC configures it for `-S`, so that both write the same form
     content = yaml.load(before)
@@ -32,7 +43,7 @@ def apply(name: str) -> str:
     meant = params.parse(content)
     if meant == parameters:
         return ""
-    check.losses(meant)
+    check.whole(meant)
     text = io.StringIO()
     yaml.dump(content, text)
     after = text.getvalue()
@@ -72,9 +83,9 @@ def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m ghm.presets NAME")
-    print(apply(sys.argv[1]) or "params.yaml has these values already")
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m ghm.presets NAME [FOLDER]")
+    print(apply(*sys.argv[1:]) or "params.yaml has these values already")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The default's pretrained backbone: trained here to classify crops of digits, in seconds and without a network."""
 
-import json
 import logging
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,36 +8,19 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ghm import checkpoints, config, devices, files, fingerprint, runs
+from ghm import config, devices
 from ghm.data import digits
 from ghm.errors import InputError
 from ghm.params import Backbone, Params
 
 HELD_OUT = 0.1  # share of the crops that measures the pretraining
-# Files of the package `ghm` that the weights depend on.
-SOURCES = ("pretraining.py", "config.py", "data/digits.py", "data/digits_render.py")
 _log = logging.getLogger(__name__)
 
 
 def weights(parameters: Params) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights with torchvision's names, kept in `.state` under all that shapes them, and a record of them."""
-    model, digit = parameters.model, parameters.digits
-    parts = {
-        "backbone": asdict(parameters.backbone),
-        "model": [model.backbone, model.base_channels],
-        "digits": [digit.seed, digit.image_size],
-        "code": fingerprint.checksums(SOURCES),
-        "libraries": fingerprint.libraries(),
-    }
-    folder = runs.state_folder() / f"backbone-{fingerprint.key(parts)}"
-    if not folder.exists():
-        with files.whole_folder(folder) as new:
-            state, accuracy = _pretrain(parameters)
-            checkpoints.write(state, new / "weights.pth")
-            record = {"crops": parameters.backbone.crops, "held_out_accuracy": round(accuracy, 4)}
-            files.write_json(new / "record.json", record)
-    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    return checkpoints.read_state(folder / "weights.pth"), record
+    """The weights with torchvision's names, and a record of them."""
+    state, accuracy = _pretrain(parameters)
+    return state, {"crops": parameters.backbone.crops, "held_out_accuracy": round(accuracy, 4)}
 
 
 class _Classifier(nn.Module):

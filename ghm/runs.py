@@ -3,24 +3,16 @@
 A result lies in `.state/<variant>-seed_<n>-<fingerprint>/result/` until somebody deletes it, and in DVC's cache under
 the name that `dvc.lock` has for it. So a seed is trained once, also in DVC's experiments and in a clone that shares the
 cache. Unfinished runs are in `.state` alone.
-
-`python -m ghm.runs` lists what `.state` holds, `--finished` or `--all` deletes it; `dvc gc` cleans DVC's cache.
 """
 
-import argparse
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
-import filelock
-from tqdm import tqdm
-
 from ghm import files
-from ghm.cli import run
 
 # A folder of a run, `run_folder`, holds:
 MODEL = "model.pth"
@@ -39,7 +31,6 @@ COLUMNS = {
 # A folder of what it detected, `detections_folder`, holds:
 DETECTIONS = "detections.json"  # COCO results
 METRICS = "metrics.json"
-ERRORS = "errors.json"  # kind of error -> AP50 that it costs
 MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.read`
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 
@@ -139,27 +130,3 @@ def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
 def lock(folder: Path) -> Path:
     """The file by which a process has a run in `.state` for itself."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ghm.runs", description=__doc__)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--finished", action="store_true", help="delete the runs that have ended")
-    which.add_argument("--all", action="store_true", help="delete unfinished runs, too")
-    arguments = parser.parse_args()
-    for folder in sorted(path for path in state_folder().glob("*-seed_*-*") if path.is_dir()):
-        size = tqdm.format_sizeof(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), "B")
-        finished = (folder / RESULT).is_dir()
-        outcome = "finished" if finished else "unfinished"
-        if arguments.all or (arguments.finished and finished):
-            try:
-                with filelock.FileLock(lock(folder)).acquire(timeout=0):
-                    shutil.rmtree(folder)
-                outcome += ", deleted"
-            except filelock.Timeout:
-                outcome += ", in use"
-        print(f"{folder}: {size}, {outcome}")
-
-
-if __name__ == "__main__":
-    run(main)

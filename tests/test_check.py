@@ -1,6 +1,7 @@
 """Laws of the check before a run: a wrong loss is named by its key; and of the schema, which editors read."""
 
 import json
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -62,14 +63,72 @@ SCHEMA = json.loads((ROOT / check.SCHEMA).read_text())
 )
 def test_wrong_losses_are_named_at_once_by_their_keys(changes: dict[str, Any], sentences: list[str]):
     with pytest.raises(InputError) as caught:
-        check.losses(params.parse(changed(COMMITTED, changes)))
+        check.whole(params.parse(changed(COMMITTED, changes)))
     assert str(caught.value).splitlines() == sentences
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"augment": [{"type": "PhotoMetricDistortion"}, {"type": "RandomResise"}]},
+            "train.augment[1].type must be a transform of mmdet, or torchvision.<name> of it, got 'RandomResise'; did "
+            "you mean RandomResize or RandomChoiceResize or RandomChoice?",
+        ),
+        ({"augment": [{"type": "ColorJitter"}]}, "train.augment[0].type .* did you mean torchvision.ColorJitter or "),
+        ({"augment": [{"brightness": 0.3}]}, "train.augment[0].type .* got None"),
+        ({"augment": ["RandomCrop"]}, "train.augment[0] must be a section, got 'RandomCrop'"),
+        (
+            {"augment": [{"type": "RandomCrop", "crop_sizes": [3, 3]}]},
+            "train.augment[0].crop_sizes is not a known key, got [3, 3]; did you mean crop_size?",
+        ),
+        (
+            {"augment": [{"type": "RandomCrop"}]},
+            "train.augment[0] .* missing .* argument: 'crop_size'",
+        ),
+        (
+            {"augment": [{"type": "RandomResize", "scale": [128, 128], "keep_ration": True}]},
+            "train.augment[0] must be .* unexpected keyword argument 'keep_ration'",
+        ),
+        (
+            {"augment": [{"type": "torchvision.ColorJitter", "brightness": -3}]},
+            "train.augment[0] .* got {'type': 'torchvision.ColorJitter', 'brightness': -3}: .* must be non negative",
+        ),
+        ({"augment": [{"type": "Mosaic"}]}, "train.augment[0].type: Mosaic mixes images"),
+        ({"augment": [{"type": "CachedMixUp"}]}, "train.augment[0].type: CachedMixUp mixes images"),
+        (
+            {"augment": [{"type": "PackDetInputs"}]},
+            "train.augment[0] .* leaves no image of three channels",
+        ),
+        (
+            {"augment": [{"type": "Normalize", "mean": [9.0, 9.0, 9.0], "std": [50.0, 50.0, 50.0]}]},
+            "train.augment[0] must leave an image .* pixels that are not from 0 to 255",
+        ),
+        (
+            {"optimizer_options": {"beta": [0.9, 0.95], "lr": 1.0}},
+            "train.optimizer_options.beta is not a known key, got [0.9, 0.95]; did you mean betas? allowed: betas, ",
+        ),
+        (
+            {"optimizer_options": {"betas": [0.9, 1.5]}},
+            "train.optimizer_options must suit AdamW, .*: Invalid beta parameter at index 1: 1.5",
+        ),
+        (
+            {"optimizer": "sgd", "optimizer_options": {"momentum": 0.0, "nesterov": True}},
+            "train.optimizer_options must suit SGD, .*: Nesterov momentum requires a momentum and zero dampening",
+        ),
+        ({"optimizer_options": {"momentum": 0.8}}, "train.optimizer_options.momentum is not a known key"),
+    ],
+)
+def test_wrong_transforms_and_options_of_the_optimiser_are_named_at_once(changes: dict[str, Any], words: str):
+    pattern = re.escape(words).replace(r"\.\*", ".*")
+    with pytest.raises(InputError, match=f"^{pattern}"):
+        check.whole(params.parse(changed(COMMITTED, {f"train.{name}": value for name, value in changes.items()})))
 
 
 @pytest.mark.parametrize("section", ["focal", "ohem", "cross_entropy", "ghmc", "smooth_l1", "ghmr"])
 def test_every_section_of_the_committed_file_holds_a_loss(section: str):
     role = "box" if section in ("smooth_l1", "ghmr") else "cls"
-    check.losses(params.parse(changed(COMMITTED, {f"variants.fl_sl1.{role}": section})))
+    check.whole(params.parse(changed(COMMITTED, {f"variants.fl_sl1.{role}": section})))
 
 
 def test_the_schema_that_params_yaml_names_is_current():

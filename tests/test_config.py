@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import OPTIMIZERS, init_default_scope
 from ruamel.yaml import YAML
 
 from ghm import config, params, presets
@@ -78,6 +79,38 @@ def test_the_learning_rate_follows_the_images_a_step_unless_that_is_off(
 ):
     parameters = replace(coco, train=replace(coco.train, batch_size=batch_size, base_batch_size=base))
     assert build(parameters, "fl_sl1").optim_wrapper.optimizer.lr == expected
+
+
+RESIZE = {"type": "RandomResize", "scale": [[1333, 640], [1333, 800]], "keep_ratio": True}
+
+
+@pytest.mark.parametrize(
+    ("augment", "expected"),
+    [
+        ((), ["ghm.Resize"]),
+        (({"type": "PhotoMetricDistortion"},), ["ghm.Augment", "ghm.Resize"]),
+        ((RESIZE, {"type": "RandomCrop", "crop_size": [600, 600]}), ["ghm.Augment"]),
+        (({"type": "torchvision.RandomShortestSize", "min_size": [600, 800]},), ["ghm.Augment"]),
+    ],
+)
+def test_a_transform_that_resizes_takes_the_place_of_the_resizing(
+    coco: params.Params, augment: tuple[dict[str, Any], ...], expected: list[str]
+):
+    parameters = replace(coco, train=replace(coco.train, augment=augment))
+    pipeline = build(parameters, "fl_sl1").train_dataloader.dataset.dataset.pipeline
+    names = [step.type for step in pipeline]
+    assert names == ["ghm.LoadImage", "LoadAnnotations", *expected, "RandomFlip", "PackDetInputs"]
+    if RESIZE in augment:
+        assert pipeline[2].transforms[0].scale == [(1333, 640), (1333, 800)]  # tuples, which mmdet asks for
+    tested = build(parameters, "fl_sl1").test_dataloader.dataset.dataset.pipeline
+    assert [step.type for step in tested] == ["ghm.LoadImage", "ghm.Resize", "PackDetInputs"]
+
+
+def test_options_reach_the_optimiser_beside_what_it_has_anyway(coco: params.Params):
+    parameters = replace(coco, train=replace(coco.train, optimizer_options={"nesterov": True, "momentum": 0.8}))
+    engine = OPTIMIZERS.build(dict(build(parameters, "fl_sl1").optim_wrapper.optimizer, params=[torch.ones(1)]))
+    group = engine.param_groups[0]
+    assert (group["nesterov"], group["momentum"], group["lr"], group["weight_decay"]) == (True, 0.8, 0.01, 0.0001)
 
 
 def test_the_larger_coco_presets_change_nothing_but_the_backbone(coco: params.Params):

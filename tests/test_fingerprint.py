@@ -42,11 +42,13 @@ def with_section(name: str, **changes: Any) -> Config:
 
 OTHERS: dict[str, dict[str, Any]] = {
     "anchors": {"anchors": params.Anchors(3.0, 3, (1.0,))},
+    "augment": {"augment": ({"type": "PhotoMetricDistortion"},)},
     "ema_momentum": {"ema_momentum": 0.01},
     "head_channels": {"head_channels": 128},
     "head_norm": {"head_norm": "BN"},
     "image_scale": {"image_scale": (96, 96)},
     "optimizer": {"optimizer": "sgd"},
+    "optimizer_options": {"optimizer_options": {"eps": 1e-6}},
     "precision": {"precision": "bf16"},
     "schedule": {"schedule": "step", "lr_steps": (1,)},
 }
@@ -77,7 +79,7 @@ def test_variant_and_seed_change_the_key_of_12_hex_digits(workspace: Path):
     ("section", "changes"),
     [
         ("train", {"val_images": 1}),
-        ("machine", {"workers": 7, "check_images": "all", "checkpoint_minutes": 1.0, "trackers": ("tensorboard",)}),
+        ("machine", {"workers": 7, "check_images": "all", "checkpoint_minutes": 1.0}),
         ("machine", {"launcher": "pytorch"}),
         ("evaluate", {"nms_iou": 0.1, "score_threshold": 0.3, "max_per_image": 7, "split": "val"}),
     ],

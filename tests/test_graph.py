@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from ghm import fingerprint, losses, params, pretraining
+from ghm import fingerprint, losses, params
 from tests.conftest import ROOT
 
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
@@ -18,9 +18,10 @@ LOSSES = {name for loss in losses.__all__ for name in fingerprint.loss_sources(f
 REGISTERED = ["head.py", "losses/*.py", "training/samples.py"]
 # Run through by a training run, and without effect on a weight.
 WITHOUT_EFFECT = (
-    *("backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
+    *("augment.py", "backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
     *("check.py", "losses/checks.py", "params.py", "sections.py", "training/guards.py"),  # they check
-    *("predict.py", "training/gradient_norms.py", "training/progress.py", "training/validation.py"),  # they watch
+    *("predict.py", "training/gradient_norms.py", "training/validation.py"),  # they watch
+    *("training/cost.py", "training/progress.py"),  # so do these
     *("files.py", "fingerprint.py", "runs.py", "truth.py"),  # they read and save
     *("training/run.py", "training/state.py"),  # so do these
     *("__init__.py", "losses/__init__.py", "registry.py", "training/__init__.py"),  # they name others
@@ -64,7 +65,9 @@ def test_a_training_run_depends_on_what_its_fingerprint_is_taken_of():
     assert listed("train") == {*fingerprint.SOURCES, *LOSSES}
     own = ["${item.cls}", "${item.box}", "variants.${key}"]
     assert STAGES["train"]["params"] == ["seeds", "data.max_bad_images", *fingerprint.PARAMETERS, *own]
-    assert listed("backbone") == {*pretraining.SOURCES, "backbones.py", "checkpoints.py"}
+    assert listed("backbone") == {
+        *("backbones.py", "checkpoints.py", "config.py", "pretraining.py", "data/digits.py", "data/digits_render.py")
+    }
 
 
 def test_no_file_of_the_losses_imports_another_loss():

@@ -23,7 +23,6 @@ class Split:
 
     annotations: str
     folder: str
-    labelled: bool = True
     source: Path | None = None  # the user's file that the annotations were made from: messages name it
 
 
@@ -49,7 +48,7 @@ def describe(
     described, categories, classes, checksums = {}, [], [], {}
     for split_name, split in splits.items():
         path, folder = root / split.annotations, root / split.folder
-        labels = annotations.read(path, Annotations if split.labelled else Unlabelled)
+        labels = annotations.read(path, Annotations)
         if not folder.is_dir():
             raise InputError(f"the image folder {folder} is missing")
         names = [image.file_name for image in labels.images]

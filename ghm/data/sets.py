@@ -81,11 +81,7 @@ def _digits(parameters: Params) -> Located:
 
 
 def _coco(parameters: Params) -> Located:
-    archives, splits = sources.ARCHIVES["coco"], dict(COCO_SPLITS)
-    if parameters.data.test2017:
-        archives += sources.ARCHIVES["coco test2017"]
-        splits["test-dev"] = Split("annotations/image_info_test-dev2017.json", "test2017", labelled=False)
-    return Located(_published(parameters, "coco", archives), splits)
+    return Located(_published(parameters, "coco", sources.ARCHIVES["coco"]), COCO_SPLITS)
 
 
 def _voc(parameters: Params) -> Located:

@@ -1,7 +1,7 @@
 """Where the public data sets come from: every URL and checksum, and how a copy of them is found or fetched.
 
-A copy is looked for in `data.root`, then in `data.source` when that is a folder, then in the store; what the store
-lacks is fetched, verified and unpacked there. An archive that was fetched is deleted once it is unpacked.
+A copy is looked for in `data.root`, or else in the store; what the store lacks is fetched, or taken from
+`data.source`, verified and unpacked there. An archive that was fetched is deleted once it is unpacked.
 """
 
 import logging
@@ -27,7 +27,6 @@ class Archive:
     provides: tuple[str, ...]  # paths below the root; whoever has them does not need the archive
     top: str = ""  # the folder inside that becomes the root
     wanted: tuple[str, ...] = ("",)  # beginnings of the names inside that are unpacked
-    tree_sha256: str | None = None  # of the wanted files, for hosts that pack anew what they send
 
 
 # MD5 of COCO as published with the data set; sizes as its servers report them. COCO's host has no valid certificate for
@@ -46,7 +45,6 @@ def _voc(year: int, name: str, images: str, md5: str, size: int) -> Archive:
 
 _INSTANCES = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
 _ANNOTATIONS = _coco("annotations_trainval2017.zip", "annotations", "f4bbac642086de4f52a3fdda2de5fa2c", 252_907_541)
-_TEST_INFO = ("http://images.cocodataset.org/annotations/image_info_test2017.zip",)
 _BCCD = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"  # commit
 _BCCD_URLS = (
     f"https://github.com/Shenggan/BCCD_Dataset/archive/{_BCCD}.zip",
@@ -59,11 +57,6 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         Archive(_coco("val2017.zip", "zips", "442b8da7639aecaf257c1dceb8ba8c80", 815_585_330), ("val2017",)),
         Archive(_coco("train2017.zip", "zips", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798), ("train2017",)),
     ),
-    "coco test2017": (
-        # No checksum of this file is published: its length and the CRCs inside are all that is checked.
-        Archive(Remote("image_info_test2017.zip", _TEST_INFO), ("annotations/image_info_test-dev2017.json",)),
-        Archive(_coco("test2017.zip", "zips", "77ad2c53ac5d0aea611d422c0938fb35", 6_646_970_404), ("test2017",)),
-    ),
     "voc": (
         _voc(2007, "VOCtrainval_06-Nov-2007.tar", "trainval", "c52e279531787c972589f7e41ab4ae64", 460_032_000),
         _voc(2007, "VOCtest_06-Nov-2007.tar", "test", "b6e924de25625d8de591ea690078ad9f", 451_020_800),
@@ -75,7 +68,6 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
             ("BCCD",),
             top=f"BCCD_Dataset-{_BCCD}",
             wanted=(f"BCCD_Dataset-{_BCCD}/BCCD/", f"BCCD_Dataset-{_BCCD}/LICENSE"),
-            tree_sha256="b5fa7e32e92e3cfdbc59cdfbc09b4ff959804ac2a06c7ed59f89833c1fd97879",
         ),
     ),
 }
@@ -93,28 +85,24 @@ def existing_copy(name: str, root: Path, archives: tuple[Archive, ...]) -> Path:
 
 
 def find_or_fetch(name: str, root: Path, archives: tuple[Archive, ...], source: str | None) -> Path:
-    """Return where the data set lies, `root` or the folder `source`, after fetching and unpacking what `root` lacks.
+    """Return `root`, where the data set lies, after fetching and unpacking what it lacks.
 
     Args:
         name: of the data set, for messages.
         root: its folder in the store.
         archives: what it consists of.
         source: `data.source`; a URL of the folder that holds the archives, or of the only archive; a folder that holds
-            the data set or the archives; the only archive.
+            the archives; the only archive.
 
     Raises:
         InputError: nothing there fits, or an archive cannot be had, verified or unpacked.
     """
     local = Path(source).expanduser().absolute() if source and not _is_url(source) else None
     if local is not None:
-        if not _absent(archives, local):
-            return local
         names = [archive.remote.name for archive in archives]
         is_archive = local.is_file() and len(archives) == 1
         if absent := [name for name in names if not (is_archive or (local / name).is_file())]:
-            raise InputError(
-                f"data.source must be a URL, a copy of {name} or a folder with {', '.join(absent)}, got {source!r}"
-            )
+            raise InputError(f"data.source must be a URL or a folder with {', '.join(absent)}, got {source!r}")
     if not _absent(archives, root):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -172,11 +160,6 @@ def _unpack(archive: Archive, file: Path, root: Path) -> None:
         unpacked = new / archive.top
         if missing := _absent((archive,), unpacked):
             raise InputError(f"{file} holds no {missing[0]}: it is not the archive that is meant")
-        if archive.tree_sha256 and (actual := unpack.tree_sha256(unpacked)) != archive.tree_sha256:
-            raise InputError(
-                f"the files in {file} are not those that were published: SHA-256 of their list must be "
-                f"{archive.tree_sha256}, got {actual}"
-            )
         unpack.merge(unpacked, root, last=[root / path for path in archive.provides])
     except OSError as error:
         raise InputError(

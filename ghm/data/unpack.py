@@ -1,6 +1,5 @@
 """Zip and tar archives: unpacked into a folder and nowhere else, and moved to their place once they are whole."""
 
-import hashlib
 import lzma
 import tarfile
 import zipfile
@@ -52,16 +51,6 @@ def unpack(archive: Path, folder: Path, wanted: tuple[str, ...] = ("",)) -> None
             ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{archive} is no whole zip or tar archive ({reason}): fetch it again") from None
-
-
-def tree_sha256(folder: Path) -> str:
-    """SHA-256 of the lines `<SHA-256 of content>  <name>`, sorted by name, of the files below a folder.
-
-    It is the digest of what `sha256sum` prints for the files in that order.
-    """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    listing = "".join(f"{files.digest(folder / name)}  {name}\n" for name in names)
-    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 
 def merge(source: Path, target: Path, last: Collection[Path]) -> None:

@@ -1,8 +1,7 @@
 """`python -m ghm.detect --variant ghmc_ghmr photos/ --out found`: a trained detector on your own images.
 
 Writes `found/<name>.jpg`, the images with boxes drawn into them, and `found/detections.json`, a COCO file whose
-annotations have scores. With `--config` and `--checkpoint` in place of `--variant`: any detector of mmdet. With
-`--split` in place of images: a split of the data set, as COCO's evaluation server takes it.
+annotations have scores. With `--config` and `--checkpoint` in place of `--variant`: any detector of mmdet.
 """
 
 import argparse
@@ -15,12 +14,11 @@ from ghm.errors import InputError
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ghm.detect", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("images", metavar="IMAGE_OR_FOLDER", nargs="*", type=Path, help="folders are searched for images")
+    add("images", metavar="IMAGE_OR_FOLDER", nargs="+", type=Path, help="folders are searched for images")
     add("--variant", help="a trained variant: the model of runs/<variant>/seed_<n>/")
     add("--seed", type=int, help="which of its models; the first of `seeds` in params.yaml")
     add("--config", type=Path, help="a config of mmdet, in place of --variant")
     add("--checkpoint", type=Path, help="the checkpoint that belongs to --config")
-    add("--split", help="a split of the data set in place of images, such as test-dev")
     add("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     add("--score", type=float, default=0.3, help="the lowest score that is shown (%(default)s)")
     add("--no-pictures", dest="pictures", action="store_false", help="write detections.json alone")
@@ -29,8 +27,7 @@ def main() -> None:
     wrong = {
         "name one detector: --variant, or --config and --checkpoint": bool(variant) == bool(config)
         or bool(config) != bool(checkpoint),
-        "--seed and --split belong to --variant": not variant and (arguments.seed is not None or arguments.split),
-        "name images or folders, or else a --split": bool(arguments.images) == bool(arguments.split),
+        "--seed belongs to --variant": not variant and arguments.seed is not None,
         f"--score must be in [0, 1], got {arguments.score}": not 0 <= arguments.score <= 1,
         f"--out must be a folder, {arguments.out} is a file": arguments.out.exists() and not arguments.out.is_dir(),
     }
@@ -40,14 +37,11 @@ def main() -> None:
     # Not before: help and mistakes need not wait for PyTorch and mmdet.
     from ghm import params
     from ghm.detect.detector import Detector, find_run
-    from ghm.detect.run import detect, submit
+    from ghm.detect.run import detect
 
     if variant:
         seed = params.load().seeds[0] if arguments.seed is None else arguments.seed
         config, checkpoint = find_run(variant, seed)
-        if arguments.split:
-            submit(params.load(), variant, seed, checkpoint, arguments.split, arguments.out)
-            return
     detector = Detector.open(config, checkpoint, arguments.score)
     detect(detector, arguments.images, arguments.out, arguments.score, arguments.pictures)
 

@@ -1,8 +1,6 @@
 """Detect on images, draw what is found and write a COCO file; or on a split, for COCO's evaluation server."""
 
-import json
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,11 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ghm import data, files
+from ghm import files
 from ghm.data.images import decode
 from ghm.detect import drawing
 from ghm.detect.detector import Detector
 from ghm.errors import InputError
-from ghm.evaluation import run as evaluation
-from ghm.params import Params
 from ghm.predict import predict
 from ghm.runs import DETECTIONS
 from ghm.training.samples import BadImages
@@ -71,32 +67,6 @@ def detect(detector: Detector, named: Sequence[Path], out: Path, score: float, p
         raise InputError(
             f"{len(bad_images.found):,} of {count(len(paths), 'image')} cannot be read, see above: all others are done"
         )
-
-
-def submit(params: Params, variant: str, seed: int, checkpoint: Path, split: str, out: Path) -> None:
-    """Detect on a split of the present data set and write `out/detections_<split>_<variant>_results.zip`.
-
-    Args:
-        checkpoint: of `variant`, which fits the present parameters.
-
-    Raises:
-        InputError: the data set has no such split or is not there, the model does not fit, or images cannot be read.
-    """
-    params.variant(variant)
-    known = data.read_manifest(params)["splits"]
-    if split not in known:
-        remedy = ": for test-dev set data.test2017 to true and run `dvc repro data`" * (params.data.name == "coco")
-        raise InputError(f"--split must be one of {', '.join(known)} of {params.data.name}, got {split!r}{remedy}")
-    data.ensure(params)
-    detections, _ = evaluation.detect(params, variant, seed, checkpoint, split)
-    for row in detections:  # the server asks for few digits, to keep the file small
-        row["bbox"] = [round(side, 2) for side in row["bbox"]]
-        row["score"] = round(row["score"], 6)
-    name = f"detections_{'test-dev2017' if split == 'test-dev' else split}_{variant}_results"  # as the server wants it
-    out.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(out / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{name}.json", json.dumps(detections, separators=(",", ":"), allow_nan=False))
-    _log.info("%s on %s in %s", count(len(detections), "detection"), split, out / f"{name}.zip")
 
 
 def _collect(named: Sequence[Path], out: Path) -> list[Path]:

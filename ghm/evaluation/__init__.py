@@ -1,1 +1,1 @@
-"""Detections of trained variants (`run`), COCO's metrics (`judge`), intervals (`bootstrap`) and kinds of `errors`."""
+"""Detections of trained variants (`run`), COCO's metrics (`judge`) and their intervals (`bootstrap`)."""

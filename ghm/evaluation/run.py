@@ -1,4 +1,4 @@
-"""Every seed of a trained variant: detections in COCO's format, metrics with intervals, errors by kind."""
+"""Every seed of a trained variant: detections in COCO's format, metrics with intervals."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import config, data, files, fingerprint, truth
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap, errors
+from ghm.evaluation import bootstrap
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import judge, voc_ap50
 from ghm.evaluation.matches import weighted
 from ghm.params import Params
 from ghm.predict import load, predict
 from ghm.registry import DATASETS
-from ghm.runs import DETECTIONS, ERRORS, METRICS, MODEL, RESAMPLED
+from ghm.runs import DETECTIONS, METRICS, MODEL, RESAMPLED
 from ghm.training.samples import BadImages, collate
 from ghm.truth import Record
 
@@ -30,7 +30,7 @@ HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which
 def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, Any]:
     """Detect and measure with every seed of `variant` on `params.evaluate.split`.
 
-    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json, errors.json,
+    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json,
     matches.npz, resampled.npz.
 
     Args:
@@ -60,8 +60,6 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
             detections, left_out = detect(params, variant, seed, runs / f"seed_{seed}" / MODEL, split)
             (folder / DETECTIONS).write_text(json.dumps(detections), encoding="utf-8")
             judged = judge(annotations, folder / DETECTIONS)
-            costs = errors.analyse(judged.truth, judged.detections, judged.matches)
-            files.write_json(folder / ERRORS, {name: round(value, 4) for name, value in costs.items()})
             judged.matches.save(len(judged.detections), folder)
             weight_BI = bootstrap.weights(len(judged.matches.image_id_I))
             values = weighted(judged.matches, weight_BI, judged.classes)

@@ -99,16 +99,6 @@ def differences(pred, target, weight, place, inside):
 
 
 @triton.jit
-def classification_region(probability, positive, K: tl.constexpr, EXACT: tl.constexpr):
-    return region(tl.abs(probability - tl.where(positive, 1.0, 0.0)), K, EXACT)
-
-
-@triton.jit
-def regression_region(d, length, K: tl.constexpr, EXACT: tl.constexpr):
-    return region(tl.abs(tl.div_rn(d, length)), K, EXACT)
-
-
-@triton.jit
 def factor(table, region, valid, K: tl.constexpr):
     return tl.load(table + region, mask=valid & (region < K), other=0.0)
 

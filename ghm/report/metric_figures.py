@@ -1,11 +1,9 @@
-"""Figures of what was measured: differences with intervals, errors, precision and recall, AP so far."""
+"""Figures of what was measured: differences with intervals, precision and recall, AP so far."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ghm.evaluation.bootstrap import METRICS
-from ghm.evaluation.errors import KINDS
 from ghm.params import Params
 from ghm.report import names
 from ghm.report.comparison import Compared
@@ -34,28 +32,6 @@ def differences(compared: Compared, params: Params) -> Plot | None:
         figure,
         f"Differences to {names.markdown(first)} in AP, AP50 and AP75, with {LEVEL} intervals",
         "One that does not touch the line at 0 is called better or worse.",
-    )
-
-
-def errors(results: Results, params: Params) -> Plot:
-    """Draw how much AP50 each kind of error costs, mean over seeds, with the range over seeds."""
-    figure, (ax,) = panels(params.variants, height=3.8)
-    width = 0.8 / len(params.variants)
-    for number, (name, colour) in enumerate(colours(params.variants).items()):
-        cost_SK = 100 * np.array([[seed[kind] for kind in KINDS] for seed in results.errors[name]])
-        x_K = np.arange(len(KINDS)) + (number - (len(params.variants) - 1) / 2) * width
-        ax.bar(x_K, cost_SK.mean(axis=0), width * 0.9, color=colour)
-        ax.vlines(x_K, cost_SK.min(axis=0), cost_SK.max(axis=0), color="black", linewidth=1)
-    ax.set_xticks(range(len(KINDS)), KINDS)
-    ax.set(title="AP50 that each kind of error costs", ylabel="points")
-    ax.grid(visible=False, axis="x")
-    return Plot(
-        figure,
-        "AP50 that each kind of error costs",
-        "Kinds as in TIDE ([arXiv 2008.08115](https://arxiv.org/abs/2008.08115)): what AP50 would gain if this kind "
-        "alone were mended; costs do not add up. *Classification*: IoU 0.5 or more with a box of another class; "
-        "*localisation*: IoU 0.1 to 0.5 with one of its own; *both*: 0.1 to 0.5 with one of another; *duplicate*: a "
-        "better detection has the box; *background*: no box; *missed*: a box that nothing was meant for.",
     )
 
 

@@ -118,7 +118,7 @@ def splits(study: Study) -> tuple[str, ...]:
     known = set()
     for cell in study.cells():
         parameters = params.parse(applied(content, cell.changes))
-        check.losses(parameters)
+        check.whole(parameters)
         if cell.variant not in parameters.variants:
             variants = ", ".join(parameters.variants)
             raise InputError(f"curves.{cell.curve}.variant must be one of {variants}, got {cell.variant!r}")

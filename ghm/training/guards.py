@@ -1,86 +1,55 @@
 """What stops a training run that has gone wrong, or warns of it, with numbers and what to try."""
 
 import math
+import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmdet.structures.bbox import get_box_tensor
 
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
-from ghm.params import Params, Role, Train
-
-# Learning rates that trained well: (rate, images per step). `sgd`: the published settings, presets/coco_r50_1x.yaml.
-# `adamw`: params.yaml, presets/bccd_r18.yaml, and the trials in benchmarks/README.md, "How the default was chosen".
-TESTED = {
-    "sgd": ((0.01, 16),),
-    "adamw": ((0.003, 16), (0.002, 8), (0.004, 8), (0.002, 4)),
-}
-# How far outside, per image, is warned of: more than the 2.7 between two trials that both trained (0.003 for 16 and
-# 0.004 for 8), less than the 8 of the usual mistake, a rate for 8 GPUs used on one.
-MARGIN = 4.0
+from ghm.params import Params, Role
 
 WINDOW = 50  # steps whose mean a loss is held against
 EXPLOSION = 10.0  # times that mean. Single steps of batches of 1 and 2 digits reached 2.7 times
 # Steps in a row above it. Focal Loss divides by the positive anchors: one batch almost without boxes may be far above.
 RUN = 3
-FEW_WINDOW = 100  # steps whose mean number of positive anchors is looked at
-FEWEST = 1.0  # positive anchors per step
 
 # GHM's moving average starts at zero, and forgets that in 1 / (1 - momentum) steps in which a region is occupied. So
 # many times that may be to blame: rare regions are occupied in few steps. 100 steps with the momentum of GHM-C.
 EARLY = 25
 SHOWN = 5  # ids or names in a list
-
-
-def learning_rate_warning(train: Train) -> str | None:
-    """Why this learning rate for this many images per step is outside of what was tested, or None."""
-    tested = [rate / images for rate, images in TESTED[train.optimizer]]
-    low, high = min(tested), max(tested)
-    rate = train.learning_rate / train.batch_size
-    if train.epochs == 0 or low / MARGIN <= rate <= high * MARGIN:
-        return None
-    distance = f"{rate / high:.3g} times too large" if rate > high else f"{low / rate:.3g} times too small"
-    return (
-        f"train.lr: {train.lr:g} makes {train.learning_rate:g} for train.batch_size: {train.batch_size}, which is "
-        f"{distance} by the rates that were tested with {train.optimizer}: set train.base_batch_size to the images per "
-        "step, of all processes, that train.lr is meant for"
-    )
+SAID = 200  # characters of another program's message
+# In the messages of PyTorch, of its data loader about a process that the system has ended, and of the system.
+SHORT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|[Cc](an't|annot) allocate memory|ALLOC_FAILED|out of shared memory|"
+    "DataLoader worker .*(killed by signal|exited unexpectedly)"
+)
 
 
 class Watch:
-    """Warns, from the numbers of each step of this start, of a run that goes wrong without stopping; once of each."""
+    """Warns once, from the loss of each step of this start, of a run that diverges without stopping."""
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=WINDOW + RUN)
-        self._positives: deque[float] = deque(maxlen=FEW_WINDOW)
-        self._told: set[str] = set()
+        self._told = False
 
-    def step(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """Take in the `loss` and the number of `positives` of a step, counted over the whole run; return warnings."""
-        self._losses.append(float(values["loss"]))
-        self._positives.append(float(values["positives"]))
+    def step(self, step: int, loss: float) -> str | None:
+        """Take in the loss of a step, counted over the whole run; return the warning."""
+        self._losses.append(loss)
         losses = list(self._losses)
         mean = sum(losses[:WINDOW]) / WINDOW
-        positives = sum(self._positives) / len(self._positives)
-        warnings = {}
-        if len(losses) == WINDOW + RUN and min(losses[WINDOW:]) > EXPLOSION * mean:
-            warnings["loss"] = (
-                f"the loss explodes: {losses[-1]:.3g} at step {step}, and for {RUN} steps above {EXPLOSION:g} times "
-                f"{mean:.3g}, the mean of the {WINDOW} steps before; lower train.lr, raise train.warmup_iters or set "
-                "train.grad_clip"
-            )
-        if len(self._positives) == FEW_WINDOW and positives < FEWEST:
-            warnings["positives"] = (
-                f"anchors do not fit the data set, or most images have no boxes: {positives:.2g} positive anchors per "
-                f"step, the mean of the last {FEW_WINDOW} steps up to {step}; set model.anchors.base_scale, "
-                "scales_per_octave and ratios to the sizes that boxes have after train.image_scale, or "
-                "train.filter_empty: true"
-            )
-        new = [text for kind, text in warnings.items() if kind not in self._told]
-        self._told |= warnings.keys()
-        return new
+        if self._told or len(losses) < WINDOW + RUN or min(losses[WINDOW:]) <= EXPLOSION * mean:
+            return None
+        self._told = True
+        return (
+            f"the loss explodes: {loss:.3g} at step {step}, and for {RUN} steps above {EXPLOSION:g} times {mean:.3g}, "
+            f"the mean of the {WINDOW} steps before; lower train.lr, raise train.warmup_iters or set train.grad_clip"
+        )
 
 
 def non_finite(
@@ -122,6 +91,25 @@ def non_finite(
         f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), images "
         f"{_few(images)}, gradients of {_few(gradients) or 'none'}. Try: {'; '.join(remedies)}"
     )
+
+
+@contextmanager
+def enough_memory(parameters: Params) -> Iterator[None]:
+    """Turn what PyTorch, NumPy and the data loader say when memory runs out into an InputError: what to lower."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        is_short = isinstance(error, MemoryError | torch.OutOfMemoryError) or SHORT_OF_MEMORY.search(str(error))
+        if not is_short:
+            raise
+        train, machine, is_gpu = parameters.train, parameters.machine, "CUDA" in str(error)
+        lower = [f"train.batch_size (now {train.batch_size})", f"train.image_scale (now {list(train.image_scale)})"]
+        lower += [f"machine.workers (now {machine.workers})"] * (machine.workers > 0 and not is_gpu)
+        half = ", or set train.precision: bf16" if is_gpu and train.precision == "fp32" else ""
+        raise InputError(
+            f"{'the GPU' if is_gpu else 'this computer'} has not enough memory: lower {', '.join(lower)}{half}; "
+            f"what was done up to the last checkpoint is kept ({' '.join(str(error).split())[:SAID]})"
+        ) from None
 
 
 def _remedies(head: Any, spoilt: list[str], step: int, parameters: Params, variant: str) -> list[str]:

@@ -149,8 +149,8 @@ class Loop:
         if self.progress is None:
             return
         whole = {**values, "positives": values.get("positives", 0.0) * self.processes.world_size}
-        for text in self.watch.step(self.step, whole):
-            _log.warning(text)
+        if warning := self.watch.step(self.step, whole["loss"]):
+            _log.warning(warning)
         if self.progress.step(self.epoch, self.step, whole, lr):
             self.progress.record(DENSITY, self._densities())
 

@@ -4,6 +4,7 @@ The random changes of an image depend on the seed, the epoch and the image alone
 processes nor a stop and a new start changes what a run sees, and no state of a worker needs to be kept.
 """
 
+import copy
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
+import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import Resize as MMDetResize
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import pseudo_collate
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from ghm.data.images import UnreadableError, decode
 from ghm.errors import InputError
 from ghm.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS
 from ghm.training import randomness
 from ghm.words import count
+
+TRIES = 10  # with other random numbers, of a transform that may find nothing, as a crop without a box
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,54 @@ class Resize(MMDetResize):
         results["img"], results["img_shape"] = resized, resized.shape[:2]
         results["scale_factor"] = (size[0] / width, size[1] / height)
         results["keep_ratio"] = True
+
+
+@TRANSFORMS.register_module()
+class Augment(BaseTransform):
+    """The transforms of `train.augment`, in their order. One that finds nothing in ten tries is left out.
+
+    mmdet would take another image instead; then a stopped run could not go on with the same images.
+
+    Args:
+        transforms: configs, of mmdet's transforms or of `ghm.Torchvision`.
+    """
+
+    def __init__(self, transforms: Sequence[dict[str, Any]]) -> None:
+        self.transforms: list[Any] = [TRANSFORMS.build({**each, "_scope_": "mmdet"}) for each in transforms]
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        for transform in self.transforms:
+            tries = (transform(copy.deepcopy(results)) for _ in range(TRIES))
+            results = next((changed for changed in tries if changed is not None), results)
+        return results
+
+
+@TRANSFORMS.register_module()
+class Torchvision(BaseTransform):
+    """A transform of `torchvision.transforms.v2`, on R, G, B; boxes that it leaves no pixel of are dropped.
+
+    Args:
+        name: of its class.
+        arguments: of that.
+    """
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self.inner: Any = getattr(v2, name)(**arguments)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        pixels = np.clip(results["img"], 0, 255).round().astype(np.uint8)  # some of mmdet's leave floats
+        image = tv_tensors.Image(torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1))
+        size: Any = pixels.shape[:2]
+        boxes: Any = tv_tensors.BoundingBoxes(results["gt_bboxes"].tensor, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+        image, boxes = self.inner(image, boxes)
+        box_N4 = torch.as_tensor(v2.functional.clamp_bounding_boxes(boxes))
+        kept_N = ((box_N4[:, 2:] - box_N4[:, :2]) >= 1).all(1)
+        results["img"] = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
+        results["img_shape"] = results["img"].shape[:2]
+        results["gt_bboxes"] = HorizontalBoxes(box_N4[kept_N])
+        for name in ("gt_bboxes_labels", "gt_ignore_flags"):
+            results[name] = results[name][kept_N.numpy()]
+        return results
 
 
 @DATASETS.register_module()

@@ -8,9 +8,8 @@ import pytest
 
 from ghm.data import annotations
 from ghm.data.annotations import Annotations
-from ghm.data.manifest import Split
 from ghm.errors import InputError
-from tests.data.conftest import PLACES, SPLITS, content, describe, write
+from tests.data.conftest import SPLITS, content, describe, write
 
 
 @pytest.fixture
@@ -92,14 +91,3 @@ def test_a_file_that_pycocotools_would_not_read_is_refused(tmp_path: Path, encod
     ) as caught:
         annotations.read(path, Annotations)
     assert "\n" not in str(caught.value)
-
-
-def test_a_split_without_labels_needs_none(root: Path):
-    file = content("val")
-    del file["annotations"]
-    write(root, "val", file)
-    with pytest.raises(InputError, match="missing required field `annotations`"):
-        describe(root)
-    places = {"train": PLACES["train"], "val": Split("annotations/val.json", "val", labelled=False)}
-    val = describe(root, places)["splits"]["val"]
-    assert (val["images"], val["boxes"], val["images_without_boxes"]) == (2, 0, 2)

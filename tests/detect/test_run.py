@@ -1,9 +1,7 @@
 """Laws of `python -m ghm.detect`: a trained detector on images that no data set knows."""
 
-import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ghm import data, params
+from ghm import params
 from ghm.errors import InputError
 from ghm.evaluation import run as evaluation
-from tests.conftest import override_file
 from tests.detect.conftest import TEST, Command, by_image, foreign, require_equal, words_for
 from tests.trained import RUN, VARIANT, truth
 
@@ -82,7 +79,6 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_written(
     [
         (["photos", "nowhere.jpg"], "nowhere.jpg does not exist: name an image or a folder of images"),
         (["photos", "empty"], "empty holds no image that can be read .*gif.*: name a folder that does"),
-        (["photos", "--split", "val"], "name images or folders, or else a --split"),
         (["photos", "--config", "c.py", "--checkpoint", "m.pth"], "name one detector: --variant, or --config and"),
         (["photos", "--seed", "7"], "seed_7 holds no finished run, there is seed_0: name one of these with --seed"),
         (["photos", "--variant", "nonsense"], "the variant must be one of fl_sl1, .*, got 'nonsense'"),
@@ -133,51 +129,6 @@ def test_images_of_every_format_are_found_in_a_folder(place: Path, command: Comm
 def test_a_run_needs_no_parameters_of_today(place: Path, command: Command):
     Path("params.yaml").unlink()
     assert len(command(TEST / "000001.jpg", "--seed", 0, "--no-pictures")["images"]) == 1
-
-
-def use_coco(place: Path) -> None:
-    """The digits laid out as COCO 2017, its test split without annotations; make it the data set."""
-    root = place / "coco"
-    (root / "annotations").mkdir(parents=True)
-    for name in ("train", "val", "test"):
-        (root / f"{name}2017").symlink_to((Path("data/digits") / name).resolve())
-        content: dict[str, Any] = truth(name)
-        if name == "test":
-            del content["annotations"]
-        file = "image_info_test-dev2017" if name == "test" else f"instances_{name}2017"
-        (root / "annotations" / f"{file}.json").write_text(json.dumps(content))
-    values = {"data.name": "coco", "data.root": str(root), "data.test2017": True, "evaluate.split": "val"}
-    override_file(Path("params.yaml"), values)
-    data.prepare(params.load())
-
-
-def test_a_split_without_labels_is_written_as_the_server_of_coco_takes_it(place: Path, command: Command):
-    expected, _ = evaluation.detect(params.load(), VARIANT, 0, RUN / "model.pth", "test")
-    use_coco(place)
-    command("--split", "test-dev")
-    stem = f"detections_test-dev2017_{VARIANT}_results"
-    assert [path.name for path in Path("out").iterdir()] == [f"{stem}.zip"]
-    with zipfile.ZipFile(f"out/{stem}.zip") as archive:
-        assert archive.namelist() == [f"{stem}.json"]
-        found = json.loads(archive.read(f"{stem}.json"))
-    for box, other in zip(found, expected, strict=True):
-        assert box == {
-            "image_id": other["image_id"],
-            "category_id": other["category_id"],
-            "bbox": pytest.approx(other["bbox"], abs=0.006),
-            "score": pytest.approx(other["score"], abs=1e-5),
-        }
-
-
-def test_a_split_that_is_not_there_says_how_to_get_it(place: Path, command: Command):
-    use_coco(place)
-    override_file(Path("params.yaml"), {"data.test2017": False})
-    data.prepare(params.load())
-    with pytest.raises(InputError, match="got 'test-dev': for test-dev set data.test2017 to true"):
-        command("--split", "test-dev")
-    Path("data/coco.json").unlink()
-    with pytest.raises(InputError, match="data/coco.json is missing: run `dvc repro data`"):
-        command("--split", "val")
 
 
 @pytest.mark.parametrize("module", ["ghm.detect", "ghm.export"])

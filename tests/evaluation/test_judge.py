@@ -10,7 +10,6 @@ import pytest
 
 from ghm.errors import InputError
 from ghm.evaluation import judge as module
-from ghm.evaluation.errors import analyse
 from ghm.evaluation.judge import SUMMARY, voc_ap50
 from ghm.evaluation.matches import Matches
 from tests.evaluation.cases import KEYS, SQUARE, artificial, box, case, detection, matched, overlap, pycocotools, scene
@@ -45,14 +44,12 @@ def test_the_ids_of_boxes_change_no_figure(first: int, tmp_path: Path):
     """Ids beyond 2^53 run into each other as floats; COCOeval takes 0 for no box."""
     given = artificial(1008, ties=False)
     expected = given.judged(tmp_path)
-    costs = analyse(expected.truth, expected.detections, expected.matches)
     for number, entry in enumerate(given.truth["annotations"]):
         entry["id"] = first + number
     judged = given.judged(tmp_path)
     np.testing.assert_array_equal(judged.stats, expected.stats)
     np.testing.assert_array_equal(judged.matches.box_D, expected.matches.box_D)
-    assert analyse(judged.truth, judged.detections, judged.matches) == costs
-    assert 0.1 < expected.stats[0] < 0.9 and costs["classification"] > 0
+    assert 0.1 < expected.stats[0] < 0.9
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_id", 99), ("category_id", 12)])

@@ -10,7 +10,7 @@ import pytest
 
 from ghm import data, fingerprint, params, training
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap, errors, matches
+from ghm.evaluation import bootstrap, matches
 from ghm.evaluation import run as evaluation
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import SUMMARY, judge, voc_ap50
@@ -20,7 +20,7 @@ from tests.evaluation.cases import Case, pycocotools
 VARIANT = "ghmc_ghmr"
 RUNS, OUT = Path("runs") / VARIANT, Path("detections") / VARIANT
 SEEDS = (0, 3)
-FILES = ["detections.json", "errors.json", "matches.npz", "metrics.json", "resampled.npz"]
+FILES = ["detections.json", "matches.npz", "metrics.json", "resampled.npz"]
 
 
 @pytest.fixture
@@ -72,8 +72,6 @@ def require_consistent(given: Params, metrics: dict[str, Any]) -> None:
         own = json.loads((folder / "metrics.json").read_text())
         assert own.keys() == {*figures[-1], "classes", "intervals", "unreadable_images"}
         assert {name: own[name] for name in figures[-1]} == {name: round(f, 4) for name, f in figures[-1].items()}
-        costs = errors.analyse(judged.truth, judged.detections, judged.matches)
-        assert json.loads((folder / "errors.json").read_text()) == {name: round(c, 4) for name, c in costs.items()}
         assert (matches.read(folder) > 0).sum() == judged.matches.hit_TD[0].sum()
         resampled.append(Resampled.load(folder / "resampled.npz"))
         described = data.read_manifest(given)["splits"][given.evaluate.split]

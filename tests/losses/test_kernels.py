@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_kernels_are_what_plain_pytorch_is(interpreter: None, classes: int, dtyp
 
 def test_every_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[torch.Tensor] = []  # whose device is the current one
-    started: list[str] = []
+    started: list[tuple[str, int]] = []
 
     @contextmanager
     def device_of(tensor: torch.Tensor) -> Iterator[None]:
@@ -80,9 +81,9 @@ def test_every_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.Mo
         def __getitem__(self, _grid: tuple) -> "Spy":
             return self
 
-        def __call__(self, first: torch.Tensor, *_arguments: object, **_constants: object) -> None:
+        def __call__(self, first: torch.Tensor, *_arguments: object, **constants: Any) -> None:
             assert [id(tensor) for tensor in entered] == [id(first)], self.name
-            started.append(self.name)
+            started.append((self.name, int(constants["PASS"])))
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     names = [name for name in vars(kernels) if name.endswith("_kernel")]
@@ -99,7 +100,8 @@ def test_every_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.Mo
     kernels.ghm_r_count(*box, SIZES, K, 0.02)
     kernels.ghm_r_loss(*box, SIZES, factor_LK, 0.02)
     kernels.ghm_r_gradient(*box, SIZES, factor_LK, 0.02)
-    assert sorted(started) == sorted(names)
+    passes = [(name, which) for name in names for which in range(3)]
+    assert sorted(started) == sorted(set(passes) - {("_focal_kernel", int(kernels.COUNT))})
 
 
 @pytest.mark.parametrize(("columns", "width"), [(1, 1), (2, 2), (3, 4), (10, 4), (17, 4), (20, 4), (64, 64), (80, 16)])
@@ -120,15 +122,16 @@ from ghm.losses import kernels
 
 constants = dict(L=5, C=80, K=30, EXACT=True, SLOTS=32, ROWS=512, TILE=1024, WIDTH=16, SQUARE=False)
 for dtype in ("*fp32", "*bf16"):
-    types = dict.fromkeys(("logit", "pred", "gradient"), dtype) | dict.fromkeys(("weight", "table", "scale"), "*fp32")
-    types |= {"label": "*i64", "target": dtype, "count": "*i64", "total": "*fp64"}
     names = [name for name in vars(kernels) if name.endswith("_kernel")]
-    assert len(names) == 8, names
-    for kernel in (getattr(kernels, name) for name in names):
+    passes = [(name, which) for name in names for which in range(name == "_focal_kernel", 3)]
+    assert len(passes) == 8, passes
+    for kernel, which in ((getattr(kernels, name), which) for name, which in passes):
+        types = dict.fromkeys(("logit", "pred", "target"), dtype) | dict.fromkeys(("weight", "table", "scale"), "*fp32")
+        types |= {"label": "*i64", "out": ("*i64", "*fp64", dtype)[which]}
         signature, fixed = {}, {}
         for place, name in enumerate(kernel.arg_names):
-            if name in constants:
-                signature[name], fixed[(place,)] = "constexpr", constants[name]
+            if name in constants or name == "PASS":
+                signature[name], fixed[(place,)] = "constexpr", constants.get(name, which)
             else:
                 signature[name] = types.get(name, "i32" if name.startswith("size") else "fp32")
         source = ASTSource(kernel, signature=signature, constexprs=fixed, attrs={})

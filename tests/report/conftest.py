@@ -17,7 +17,6 @@ from ghm import fingerprint, runs
 from ghm import params as ghm_params
 from ghm.evaluation.bootstrap import METRICS as RESAMPLED
 from ghm.evaluation.bootstrap import Resampled
-from ghm.evaluation.errors import KINDS
 from ghm.evaluation.judge import judge
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R
 from ghm.params import Params
@@ -155,9 +154,8 @@ def _evaluation(
     folder: Path, params: Params, manifest: dict[str, Any], metrics: dict[str, Any], detect: bool,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """Write metrics, errors, resamples and detections: most boxes found, some moved away, some with the next class."""
+    """Write metrics, resamples and detections: most boxes found, some moved away, some with the next class."""
     write_json(folder / runs.METRICS, metrics)
-    write_json(folder / runs.ERRORS, {kind: float(rng.uniform(0, 0.05)) for kind in KINDS})
     split = manifest["splits"][params.evaluate.split]
     annotations = folder.parents[2] / "data" / params.data.name / split["annotations"]
     detections = []

@@ -1,6 +1,5 @@
 """Laws of the tables: what is in them, that stopping leaves no trace in them, and what a person sees."""
 
-import importlib
 import io
 import logging
 import sys
@@ -15,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghm.errors import InputError
 from ghm.runs import COLUMNS, DENSITY, LOG, VALIDATION
 from ghm.training import progress
 from ghm.training.progress import Progress
@@ -167,33 +165,3 @@ def test_a_bar_goes_on_where_the_run_stopped_and_tells_the_last_row(
     again.close()
     last = terminal.getvalue().split("\r")[-1]
     assert "100%" in last and "epoch 3/3, loss 0.250 (cls 0.250, box 0.250)" in last
-
-
-def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(InputError, match="tensorboard is missing: `pip install tensorboard`"):
-        _progress(tmp_path, trackers=["tensorboard"])
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_tensorboard_shows_each_row_once_though_a_run_was_killed(tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    log = _progress(tmp_path, trackers=["tensorboard"])
-    _run(log, 1, 8)
-    state = log.state()
-    _run(log, 9, 15, seed=1)
-    log.close()
-    again = _progress(tmp_path, trackers=["tensorboard"])
-    again.restore(state)
-    _run(again, 9, 15)
-    again.close()
-    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    events = module.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    shown = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    table = pd.read_csv(tmp_path / LOG)
-    assert set(shown) == {*COLUMNS[LOG][1:], "AP"}
-    for column in COLUMNS[LOG][1:]:
-        assert [step for step, _ in shown[column]] == table["step"].tolist()
-        assert [value for _, value in shown[column]] == pytest.approx(table[column].tolist(), rel=1e-6)
-    assert [step for step, _ in shown["AP"]] == [5, 10, 15]

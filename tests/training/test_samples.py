@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image, ImageOps
 
-from ghm import config, params
+from ghm import augment, config, params, sections
 from ghm.errors import InputError
-from ghm.training.samples import BadImages, LoadImage, Resize, ResumableBatches, Unreadable
+from ghm.training import randomness
+from ghm.training.samples import Augment, BadImages, LoadImage, Resize, ResumableBatches, Unreadable
+from tests.conftest import ROOT
 
 
 class Sizes:
@@ -76,12 +79,20 @@ def scope(workspace: Path) -> Iterator[None]:
         yield
 
 
+AUGMENT = [
+    {"type": "RandomResize", "scale": [[96, 96], [48, 48]], "keep_ratio": True},
+    {"type": "torchvision.RandomIoUCrop"},
+    {"type": "RandAugment"},
+    {"type": "PhotoMetricDistortion"},
+    {"type": "torchvision.ColorJitter", "hue": 0.2},
+]
+
+
 def train_config(**changes: Any) -> Any:
-    """The loader of the tiny training, with images that are changed at random."""
-    cfg = config.for_run(params.load(), "ghmc_ghmr", 5).train_dataloader
-    [flip] = [step for step in cfg.dataset.dataset.pipeline if step.type == "RandomFlip"]
-    flip.prob = 0.5
-    cfg.dataset.dataset.pipeline.insert(-1, {"type": "PhotoMetricDistortion"})
+    """The loader of the tiny training, with images that are changed at random by mmdet and by torchvision."""
+    content = sections.read(Path("params.yaml"))
+    content["train"] |= {"augment": AUGMENT, "flip": 0.5}
+    cfg = config.for_run(params.parse(content), "ghmc_ghmr", 5).train_dataloader
     cfg.update(changes)
     return cfg
 
@@ -128,6 +139,65 @@ def picture(height: int = 90, width: int = 120, seed: int = 0) -> Any:
 
 def load(path: Path) -> np.ndarray:
     return LoadImage().transform({"img_path": str(path)})["img"]
+
+
+def augmented(results: dict[str, Any], **transform: Any) -> dict[str, Any]:
+    """What a transform of `train.augment` makes of an image."""
+    train = replace(params.load(ROOT / "params.yaml").train, augment=(transform,))
+    return Augment(augment.configs(train)).transform(results)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"type": "RandomCrop", "crop_size": [60, 60]},
+        {"type": "MinIoURandomCrop"},
+        {"type": "RandomAffine", "max_rotate_degree": 0.0, "max_shear_degree": 0.0},
+        {"type": "torchvision.RandomIoUCrop"},
+        {"type": "torchvision.RandomResizedCrop", "size": [100, 120]},
+        {"type": "torchvision.RandomHorizontalFlip", "p": 1.0},
+        {"type": "torchvision.RandomZoomOut", "p": 1.0},
+        {"type": "torchvision.ScaleJitter", "target_size": [200, 160]},
+    ],
+)
+def test_boxes_follow_the_images(transform: dict[str, Any], seed: int):
+    image = np.zeros((90, 120, 3), np.uint8)
+    true = [(20, 30, 60, 50), (80, 10, 100, 70)]
+    for box, colour in zip(true, [(255, 0, 0), (0, 0, 255)], strict=True):
+        image[box[1] : box[3], box[0] : box[2]] = colour
+    results = dict(img=image, img_shape=(90, 120), gt_bboxes=HorizontalBoxes(torch.tensor(true).float()))
+    # A label is the channel of the colour.
+    results |= dict(gt_bboxes_labels=np.array([0, 2]), gt_ignore_flags=np.zeros(2, bool))
+    with randomness.undisturbed():
+        randomness.seed(seed)
+        found = augmented(results, **transform)
+    assert found["img_shape"] == found["img"].shape[:2]
+    seen = set()
+    for channel in (0, 2):
+        rows, columns = np.nonzero(found["img"][..., channel].astype(int) - found["img"][..., 2 - channel] > 127)
+        if len(rows):
+            seen.add(channel)
+            expected = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            [place] = np.flatnonzero(found["gt_bboxes_labels"] == channel)
+            assert (found["gt_bboxes"].tensor[place] - expected).abs().max() <= 2, channel
+    assert seen == set(found["gt_bboxes_labels"]) and len(found["gt_bboxes"]) == len(seen)
+
+
+def test_torchvision_is_given_the_colours_in_its_order():
+    image = picture()
+    results = dict(img=image, gt_bboxes=HorizontalBoxes(torch.zeros(0, 4)))
+    results |= dict(gt_bboxes_labels=np.zeros(0, int), gt_ignore_flags=np.zeros(0, bool))
+    found = augmented(results, type="torchvision.Grayscale", num_output_channels=3)
+    expected = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None].astype(int)
+    assert np.abs(found["img"] - expected).max() <= 1
+
+
+def test_a_crop_that_finds_no_box_leaves_the_image_as_it_was():
+    results = dict(img=picture(), img_shape=(90, 120), gt_bboxes=HorizontalBoxes(torch.zeros(0, 4)))
+    results |= dict(gt_bboxes_labels=np.zeros(0, int), gt_ignore_flags=np.zeros(0, bool))
+    found = augmented(results, type="RandomCrop", crop_size=[60, 60])
+    assert np.array_equal(found["img"], results["img"])
 
 
 def turned(path: Path) -> None:
