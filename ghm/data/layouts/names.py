@@ -1,6 +1,6 @@
 """The names of the classes and the splits, where a YOLO data set says them: `data.yaml`, or a text file of names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,7 +19,7 @@ class Names:
 
     classes: dict[int, str]  # empty where no file names them
     source: str = ""  # that file
-    splits: dict[str, set[str]] | None = None  # split -> its images
+    splits: dict[str, set[str]] = field(default_factory=dict)  # split -> its images, as far as it says
     has_keypoints: bool = False  # of a line of a label file, more follows after the box
 
 
@@ -47,7 +47,7 @@ def read(tree: Tree) -> Names:
         if found[other] != found[first]:
             raise InputError(f"{first} and {other} in {tree.root} name other classes: keep one of them")
     content = settings.get(first, {})
-    return Names(found[first], first, _splits(tree, first, content), "kpt_shape" in content)
+    return Names(found[first], first, _splits(tree, content), "kpt_shape" in content)
 
 
 def _yaml(tree: Tree, name: str) -> dict[str, Any]:
@@ -75,26 +75,29 @@ def _listed(tree: Tree, name: str, content: dict[str, Any]) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
-def _splits(tree: Tree, name: str, content: dict[str, Any]) -> dict[str, set[str]] | None:
-    """Split -> the images in its folders or lists, which may be written for another place or machine."""
+def _splits(tree: Tree, content: dict[str, Any]) -> dict[str, set[str]]:
+    """Split -> the images in its folders or lists; the same images once more are no other split."""
     found = {}
     for split, key in (("train", "train"), ("val", "val"), ("val", "valid"), ("test", "test")):
-        entry = content.get(key)
-        places = [str(place) for place in (entry if isinstance(entry, list) else [entry] if entry else [])]
-        images = set[str]().union(*(_below(tree, name, place) for place in places))
-        if images and images not in found.values():  # val: the images of train again, as tutorials have it
+        entry = content.get(key) or []
+        places = map(str, entry if isinstance(entry, list) else [entry])
+        images = set[str]().union(*(_below(tree, str(content.get("path", "")), place) for place in places))
+        if images and images not in found.values():
             found[split] = images
-    return found if "train" in found else None
+    return found if "train" in found else {}
 
 
-def _below(tree: Tree, name: str, place: str) -> set[str]:
-    """The images of a list, or of the folder whose path ends like `place`, as far as there is one."""
-    parts = [part for part in PurePosixPath(place.replace("\\", "/")).parts if part not in ("/", ".", "..")]
-    home = name.rpartition("/")[0]
-    for start in range(len(parts)):
-        tail = "/".join([*([home] if home else []), *parts[start:]])
-        if tail in tree.files:
-            return tree.listed(tail)
-        if images := {image for image in tree.images if image.startswith(f"{tail}/")}:
+def _below(tree: Tree, home: str, place: str) -> set[str]:
+    """The images of a list or folder, as far as it is there, whose path may be one of another machine."""
+    before, own = (
+        [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", ".", "..")]
+        for path in (home, place)
+    )
+    known = 2 if place.startswith("/") or ":" in place else len(own)  # last parts that have to be the same
+    for start in range(len(before + own) - min(known, len(own)) + 1):
+        tail = "/".join((before + own)[start:])
+        if listed := [name for name in tree.files if f"/{name}".endswith(f"/{tail}")] if tail else []:
+            return tree.listed(listed[0])
+        if images := {image for image in tree.images if not tail or f"/{tail}/" in f"/{image}"}:
             return images
-    return set() if parts else {*tree.images}
+    return set()

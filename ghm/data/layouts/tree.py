@@ -168,10 +168,10 @@ class Tree:
             )
         return {image for image in images.values() if image}
 
-    def splits(self, images: Iterable[str]) -> dict[str, set[str]]:
-        """Split -> which of `images`: by lists, or else by the names of folders; without either they are `train`."""
+    def splits(self, images: Iterable[str], told: dict[str, set[str]] | None = None) -> dict[str, set[str]]:
+        """Split -> which of `images`: as `told`, by lists, or by the names of folders; else all are `train`."""
         images = set(images)
-        found = self.lists()
+        found = told or self.lists()
         for image in () if found else images:
             if named := next(filter(None, map(split_of, reversed(image.split("/")[:-1]))), None):
                 found[named].add(image)

@@ -56,7 +56,7 @@ def read(tree: Tree, files: list[str]) -> dict[str, Annotations]:
     ]
     tree.note("label file", "without an image, passed over", lost)
     content = Annotations(images, [Category(number, label) for number, label in known.classes.items()], boxes)
-    return divided(content, known.splits or tree.splits(tree.images))
+    return divided(content, tree.splits(tree.images, known.splits))
 
 
 def _is_label(tree: Tree, name: str) -> bool:

@@ -261,3 +261,25 @@ def test_a_folder_whose_files_are_spoilt_anywhere_is_read_or_refused_with_a_sent
             path.write_bytes(text)
         with contextlib.suppress(InputError):
             layouts.read(Tree(root), None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("path: sets/own\ntrain: day\nval: night\n", {"train": 6, "val": 4, "test": 2}),
+        ("train: /home/me/own/day\nval: D:\\own\\night\\\n", {"train": 6, "val": 4, "test": 2}),
+        ("train: [day, night]\nval: ../gone/day\n", {"train": 7, "val": 3, "test": 2}),
+        ("train: day.txt\nval: night.txt\n", {"train": 2, "val": 1, "test": 1}),
+        ("train: gone\n", {"train": 7, "val": 3, "test": 2}),
+    ],
+)
+def test_splits_are_those_that_data_yaml_names(settings: str, expected: dict[str, int], root: Path):
+    for number, boxes in enumerate(BOXES):
+        part = "day" if number < 8 else "night"
+        picture(root / f"own/{part}/{number}.jpg", number)
+        write(root / f"own/{part}/{number}.txt", yolo(boxes))
+    write(root / "data.yaml", f"names: [cat, dog]\n{settings}")
+    write(root / "day.txt", "own/day/0.jpg\nown/day/1.jpg\nown/day/2.jpg\n")
+    write(root / "night.txt", "own/night/8.jpg\n")
+    manifest = prepared(root, val_share=0.25, test_share=0.2)
+    assert {name: split["images"] for name, split in manifest["splits"].items()} == expected
