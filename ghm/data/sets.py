@@ -141,7 +141,6 @@ def _recognised(parameters: Params, before: dict[str, Any] | None) -> Located:
             break
     else:
         known, contents = custom.recognise(tree, parameters.custom, earlier)
-
         root = _made(f"custom-{key}", [], known.splits, partial(_write, home, known, contents))
     splits = {name: Split(f"annotations/instances_{name}.json", IMAGES, source=home) for name in SPLITS}
     made = {**settings, "images": known.splits} if known.splits else None

@@ -2,8 +2,8 @@
 
 Together stay: copies that an augmentation made of one image (`<name>.rf.<hash>`, Roboflow's); images that look alike,
 by a difference hash; and neighbours in a series, `frame_7` and `frame_8`, that look somewhat alike. The hash has 128
-bits: whether the brightness grows to the right, and downwards, on a grid of 8 x 8. Two of unrelated photographs differ
-in about 64 (in 45 to 64 in the sets that this was tried on).
+bits: whether the brightness grows to the right, and downwards, on a grid of 8 x 8. Of unrelated photographs about 64
+differ.
 
 Groups are dealt out by iterative stratification (Sechidis et al. 2011): the images of the rarest class first, each to
 the split that lacks most of that class.

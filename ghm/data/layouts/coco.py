@@ -52,7 +52,10 @@ def read(tree: Tree, files: list[str]) -> dict[str, Annotations]:
         content.categories = [entry for entry in content.categories if entry not in empty]
         if empty and split == "train":
             tree.notes.append(f"class {empty[0].name!r}, the parent of others, has no box and is left out")
-    return {split: _plain(tree, chosen[split], split, content) for split, content in contents.items()}
+    plain = {split: _plain(tree, chosen[split], split, content) for split, content in contents.items()}
+    listed = (image.file_name for content in plain.values() for image in content.images)
+    tree.note("image", "in no COCO file, left out", {*tree.images}.difference(listed))
+    return plain
 
 
 def _by_split(tree: Tree, files: list[str]) -> dict[str, str]:

@@ -25,14 +25,8 @@ _DONE = {
 def read(root: Path, names: Sequence[str]) -> dict[str, Header]:
     """The headers of the images `names` below `root`; an image that cannot be read has none."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = tqdm(
-            pool.map(lambda name: _header(root / name), names),
-            "sizes of images",
-            len(names),
-            unit="image",
-            delay=1,
-            leave=False,
-        )
+        sizes = pool.map(lambda name: _header(root / name), names)
+        found = tqdm(sizes, "sizes of images", len(names), unit="image", delay=1, leave=False)
         return {name: header for name, header in zip(names, found, strict=True) if header}
 
 

@@ -15,25 +15,17 @@ from ghm.words import count
 SPLITS = ("train", "val", "test")
 IMAGE = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif")
 _KNOWN = (*IMAGE, ".txt", ".xml")
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "trainval": "trainval",
-}
-_OF_SPLIT = re.compile(rf"(?:obj_)?({'|'.join(_SPLITS)})(?:[-_ ]?(?:\d+|set|data|images?|imgs|list|yolo))*")
+_OF_SPLIT = re.compile(
+    r"(?:obj_)?(?:(?P<trainval>trainval)|(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?))"
+    r"(?:[-_ ]?(?:\d+|set|data|images?|imgs|list|yolo))*"
+)
 _LINES = 50  # of a text file, one of which names an image where it is a list of images
 
 
 def split_of(name: str) -> str | None:
     """train | val | test | trainval, where the name of a folder or list says so: `train2017`, `Test_images`."""
     match = _OF_SPLIT.fullmatch(name.lower())
-    return _SPLITS[match[1]] if match else None
+    return match.lastgroup if match else None
 
 
 class Tree:
@@ -110,9 +102,7 @@ class Tree:
         try:
             return (self.root / name).read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError:
-            raise InputError(
-                f"{self.root / name} must be UTF-8, perhaps it is Latin-1 or UTF-16: save it as UTF-8"
-            ) from None
+            raise InputError(f"{self.root / name} is not UTF-8, perhaps Latin-1 or UTF-16: save it as UTF-8") from None
 
     def by_image(self, labels: Iterable[str]) -> dict[str, str]:
         """Image -> its label file, for label files that have an image. Raises InputError where two have the same."""

@@ -46,14 +46,9 @@ def read(tree: Tree, files: list[str]) -> dict[str, Annotations]:
                 boxes.append(Box(number, index, bbox))
                 around += [] if is_upright else [of_image[image]]
     tree.note("line", "with an oriented box or a polygon, read as the upright box around it", around)
-    unlabelled = [image for image in tree.images if image not in of_image]
-    tree.note("image", "without a label file, which is YOLO's way to say that nothing is on it", unlabelled)
-    folders = {name.rpartition("/")[0] for name in files}
-    lost = [
-        name
-        for name in tree.ending(".txt")
-        if name.rpartition("/")[0] in folders and not tree.image(name) and _is_label(tree, name)
-    ]
+    rest = [image for image in tree.images if image not in of_image]
+    tree.note("image", "without a label file, which is YOLO's way to say that nothing is on it", rest)
+    lost = [name for name in tree.ending(".txt") if not tree.image(name) and _is_label(tree, name)]
     tree.note("label file", "without an image, passed over", lost)
     content = Annotations(images, [Category(number, label) for number, label in known.classes.items()], boxes)
     return divided(content, tree.splits(tree.images, known.splits))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import random
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghm import data
 from ghm.data import layouts
 from ghm.data.layouts.tree import Tree, split_of
 from ghm.errors import InputError
+from tests.data.conftest import parameters
 from tests.data.layouts.conftest import (
     BOXES,
     CLASSES,
@@ -229,6 +232,14 @@ def test_what_cannot_be_read_is_one_sentence_that_names_files_and_a_remedy(spoil
 )
 def test_a_split_is_told_by_whole_words_alone(name: str, split: str | None):
     assert split_of(name) == split
+
+
+def test_an_archive_is_unpacked_and_recognised(root: Path):
+    roboflow_yolo(root / "Export v3")
+    archive = shutil.make_archive(str(root.parent / "export"), "zip", root)
+    setting = parameters("custom", source=archive)
+    data.prepare(setting)
+    assert data.read_manifest(setting)["splits"]["train"]["images"] == 8
 
 
 def test_links_that_go_round_in_a_circle_are_walked_once(root: Path):

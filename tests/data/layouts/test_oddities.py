@@ -114,7 +114,7 @@ def test_images_without_labels_count_as_empty_and_labels_without_images_are_said
         ("data.yaml", "names: {0: cat, a: dog}\n", "`names` must be a list of names, or a name for each"),
         ("data.yaml", "names: [cat, dog\n", r"data\.yaml, line 2: it is not valid YAML"),
         ("classes.txt", "cat\n\ndog\n", r"classes\.txt, line 2: it is empty, the name of a class is"),
-        ("classes.txt", "cät\ndog\n".encode("latin-1"), r"classes\.txt must be UTF-8, perhaps it is Latin-1 or UTF-16"),
+        ("classes.txt", "cät\ndog\n".encode("latin-1"), r"classes\.txt is not UTF-8, perhaps Latin-1 or UTF-16"),
         ("old/obj.names", "dog\ncat\n", r"classes\.txt and old/obj\.names in .* name other classes: keep one"),
     ],
 )
