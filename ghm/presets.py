@@ -1,4 +1,7 @@
-"""`python -m ghm.presets coco_r50_1x`: merge a preset into `params.yaml`, keep its comments, show what changes."""
+"""`python -m ghm.presets NAME [FOLDER]`: merge a preset into `params.yaml`, keep its comments, show what changes.
+
+With a folder, that is where its data set lies, `data.root`.
+"""
 
 import difflib
 import io
@@ -18,13 +21,22 @@ FOLDER = Path("presets")
 PARAMS = Path("params.yaml")
 
 
-def apply(name: str) -> str:
+def apply(name: str, root: str = "") -> str:
     """Merge `presets/<name>.yaml` into `params.yaml` and return the difference, "" when nothing changed.
 
+    Args:
+        root: the folder of the data set; "" leaves it as the preset has it.
+
     Raises:
-        InputError: there is no such preset, or the result would not be valid; then nothing is written.
+        InputError: there is no such preset or folder, or the result would not be valid; then nothing is written.
     """
-    return merge(_read(name), f"the preset {name}")
+    preset = _read(name)
+    if root:
+        folder = Path(root).expanduser().absolute()  # DVC's experiments run elsewhere
+        if not folder.is_dir():
+            raise InputError(f"DATA must be an existing folder with your data set, got {root!r}")
+        _merge(preset, {"data": {"root": str(folder), "source": None}})
+    return merge(preset, f"the preset {name}")
 
 
 def merge(values: Mapping[str, Any], source: str) -> str:
@@ -84,9 +96,9 @@ def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m ghm.presets NAME")
-    print(apply(sys.argv[1]) or "params.yaml has these values already")
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m ghm.presets NAME [FOLDER]")
+    print(apply(*sys.argv[1:]) or "params.yaml has these values already")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ REGISTERED = ["head.py", "losses/*.py", "training/samples.py"]
 WITHOUT_EFFECT = (
     *("augment.py", "backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
     *("check.py", "losses/checks.py", "params.py", "sections.py", "training/guards.py"),  # they check
-    *("predict.py", "training/gradient_norms.py", "training/progress.py", "training/validation.py"),  # they watch
+    *("predict.py", "training/gradient_norms.py", "training/validation.py"),  # they watch
+    *("training/cost.py", "training/progress.py"),  # so do these
     *("files.py", "fingerprint.py", "runs.py", "truth.py"),  # they read and save
     *("training/run.py", "training/state.py"),  # so do these
     *("__init__.py", "losses/__init__.py", "registry.py", "training/__init__.py"),  # they name others

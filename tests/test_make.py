@@ -146,6 +146,15 @@ def pipeline(copy: Copy) -> Copy:
     return copy
 
 
+def test_a_preset_takes_a_folder_with_spaces_or_none(pipeline: Copy):
+    shutil.copytree(ROOT / "presets", pipeline.root / "presets")
+    (pipeline.root / "your data").mkdir()
+    assert "+  epochs: 12" in pipeline.ok("preset", "NAME=bccd_r18")
+    printed = pipeline.ok("preset", "NAME=own_cpu", "DATA=your data")
+    assert f"+  root: {pipeline.root}/your data" in printed and "+  name: custom" in printed
+    assert pipeline.refused("preset", "NAME=own_cpu", "DATA=none").startswith("error: DATA must be an existing folder")
+
+
 def test_repro_prints_one_table_whether_the_report_ran_or_not(pipeline: Copy):
     for words in ("Running stage 'report'", "didn't change, skipping"):
         printed = pipeline.ok("repro")
