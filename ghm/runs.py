@@ -31,6 +31,7 @@ COLUMNS = {
 # A folder of what it detected, `detections_folder`, holds:
 DETECTIONS = "detections.json"  # COCO results
 METRICS = "metrics.json"
+OUTCOME = "outcome.json"  # at the operating point, `evaluation.outcome.measure`
 MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.read`
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 

@@ -11,7 +11,7 @@ from ghm import files
 from ghm.errors import InputError
 from ghm.evaluation.matches import CURVE_IOUS
 from ghm.params import Params
-from ghm.report import comparison, metric_figures, pictures, tables, training_figures, words
+from ghm.report import comparison, confusion, metric_figures, pictures, tables, training_figures, words
 from ghm.report.comparison import Compared
 from ghm.report.inputs import Results, read
 from ghm.report.style import Plot, look
@@ -56,6 +56,7 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
             "reformulated_gradient": training_figures.reformulated(results, params),
             "density": training_figures.density(results, params),
             "precision_recall": metric_figures.precision_recall(curve, params),
+            "confusion": confusion.figure(results, params),
             "gallery": pictures.gallery(results, params),
             "loss": training_figures.loss(results, params),
             "validation_ap": metric_figures.validation_ap(results, params),
@@ -71,6 +72,7 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
             "validation_ap": results.validation,
             "intervals": comparison.table(compared),
             **{f"precision_recall_{100 * iou:.0f}": rows for iou, rows in of_iou.items()},
+            "confusion": confusion.table(results),
             "gradient_norms": results.gradient_norms.drop(columns="count"),
         }
         for name, table in data.items():  # for `dvc plots show`
@@ -84,10 +86,10 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
 
 
 def _page(results: Results, params: Params, compared: Compared, plots: dict[str, Plot]) -> str:
-    per_class = tables.per_class(results, params)
     count = len(results.manifest["classes"])
-    if count > LONG:
-        per_class = f"<details><summary>{count} classes</summary>\n\n{per_class}\n\n</details>"
+
+    def folded(table: str) -> str:
+        return f"<details><summary>{count} classes</summary>\n\n{table}\n\n</details>" if count > LONG else table
 
     def shown(*names: str) -> list[str]:
         return [plots[name].markdown(f"figures/{name}") for name in names if name in plots]
@@ -108,7 +110,15 @@ def _page(results: Results, params: Params, compared: Compared, plots: dict[str,
         "## What that did to the detections",
         *shown("precision_recall"),
         "### AP of each class",
-        per_class,
+        folded(tables.per_class(results, params)),
+        "### AP by the number of boxes in an image",
+        tables.density(results, params),
+        "### Found, missed and confused",
+        words.operating(results, params),
+        tables.operating(results, params),
+        *shown("confusion"),
+        "### Precision / recall / F1 of each class",
+        folded(tables.operating_per_class(results, params)),
         "### On the images",
         *shown("gallery"),
         "## Training",

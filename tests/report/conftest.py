@@ -15,6 +15,7 @@ from PIL import Image
 
 from ghm import fingerprint, runs
 from ghm import params as ghm_params
+from ghm.evaluation import outcome
 from ghm.evaluation.bootstrap import METRICS as RESAMPLED
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import judge
@@ -183,6 +184,9 @@ def _evaluation(
 
 
 def write_detections(folder: Path, annotations: Path, detections: list[dict[str, Any]]) -> None:
-    """Write detections as the stage `evaluate` does, matched to the annotations."""
+    """Write detections as the stage `evaluate` does, matched to the annotations, and what comes out."""
     write_json(folder / runs.DETECTIONS, detections)
-    judge(annotations, folder / runs.DETECTIONS).matches.save(len(detections), folder)
+    judged = judge(annotations, folder / runs.DETECTIONS)
+    judged.matches.save(len(detections), folder)
+    found = outcome.measure(judged, outcome.best_score(judged))
+    write_json(folder / runs.OUTCOME, {"chosen_on": "val", "fingerprint": "0", **found})

@@ -36,7 +36,7 @@ class Written(NamedTuple):
 
     def rows(self, heading: str) -> dict[str, list[str]]:
         """Return the first table below a heading: name of the row -> its cells."""
-        below = self.page.split(f"## {heading}")[1].split("\n## ")[0]
+        below = re.split(r"\n##+ ", self.page.split(f"## {heading}")[1])[0]
         lines = [line.strip("| ").split("|") for line in below.splitlines() if line.startswith("|")]
         return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
 
@@ -82,6 +82,29 @@ def test_tables_have_the_metrics_in_percent_and_the_main_one_which_make_prints_c
         assert shown[: len(COLUMNS)] == expected
         for label, ap in values["classes"].items():
             assert of_classes[label][number].split(" ±")[0] == f"{100 * ap:.1f}"
+
+
+def test_what_is_found_at_the_operating_point_is_the_mean_over_seeds_of_what_the_evaluation_has(large: Written) -> None:
+    at_point, of_class = large.rows("Found, missed and confused"), large.rows("Precision / recall / F1 of each class")
+    by_density = large.rows("AP by the number of boxes in an image")
+
+    def mean(values: list[float]) -> str:
+        return f"{100 * np.mean(values):.1f}"
+
+    for number, name in enumerate(large.params.variants):
+        seeds = [json.loads((large.root / f"detections/{name}/seed_{n}/outcome.json").read_text()) for n in (0, 1)]
+        score, *figures = at_point[name]
+        assert score == f"{np.mean([seed['score'] for seed in seeds]):.2f}"
+        keys = ("precision", "recall", "f1")
+        assert [cell.split(" ±")[0] for cell in figures] == [mean([seed[key] for seed in seeds]) for key in keys]
+        for label in json.loads((large.root / "data/digits.json").read_text())["classes"]:
+            own = [seed["classes"][label] for seed in seeds]
+            known = [[one[key] for one in own if key in one] for key in keys]
+            shown = of_class[label][1 + number]
+            assert shown == " / ".join(mean(values) if values else "–" for values in known)  # noqa: RUF001
+        expected = [mean([seed["density"][group]["AP"] for seed in seeds]) for group in range(2)]
+        assert [cell.split(" ±")[0] for cell in by_density[name]] == expected
+    assert by_density["variant"] == ["1 (2 images)", "2 to 4 (4 images)"]
 
 
 def test_intervals_are_those_of_the_resampled_metrics(large: Written) -> None:
