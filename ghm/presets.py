@@ -30,16 +30,29 @@ def apply(name: str, root: str = "") -> str:
     Raises:
         InputError: there is no such preset or folder, or the result would not be valid; then nothing is written.
     """
-    preset, parameters = _read(name), params.load(PARAMS)
+    preset = _read(name)
     if root:
         folder = Path(root).expanduser().absolute()  # DVC's experiments run elsewhere
         if not folder.is_dir():
             raise InputError(f"DATA must be an existing folder with your data set, got {root!r}")
         _merge(preset, {"data": {"root": str(folder), "source": None}})
+    return merge(preset, f"the preset {name}")
+
+
+def merge(values: Mapping[str, Any], source: str) -> str:
+    """Merge `values` of some sections into `params.yaml` and return the difference, "" when nothing changed.
+
+    Args:
+        source: what has these values, for the words.
+
+    Raises:
+        InputError: the result would not be valid; then nothing is written.
+    """
+    parameters = params.load(PARAMS)
     before = PARAMS.read_text(encoding="utf-8")
     yaml = YAML()  # configured as DVC configures it for `-S`, so that both write the same form
     content = yaml.load(before)
-    _merge(content, preset)
+    _merge(content, values)
     meant = params.parse(content)
     if meant == parameters:
         return ""
@@ -53,7 +66,7 @@ def apply(name: str, root: str = "") -> str:
         is_meant = False
     if not is_meant:
         raise InputError(
-            f"{PARAMS} would not mean what it should with the preset {name}: put comments that stand beside a list "
+            f"{PARAMS} would not mean what it should with {source}: put comments that stand beside a list "
             "or right after it on the line above it; nothing was changed"
         )
     files.write_text(PARAMS, after)

@@ -192,7 +192,8 @@ def test_custom_data_are_trained_on_and_what_changes_in_them_is_noticed(clone: C
 
     def use(root: Path) -> None:
         values = {"data.name": "custom", "data.root": str(root), "evaluate.split": "val"}
-        values |= {f"custom.{split}.annotations": f"annotations/instances_{split}.json" for split in ("train", "val")}
+        for split in ("train", "val"):
+            values[f"custom.{split}"] = {"annotations": f"annotations/instances_{split}.json", "images": split}
         path = clone.root / "params.yaml"
         YAML().dump(changed(YAML(typ="safe").load(path), values), path)
 

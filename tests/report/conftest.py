@@ -58,6 +58,11 @@ def fill(
         mean: dict[str, Any] = {key: float(np.mean([seed[key] for seed in metrics])) for key in METRICS}
         mean["classes"] = {name: float(np.mean([seed["classes"][name] for seed in metrics])) for name in classes}
         write_json(root / "detections" / variant / runs.METRICS, mean | {"unreadable_images": []})
+    (root / "reports" / "data").mkdir(parents=True)
+    Image.new("RGB", (SIDE, SIDE)).save(root / "reports" / "data" / "batch.jpg")
+    (root / "reports" / "data.md").write_text(
+        "# The data\n\n## What the network sees\n\n![A batch of images](data/batch.jpg)\n"
+    )
     return params
 
 

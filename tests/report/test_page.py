@@ -20,6 +20,7 @@ from stages import publish
 from tests.report.conftest import cells, change, fill
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+INSPECTED = {"data.md", "data", "batch.jpg"}  # what the stage `inspect` wrote
 BUILT = Path("reports/built")
 
 
@@ -178,11 +179,13 @@ def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(large
 def test_the_html_page_has_the_tables_and_figures_and_asks_for_no_other_file(large: Written) -> None:
     text = (large.root / BUILT / "index.html").read_text(encoding="utf-8")
     sources = re.findall(r'\bsrc="([^"]*)"', text)
-    assert len(sources) == len(list((large.root / BUILT / "figures").iterdir()))
+    pictures = [*(large.root / BUILT / "figures").iterdir(), *(large.root / "reports" / "data").iterdir()]
+    assert len(sources) == len(pictures)
+    assert "<h3>What the network sees</h3>" in text
     assert all(source.startswith("data:image/") for source in sources)
     assert not re.search(r"<link|url\(|@import|fetch\(", text)
     links = re.findall(r'\bhref="([^"]*)"', text)
-    assert links and all(link.startswith("https://") for link in links)
+    assert {link for link in links if not link.startswith("https://")} == {"#data"} and 'id="data"' in text
     lines = [line for line in large.page.splitlines() if line.startswith("|") and not line.startswith("|:")]
     assert cells(text) == [cell.strip() for line in lines for cell in line.strip("|").split("|")]
 
@@ -201,7 +204,7 @@ def test_writing_twice_gives_the_same_bytes_and_publishing_removes_old_figures(
     monkeypatch.chdir(blind.root)
     publish.main()
     built = {path.name for path in (reports / "built").rglob("*")}
-    assert {path.name for path in reports.rglob("*")} == {*built, "built", "studies"}
+    assert {path.name for path in reports.rglob("*")} == {*built, "built", "studies", *INSPECTED}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +216,7 @@ def test_writing_twice_gives_the_same_bytes_and_publishing_removes_old_figures(
         "runs/ghmc_sl1/seed_0/context.json",
         "data/digits.json",
         "data/digits/test/0001.png",
+        "reports/data.md",
     ],
 )
 def test_a_missing_file_is_named_and_the_old_report_stays(tmp_path: Path, name: str) -> None:
@@ -222,4 +226,4 @@ def test_a_missing_file_is_named_and_the_old_report_stays(tmp_path: Path, name: 
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=f"{re.escape(name)} is missing: run `dvc repro`"):
         report.write(params, tmp_path)
-    assert [path.name for path in (tmp_path / "reports").rglob("*")] == ["built", "ap_table.md"]
+    assert {path.name for path in (tmp_path / "reports").rglob("*")} <= {"built", "ap_table.md", *INSPECTED}
