@@ -8,7 +8,6 @@ MaxIoUAssigner gives none such, over all images. No image is read. Writes `bench
 """
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from ghm.inspection import search
 from ghm.inspection.anchors import PADDED, POSITIVE, Boxes, Setting, best_iou, missed, used
 from ghm.inspection.sheets import matched
 from ghm.params import Params
+from ghm.training import run
 
 RESULT = Path(__file__).parent / "results" / "anchors.json"
 
@@ -61,9 +61,8 @@ def main() -> None:
         content = annotations.read(Path(path), Annotations)
         boxes, image_N = used(content), np.array([box.image_id for box in content.annotations])
         assert len(boxes) == len(image_N), f"{path} has boxes that are not trained on, or too many"
-        start = time.perf_counter()
         fit = search.judge(boxes, present)
-        row = {"set": name, "boxes": len(boxes), "seconds": round(time.perf_counter() - start, 2), "times": fit.times}
+        row = {"set": name, "boxes": len(boxes), "times the pixels": fit.times}
         for when, setting in {"now": present, "suggested": fit.suggested or present}.items():
             row |= {f"{when}: {key.rpartition('.')[2]}": value for key, value in setting.values().items()}
             row[f"{when} by shape"] = float((best_iou(boxes, setting, aligned=True) < POSITIVE).mean())
@@ -71,7 +70,7 @@ def main() -> None:
             row[f"{when} assigned"] = unassigned(boxes, image_N, setting, parameters)
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         print(pd.Series(rows[-1]).to_string(), end="\n\n")
-    files.write_json(RESULT, {"rows": rows})
+    files.write_json(RESULT, {"versions": run.context()["versions"], "rows": rows})
 
 
 if __name__ == "__main__":
