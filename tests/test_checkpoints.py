@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ghm import backbones, checkpoints, config, params, report, training
 from ghm.errors import InputError
 from ghm.evaluation import run as evaluation
+from ghm.inspection import page
 from tests.conftest import ROOT
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "bn.num_batches_tracked": torch.tensor(7)}
@@ -390,6 +391,7 @@ def test_without_an_epoch_the_run_is_that_of_the_checkpoint_and_can_be_judged_an
     assert (run / "model.pth").read_bytes() == before
     metrics = evaluation.evaluate(parameters, "ghmc_ghmr", Path("runs/ghmc_ghmr"), Path("detections/ghmc_ghmr"))
     evaluation.files.write_json(Path("metrics/ghmc_ghmr.json"), metrics)
+    page.write(parameters)
     report.write(parameters, Path())
     assert "all weights from a trained detector (zoo-own.pth)" in Path("reports/built/ap_table.md").read_text()
 

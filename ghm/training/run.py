@@ -155,7 +155,8 @@ def _rest(run: _Run) -> Rest:
         if (variant, seed) != (run.variant, run.seed)
     ]
     finished, evaluated = (sum(column) for column in zip((False, False), *map(_done, others), strict=True))
-    images = data.read_manifest(parameters)["splits"][parameters.evaluate.split]["images"]
+    splits = data.read_manifest(parameters)["splits"]
+    images = sum(splits[name]["images"] for name in {"val", parameters.evaluate.split} & splits.keys())
     place, trainings = f"{finished + 1} of {len(others) + 1}", len(others) - finished
     return Rest(place, trainings, 1 + len(others) - evaluated, len(parameters.variants), images)
 
