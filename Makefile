@@ -31,7 +31,7 @@ format: environment  ## rewrite the code in the project's style
 	ruff format
 
 preset: environment  ## merge presets/$(NAME).yaml into params.yaml, e.g. make preset NAME=own_cpu DATA=/your/folder
-	@python -m ghm.presets $(NAME) "$(DATA)"
+	@python -m ghm.presets $(NAME) "$(DATA)" $(LAYOUT)
 
 fit: environment  ## write anchors and an image scale that fit the data set into params.yaml, e.g. make fit LARGEST=320
 	@python -m ghm.fit $(if $(LARGEST),--largest $(LARGEST))

@@ -30,7 +30,7 @@ from pycocotools.cocoeval import COCOeval
 from benchmarks.scale import ROOT, copy_repository
 
 RESULT = ROOT / "benchmarks" / "results" / "own_data.json"
-SAID = re.compile(r"about (\d+(?::\d+)+) in all")
+SAID = re.compile(r"takes about .*; (\d+(?::\d+)+) are left until all is done")
 
 
 def main() -> None:
@@ -54,8 +54,8 @@ def run(name: str, folder: Path, layout: str, preset: str) -> dict[str, Any]:
     copy_repository(clone)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GHM_DATA_ROOT": str(clone / "store")}
-    options = ["--layout", layout] if layout else []
-    commands = [[sys.executable, "-m", "ghm.presets", preset, "--data", str(folder), *options], ["dvc", "repro"]]
+    options = [layout] if layout else []
+    commands = [[sys.executable, "-m", "ghm.presets", preset, str(folder), *options], ["dvc", "repro"]]
     began, said = time.time(), []
     with (clone / "log.txt").open("w", encoding="utf-8") as log:
         for command in commands:
@@ -76,11 +76,12 @@ def run(name: str, folder: Path, layout: str, preset: str) -> dict[str, Any]:
     truth = original(folder, json.loads((root / split["annotations"]).read_bytes()), manifest["classes"])
     rows = []
     for metrics in sorted((clone / "detections").glob("*/metrics.json")):
-        record = json.loads((metrics.parent.parent.parent / "runs" / metrics.parent.name / "seed_0" / "context.json").read_text())
+        variant = metrics.parent.name
+        record = json.loads((clone / "runs" / variant / "seed_0" / "context.json").read_text())
         detections = json.loads((metrics.parent / "seed_0" / "detections.json").read_text())
         ap = json.loads(metrics.read_text())["AP"]
         rows.append(
-            {"variant": metrics.parent.name, "AP": ap, "AP_original": round(judged(truth, detections), 4),
+            {"variant": variant, "AP": ap, "AP_original": round(judged(truth, detections), 4),
              "minutes": round(record["seconds"] / 60, 1)}
         )  # fmt: skip
     first = said[0] if said else [0.0, 0.0]

@@ -21,11 +21,12 @@ FOLDER = Path("presets")
 PARAMS = Path("params.yaml")
 
 
-def apply(name: str, root: str = "") -> str:
+def apply(name: str, root: str = "", layout: str = "") -> str:
     """Merge `presets/<name>.yaml` into `params.yaml` and return the difference, "" when nothing changed.
 
     Args:
         root: the folder of the data set; "" leaves it as the preset has it.
+        layout: of its labels, `custom.layout`; "" has it recognised.
 
     Raises:
         InputError: there is no such preset or folder, or the result would not be valid; then nothing is written.
@@ -35,7 +36,7 @@ def apply(name: str, root: str = "") -> str:
         folder = Path(root).expanduser().absolute()  # DVC's experiments run elsewhere
         if not folder.is_dir():
             raise InputError(f"DATA must be an existing folder with your data set, got {root!r}")
-        _merge(preset, {"data": {"root": str(folder), "source": None}})
+        _merge(preset, {"data": {"root": str(folder), "source": None}, "custom": {"layout": layout or None}})
     return merge(preset, f"the preset {name}")
 
 
@@ -96,8 +97,8 @@ def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        sys.exit("usage: python -m ghm.presets NAME [FOLDER]")
+    if not 2 <= len(sys.argv) <= 4:
+        sys.exit("usage: python -m ghm.presets NAME [FOLDER [LAYOUT]]")
     print(apply(*sys.argv[1:]) or "params.yaml has these values already")
 
 

@@ -148,3 +148,13 @@ def test_a_second_detection_of_a_box_is_a_false_alarm_and_a_right_class_goes_bef
     rows = outcome.measure(given.judged(tmp_path), 0.5)["confusion"]
     expected = [[name, name, 1], [name, None, 1], [None, other, 1], [None, name, 1]]
     assert sorted(rows, key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize(("height", "confused_"), [(50, True), (49, False)])
+def test_from_an_iou_of_one_half_on_a_detection_of_another_class_is_of_the_box(
+    height: float, confused_: bool, tmp_path: Path
+):
+    given = case([1], [box(1, 7, SQUARE)], [detection(1, 2, (0, 0, 100, height), 0.9)])
+    rows = outcome.measure(given.judged(tmp_path), 0.5)["confusion"]
+    missed = [[CLASSES[7], None, 1], [None, CLASSES[2], 1]]
+    assert sorted(rows, key=str) == sorted([[CLASSES[7], CLASSES[2], 1]] if confused_ else missed, key=str)
