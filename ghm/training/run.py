@@ -155,7 +155,9 @@ def _rest(run: _Run) -> Rest:
         if (variant, seed) != (run.variant, run.seed)
     ]
     finished, evaluated = (sum(column) for column in zip((False, False), *map(_done, others), strict=True))
-    images = data.read_manifest(parameters)["splits"][parameters.evaluate.split]["images"]
+    splits = data.read_manifest(parameters)["splits"]
+    # On the validation split the evaluation chooses the score from which on detections are shown.
+    images = sum(splits[name]["images"] for name in {parameters.evaluate.split, "val"} & splits.keys())
     place, trainings = f"{finished + 1} of {len(others) + 1}", len(others) - finished
     return Rest(place, trainings, 1 + len(others) - evaluated, len(parameters.variants), images)
 
