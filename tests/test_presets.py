@@ -106,6 +106,10 @@ def test_a_folder_that_is_named_is_where_the_data_lie(folder: Path, monkeypatch:
         presets.apply("own_cpu", named)
         assert (read()["data"]["name"], read()["data"]["root"]) == ("custom", str(folder / "your data"))
     assert presets.apply("own_cpu", "your data") == "" == presets.apply("own_cpu")
+    presets.apply("own_cpu", "your data", "voc")
+    assert read()["custom"]["layout"] == "voc"
+    presets.apply("own_cpu", "your data")
+    assert read()["custom"]["layout"] is None
     before = text()
     with pytest.raises(InputError, match="DATA must be an existing folder with your data set, got 'none'"):
         presets.apply("own_gpu", "none")

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
-from ghm.runs import COLUMNS, GRADIENT_NORMS, LOG, VALIDATION
+from ghm.runs import COLUMNS, LOG, VALIDATION
 from ghm.training import cost
 from ghm.training.cost import Rest
 
@@ -35,7 +35,7 @@ class Progress:
         interval: steps between rows of the log, at most `steps`.
         batch_size: images per step, of all processes together.
         rest: what the pipeline has to do afterwards; None to say nothing of it.
-        watched: images whose AP is measured after each epoch.
+        watched: images that are measured after each epoch.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Progress:
         self._folder, self._name = folder, name
         self._epochs, self._steps, self._interval, self._batch_size = epochs, steps, interval, batch_size
         self._rest, self._watched = rest, watched
-        self._measuring = 0.0  # seconds, of gradient norms before the first step
         self._paused = False  # whether there was a break between epochs since the first step of this start
         self._told: float | None = None  # when all will be done
         self._tables: dict[str, list[Row]] = {table: [] for table in COLUMNS}
@@ -106,8 +105,6 @@ class Progress:
 
     def record(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows to a table, one of `runs.COLUMNS`."""
-        if table == GRADIENT_NORMS and not self._timed_from:
-            self._measuring = perf_counter() - self._started
         if rows:
             self._tables[table] += rows
             _append(self._folder / table, table, rows)
@@ -155,42 +152,37 @@ class Progress:
             return
         parts = [epoch, f"step {step_in_epoch}/{self._steps}", loss, f"lr {row['lr']:.3g}"]
         if times := self._times():
-            parts += [f"{times.images:.1f} images/s", f"{tqdm.format_interval(times.left)} left"]
-            parts += [f"{tqdm.format_interval(times.left + times.rest)} in all"] * bool(self._rest)
+            per_image, _, left, in_all = times
+            parts += [f"{1 / per_image:.1f} images/s", f"{tqdm.format_interval(left)} left"]
+            parts += [f"{tqdm.format_interval(in_all)} in all"] * bool(self._rest)
         _log.info("%s: %s", self._name, ", ".join(parts))
 
     def _tell(self) -> None:
         """Say what all will take, after a few steps and when that has changed much."""
         if not self._rest or not (times := self._times()):
             return
-        now, left = perf_counter(), times.left + times.rest
-        if self._told is None or abs(now + left - self._told) > max(CHANGED * left, LITTLE):
+        _, whole, _, left = times
+        end = perf_counter() + left
+        if self._told is None or abs(end - self._told) > max(CHANGED * left, LITTLE):
+            self._told = end
             _log.info(
                 "%s: this training takes about %s; %s are left until all is done, with %s; peak memory so far %s",
-                *(self._name, tqdm.format_interval(times.whole), tqdm.format_interval(left)),
-                *(self._rest, cost.memory()),
+                *(self._name, tqdm.format_interval(whole), tqdm.format_interval(left), self._rest, cost.memory()),
             )
-            self._told = now + left
 
-    def _times(self) -> "_Times | None":
-        """What can be said of the time by now; nothing after a single step of this start."""
+    def _times(self) -> tuple[float, float, float, float] | None:
+        """Seconds for an image, for this run, of that left, and left until all is done; None after a single step."""
         first, since = self._timed_from or (self._step, 0.0)
         if self._step <= first:
             return None
         pace = (perf_counter() - since) / (self._step - first)
         per_image = pace / self._batch_size
-        # Between epochs the gradient norms and AP are measured. Once that was so, it is in the pace.
-        pause = 0.0 if self._paused else self._measuring + self._watched * per_image * cost.TESTED
+        pause = (
+            0.0 if self._paused else self._watched * per_image * cost.TESTED
+        )  # once there was one, it is in the pace
         steps, pauses = self._epochs * self._steps, self._epochs - (self._step - 1) // self._steps
         whole, left = steps * pace + (1 + self._epochs) * pause, (steps - self._step) * pace + pauses * pause
-        return _Times(1 / per_image, whole, left, self._rest.seconds(whole, per_image) if self._rest else 0.0)
-
-
-class _Times(NamedTuple):
-    images: float  # per second
-    whole: float  # seconds, of the run
-    left: float  # of that
-    rest: float  # seconds, of what follows
+        return per_image, whole, left, left + (self._rest.seconds(whole, per_image) if self._rest else 0.0)
 
 
 class _Bar(tqdm):

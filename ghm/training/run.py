@@ -24,7 +24,7 @@ from ghm import backbones, checkpoints, config, data, files, fingerprint, runs
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.runs import Record
-from ghm.training import cost, guards, state
+from ghm.training import cost, gradient_norms, guards, state
 from ghm.training.cost import Rest
 from ghm.training.engine import Engine
 from ghm.training.loop import Loop
@@ -154,27 +154,21 @@ def _rest(run: _Run) -> Rest:
         for seed in parameters.seeds
         if (variant, seed) != (run.variant, run.seed)
     ]
-    finished = [other for other in others if _has_result(other)]
-    evaluated = [other for other in finished if _is_evaluated(other)]
+    finished, evaluated = (sum(column) for column in zip((False, False), *map(_done, others), strict=True))
     images = data.read_manifest(parameters)["splits"][parameters.evaluate.split]["images"]
-    place = f"{len(finished) + 1} of {len(others) + 1}"
-    trainings, evaluations = len(others) - len(finished), 1 + len(others) - len(evaluated)
-    return Rest(place, trainings, evaluations, len(parameters.variants), images)
+    place, trainings = f"{finished + 1} of {len(others) + 1}", len(others) - finished
+    return Rest(place, trainings, 1 + len(others) - evaluated, len(parameters.variants), images)
 
 
-def _has_result(run: _Run) -> bool:
-    """Whether a run is finished, as far as can be seen without DVC."""
+def _done(run: _Run) -> tuple[bool, bool]:
+    """Whether a run has a result, and whether that has been evaluated, as far as can be seen without DVC."""
+    result, found = runs.run_folder(run.variant, run.seed), runs.detections_folder(run.variant, run.seed)
     try:
-        is_in_out = Record.read(runs.run_folder(run.variant, run.seed)).fingerprint == fingerprint.key(run.parts)
+        is_out = Record.read(result).fingerprint == fingerprint.key(run.parts)
     except (OSError, TypeError):
-        is_in_out = False
-    return is_in_out or (run.folder / runs.RESULT).exists()
-
-
-def _is_evaluated(run: _Run) -> bool:
-    """Whether the detections of a finished run are younger than it."""
-    paths = runs.detections_folder(run.variant, run.seed), run.folder / runs.RESULT
-    return all(path.exists() for path in paths) and paths[0].stat().st_mtime > paths[1].stat().st_mtime
+        is_out = False
+    is_evaluated = is_out and found.exists() and found.stat().st_mtime > result.stat().st_mtime
+    return is_out or (run.folder / runs.RESULT).exists(), is_evaluated
 
 
 def _is_finished(folder: Path, out: Path, seed: int, key: str, max_bad_images: int) -> bool:
@@ -205,10 +199,11 @@ def _fit(run: _Run) -> None:
     progress = None
     if processes.first:
         manifest, rest = data.read_manifest(run.parameters), _rest(run)
-        steps, name = config.steps(train, manifest), f"{run.variant}, seed {run.seed} ({rest.place})"
+        splits, steps = manifest["splits"], config.steps(train, manifest)
+        name = f"{run.variant}, seed {run.seed} ({rest.place})"
         _log.info(
             "%s: %s, %s of %s with %s each, learning rate %g, %s",
-            *(name, count(manifest["splits"]["train"]["images"], "training image"), count(train.epochs, "epoch")),
+            *(name, count(splits["train"]["images"], "training image"), count(train.epochs, "epoch")),
             *(count(steps, "step"), count(train.batch_size, "image"), train.learning_rate),
             cost.require_disk(engine, run.parameters, rest, run.folder),
         )
@@ -220,7 +215,7 @@ def _fit(run: _Run) -> None:
             interval=min(LOG_INTERVAL, steps),
             batch_size=train.batch_size,
             rest=rest,
-            watched=train.val_images,
+            watched=gradient_norms.IMAGES + min(train.val_images, splits[run.parameters.splits()[0]]["images"]),
         )
     measure_ap = ValidationSample(run.cfg) if train.val_images else None
     loop = Loop(engine, run.parameters, run.variant, run.folder, processes, progress=progress, measure_ap=measure_ap)
