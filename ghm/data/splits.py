@@ -117,9 +117,15 @@ def _groups(names: list[str], hash_N2: np.ndarray) -> np.ndarray:
     next_P2 = np.array([pair for row in ordered for pair in pairwise(row)], dtype=int).reshape(-1, 2)
     are_alike_P = _difference(hash_N2[next_P2[:, 0]], hash_N2[next_P2[:, 1]]) <= NEIGHBOURS_ALIKE
     copy_P2 = np.array(pairs, dtype=int).reshape(-1, 2)
-    pair_P2 = np.concatenate([copy_P2, next_P2[are_alike_P], _alike(hash_N2)])
-    ones, size = np.ones(len(pair_P2), bool), len(names)
-    return connected_components(coo_matrix((ones, pair_P2.T), (size, size)), directed=False)[1]
+    return _joined(_alike(hash_N2), np.concatenate([copy_P2, next_P2[are_alike_P]]))
+
+
+def _joined(group_N: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
+    """The groups, int [N], when those of each pair become one."""
+    _, first_G, group_N = np.unique(group_N, return_index=True, return_inverse=True)
+    edge_E2 = np.concatenate([pair_P2, np.stack([first_G[group_N], np.arange(len(group_N))], axis=1)])
+    shape = len(group_N), len(group_N)
+    return connected_components(coo_matrix((np.ones(len(edge_E2), bool), edge_E2.T), shape), directed=False)[1]
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -128,20 +134,23 @@ def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _alike(hash_N2: np.ndarray) -> np.ndarray:
-    """All pairs of images that look alike, or enough of them to join their groups: int [P, 2]."""
-    hash_U2, first_U, unique_N = np.unique(hash_N2, axis=0, return_index=True, return_inverse=True)
-    pairs = [np.stack([first_U[unique_N], np.arange(len(hash_N2))], axis=1)]
+    """The groups of images that look alike, one or more steps away: int [N]."""
+    hash_U2, unique_N = np.unique(hash_N2, axis=0, return_inverse=True)
+    group_U, found, waiting = np.arange(len(hash_U2)), [np.zeros((0, 2), int)], 0
     for band_U in np.ascontiguousarray(hash_U2).view(np.uint16).reshape(-1, _BANDS).T:
         order_U = np.argsort(band_U, kind="stable")
-        ends = np.flatnonzero(np.diff(band_U[order_U])) + 1
-        for run in np.split(order_U, ends):
-            step = max(1, _PAIRS // len(run))
-            for start in range(0, len(run) if len(run) > 1 else 0, step):
-                part = run[start : start + step]
-                one, other = np.nonzero(_difference(hash_U2[part, None], hash_U2[None, run]) <= ALIKE)
-                different = part[one] < run[other]
-                pairs.append(np.stack([first_U[part[one]], first_U[run[other]]], axis=1)[different])
-    return np.concatenate(pairs)
+        runs = np.split(order_U, np.flatnonzero(np.diff(band_U[order_U])) + 1)
+        parts = ((run, start) for run in runs if len(run) > 1 for start in range(0, len(run), 1 + _PAIRS // len(run)))
+        for run, start in parts:
+            part, rest = run[start : start + 1 + _PAIRS // len(run)], run[start:]
+            if np.ptp(group_U[part]) == 0:  # what is in a group already need not be found again
+                rest = rest[group_U[rest] != group_U[part[0]]]
+            one, other = np.nonzero(_difference(hash_U2[part, None], hash_U2[None, rest]) <= ALIKE)
+            found.append(np.stack([part[one], rest[other]], axis=1))
+            waiting += len(one)
+            if waiting > _PAIRS // 10:
+                group_U, found, waiting = _joined(group_U, np.concatenate(found)), found[:1], 0
+    return _joined(group_U, np.concatenate(found))[unique_N]
 
 
 def _counts(names: list[str], content: Annotations, group_N: np.ndarray) -> np.ndarray:

@@ -156,7 +156,8 @@ def _rest(run: _Run) -> Rest:
     ]
     finished, evaluated = (sum(column) for column in zip((False, False), *map(_done, others), strict=True))
     splits = data.read_manifest(parameters)["splits"]
-    images = sum(splits[name]["images"] for name in {"val", parameters.evaluate.split} & splits.keys())
+    # On the validation split the evaluation chooses the score from which on detections are shown.
+    images = sum(splits[name]["images"] for name in {parameters.evaluate.split, "val"} & splits.keys())
     place, trainings = f"{finished + 1} of {len(others) + 1}", len(others) - finished
     return Rest(place, trainings, 1 + len(others) - evaluated, len(parameters.variants), images)
 

@@ -25,12 +25,12 @@ def rest(parameters: params.Params, variant: str, seed: int = 0) -> cost.Rest:
 def test_a_run_counts_as_finished_under_its_own_fingerprint_and_as_evaluated_after_that(place: Path):
     parameters = params.load()
     other = next(name for name in parameters.variants if name != VARIANT)
-    assert rest(parameters, other) == cost.Rest("2 of 4", trainings=2, evaluations=4, variants=4, images=20)
+    assert rest(parameters, other) == cost.Rest("2 of 4", trainings=2, evaluations=4, variants=4, images=12 + 8)
     evaluate(parameters, VARIANT, RUN.parent, Path("detections") / VARIANT)
-    assert rest(parameters, other) == cost.Rest("2 of 4", trainings=2, evaluations=3, variants=4, images=20)
-    assert rest(replace(parameters, seeds=(0, 1)), other, 1) == cost.Rest("2 of 8", 6, 7, 4, 20)
+    assert rest(parameters, other) == cost.Rest("2 of 4", trainings=2, evaluations=3, variants=4, images=12 + 8)
+    assert rest(replace(parameters, seeds=(0, 1)), other, 1) == cost.Rest("2 of 8", 6, 7, 4, 12 + 8)
     changed = replace(parameters, train=replace(parameters.train, lr=0.1))
-    assert rest(changed, other) == cost.Rest("1 of 4", trainings=3, evaluations=4, variants=4, images=20)
+    assert rest(changed, other) == cost.Rest("1 of 4", trainings=3, evaluations=4, variants=4, images=12 + 8)
 
 
 def test_a_run_in_the_state_folder_counts_though_dvc_has_deleted_its_out(place: Path):
