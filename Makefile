@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: repro test bench lint format preset fit study help environment
+.PHONY: repro test bench lint format preset look fit study help environment
 
 repro: environment  ## run the pipeline, then print the table
 	@python -m ghm.check
@@ -32,6 +32,9 @@ format: environment  ## rewrite the code in the project's style
 
 preset: environment  ## merge presets/$(NAME).yaml into params.yaml, e.g. make preset NAME=own_cpu DATA=/your/folder
 	@python -m ghm.presets $(NAME) "$(DATA)" $(LAYOUT)
+
+look: environment  ## read and check the data set, and show it in reports/data.md
+	@dvc repro inspect
 
 fit: environment  ## write anchors and an image scale that fit the data set into params.yaml, e.g. make fit LARGEST=320
 	@python -m ghm.fit $(if $(LARGEST),--largest $(LARGEST))
