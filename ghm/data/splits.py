@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from ghm.data.annotations import Annotations
@@ -122,6 +120,9 @@ def _groups(names: list[str], hash_N2: np.ndarray) -> np.ndarray:
 
 def _joined(group_N: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
     """The groups, int [N], when those of each pair become one."""
+    from scipy.sparse import coo_matrix  # not before: only where splits are made
+    from scipy.sparse.csgraph import connected_components
+
     _, first_G, group_N = np.unique(group_N, return_index=True, return_inverse=True)
     edge_E2 = np.concatenate([pair_P2, np.stack([first_G[group_N], np.arange(len(group_N))], axis=1)])
     shape = len(group_N), len(group_N)

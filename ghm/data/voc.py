@@ -145,5 +145,6 @@ def _number(entry: ET.Element, key: str, path: Path) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{path} must hold a number as `{key}`, got {text!r}")
+        point = ": write it with a point" if "," in text else ""
+        raise InputError(f"{path} must hold a number as `{key}`, got {text!r}{point}")
     return number

@@ -68,7 +68,10 @@ def _by_split(tree: Tree, files: list[str]) -> dict[str, str]:
         found.setdefault(split, []).append(name)
     found.setdefault("train", found.pop("trainval", []))
     passed = found.pop("", [])
-    chosen = {split: [name for name in names if "instances" in name] or names for split, names in found.items()}
+    chosen = {
+        split: [name for name in names if "instances" in name.rpartition("/")[2]] or names
+        for split, names in found.items()
+    }
     if unclear := next((names for names in [*chosen.values(), passed] if len(names) > 1), None):
         raise InputError(
             f"{' and '.join(unclear[:2])} in {tree.root}: it cannot be told which one to take, or for which split; "

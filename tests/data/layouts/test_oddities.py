@@ -143,7 +143,10 @@ def test_a_validation_set_that_is_the_training_set_is_none(root: Path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (voc(BOXES[0]).replace("<xmin>5", "<xmin>5,5"), "must hold a number as `bndbox/xmin`, got '5,5'"),
+        (
+            voc(BOXES[0]).replace("<xmin>5", "<xmin>5,5"),
+            "must hold a number as `bndbox/xmin`, got '5,5': write it with a point",
+        ),
         (voc(BOXES[0]).replace("<name>cat</name>", ""), "lacks `name` in its <object>"),
         (voc(BOXES[0])[:-5], "is not XML that can be read"),
         ("<annotation>ä</annotation>".encode("latin-1"), "is not XML that can be read"),
