@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: repro test bench lint format preset study help environment
+.PHONY: repro test bench lint format preset fit study help environment
 
 repro: environment  ## run the pipeline, then print the table
 	@python -m ghm.check
@@ -30,8 +30,11 @@ format: environment  ## rewrite the code in the project's style
 	ruff check --fix
 	ruff format
 
-preset: environment  ## merge presets/$(NAME).yaml into params.yaml, e.g. make preset NAME=coco_r50_1x
-	@python -m ghm.presets $(NAME)
+preset: environment  ## merge presets/$(NAME).yaml into params.yaml, e.g. make preset NAME=own_cpu DATA=/your/folder
+	@python -m ghm.presets $(NAME) "$(DATA)" $(LAYOUT)
+
+fit: environment  ## write anchors and an image scale that fit the data set into params.yaml, e.g. make fit LARGEST=320
+	@python -m ghm.fit $(if $(LARGEST),--largest $(LARGEST))
 
 study: environment  ## train a study and write its table and figure, e.g. make study NAME=bins
 	dvc repro studies/dvc.yaml:$(NAME)

@@ -9,6 +9,7 @@ import json
 import reprlib
 import tokenize
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +106,7 @@ def loss_sources(loss: str) -> set[str]:
     return {f"losses/{name}.py" for name in names}
 
 
+@cache
 def essence(source: str) -> str:
     """What a program does: its tokens without comments, docstrings and empty lines."""
     tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in IDLE]

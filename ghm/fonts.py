@@ -30,6 +30,7 @@ def covering(texts: Iterable[str]) -> list[FontEntry]:
     return [standard, best]
 
 
+@cache
 def most_of(text: str) -> str:
     """The file of the font that has most letters of a text, STANDARD where that is no matter."""
     return max(covering([text]), key=lambda entry: len(_letters(entry, set(text)))).fname

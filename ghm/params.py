@@ -68,13 +68,29 @@ class CustomSplit(Section):
     images: Inside
 
 
+Part = Annotated[float, Field(strict=True, gt=0, lt=1)]
+
+
 @dataclass(frozen=True)
 class Custom(Section):
-    """The user's own data set."""
+    """The user's own data set: a folder whose layout is recognised, or pairs of COCO files and image folders."""
 
-    train: CustomSplit
-    val: CustomSplit
+    train: CustomSplit | None
+    val: CustomSplit | None
     test: CustomSplit | None
+    layout: Literal["coco", "voc", "yolo"] | None
+    val_share: Part
+    test_share: Part
+    split_seed: Seed
+
+    def broken(self) -> Iterator[str]:
+        if self.val_share + self.test_share >= 1:
+            shares = f"{self.val_share} + {self.test_share}"
+            yield f"custom.val_share and custom.test_share must leave images to train on, got {shares}"
+        if bool(self.train) != bool(self.val) or (self.test and not self.train):
+            yield "custom.train and custom.val must both be set, custom.test with them, or all three be null"
+        if self.train and self.layout:
+            yield f"custom.layout must be null where custom.train names COCO files, got {self.layout!r}"
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,7 @@ class Params(Section):
     def splits(self) -> tuple[str, ...]:
         """The splits with public labels that are not trained on."""
         if self.data.name == "custom":
-            return ("val",) if self.custom.test is None else ("val", "test")
+            return ("val",) if self.custom.train and not self.custom.test else ("val", "test")
         return {"coco": ("val",), "voc": ("test",)}.get(self.data.name, ("val", "test"))
 
     def variant(self, name: str) -> Variant:

@@ -69,7 +69,10 @@ class Detections:
 
     def above(self, score: float) -> "Detections":
         """Those of at least this score."""
-        chosen_N = self.score_N >= score
+        return self.where(self.score_N >= score)
+
+    def where(self, chosen_N: np.ndarray) -> "Detections":
+        """Those that are chosen, bool [N]."""
         return Detections(self.box_N4[chosen_N], self.score_N[chosen_N], self.label_N[chosen_N])
 
     def coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

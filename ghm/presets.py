@@ -1,4 +1,7 @@
-"""`python -m ghm.presets coco_r50_1x`: merge a preset into `params.yaml`, keep its comments, show what changes."""
+"""`python -m ghm.presets NAME [FOLDER]`: merge a preset into `params.yaml`, keep its comments, show what changes.
+
+With a folder, that is where its data set lies, `data.root`.
+"""
 
 import difflib
 import io
@@ -18,17 +21,39 @@ FOLDER = Path("presets")
 PARAMS = Path("params.yaml")
 
 
-def apply(name: str) -> str:
+def apply(name: str, root: str = "", layout: str = "") -> str:
     """Merge `presets/<name>.yaml` into `params.yaml` and return the difference, "" when nothing changed.
 
+    Args:
+        root: the folder of the data set; "" leaves it as the preset has it.
+        layout: of its labels, `custom.layout`; "" has it recognised.
+
     Raises:
-        InputError: there is no such preset, or the result would not be valid; then nothing is written.
+        InputError: there is no such preset or folder, or the result would not be valid; then nothing is written.
     """
-    preset, parameters = _read(name), params.load(PARAMS)
+    preset = _read(name)
+    if root:
+        folder = Path(root).expanduser().absolute()  # DVC's experiments run elsewhere
+        if not folder.is_dir():
+            raise InputError(f"DATA must be an existing folder with your data set, got {root!r}")
+        _merge(preset, {"data": {"root": str(folder), "source": None}, "custom": {"layout": layout or None}})
+    return merge(preset, f"the preset {name}")
+
+
+def merge(values: Mapping[str, Any], source: str) -> str:
+    """Merge `values` of some sections into `params.yaml` and return the difference, "" when nothing changed.
+
+    Args:
+        source: what has these values, for the words.
+
+    Raises:
+        InputError: the result would not be valid; then nothing is written.
+    """
+    parameters = params.load(PARAMS)
     before = PARAMS.read_text(encoding="utf-8")
     yaml = YAML()  # configured as DVC configures it for `-S`, so that both write the same form
     content = yaml.load(before)
-    _merge(content, preset)
+    _merge(content, values)
     meant = params.parse(content)
     if meant == parameters:
         return ""
@@ -42,7 +67,7 @@ def apply(name: str) -> str:
         is_meant = False
     if not is_meant:
         raise InputError(
-            f"{PARAMS} would not mean what it should with the preset {name}: put comments that stand beside a list "
+            f"{PARAMS} would not mean what it should with {source}: put comments that stand beside a list "
             "or right after it on the line above it; nothing was changed"
         )
     files.write_text(PARAMS, after)
@@ -72,9 +97,9 @@ def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m ghm.presets NAME")
-    print(apply(sys.argv[1]) or "params.yaml has these values already")
+    if not 2 <= len(sys.argv) <= 4:
+        sys.exit("usage: python -m ghm.presets NAME [FOLDER [LAYOUT]]")
+    print(apply(*sys.argv[1:]) or "params.yaml has these values already")
 
 
 if __name__ == "__main__":

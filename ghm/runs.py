@@ -8,6 +8,8 @@ cache. Unfinished runs are in `.state` alone.
 import json
 import logging
 import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -31,6 +33,7 @@ COLUMNS = {
 # A folder of what it detected, `detections_folder`, holds:
 DETECTIONS = "detections.json"  # COCO results
 METRICS = "metrics.json"
+OUTCOME = "outcome.json"  # at the operating point, `evaluation.outcome.measure`
 MATCHES = "matches.npz"  # which detection hits which box, `evaluation.matches.read`
 RESAMPLED = "resampled.npz"  # `evaluation.bootstrap.Resampled`
 
@@ -108,9 +111,11 @@ def take_from_dvc(out: Path, seed: int, key: str, target: Path) -> bool:
     if not Path("dvc.lock").is_file():
         return False
     try:
-        from dvc.api import DVCFileSystem
-        from dvc.exceptions import DvcException
-        from dvc_data.index import DataIndexError
+        # What DVC imports puts other streams in their place, after which each line of the log would come twice.
+        with redirect_stdout(sys.stdout), redirect_stderr(sys.stderr):
+            from dvc.api import DVCFileSystem
+            from dvc.exceptions import DvcException
+            from dvc_data.index import DataIndexError
     except ImportError:  # stages run without DVC, too
         return False
     source = f"{out.as_posix()}/seed_{seed}"

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from ghm import files, params
 from ghm.evaluation.run import HEADLINE, evaluate
-from ghm.training import processes
+from ghm.training import guards, processes
 from stages import run
 
 
 def main() -> None:
     variant = sys.argv[1]
-    with processes.join("none", []):
-        metrics = evaluate(params.load(), variant, Path("runs") / variant, Path("detections") / variant)
+    parameters = params.load()
+    with processes.join("none", []), guards.enough_memory(parameters):
+        metrics = evaluate(parameters, variant, Path("runs") / variant, Path("detections") / variant)
     files.write_json(Path("metrics") / f"{variant}.json", {name: metrics[name] for name in HEADLINE})
 
 

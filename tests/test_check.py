@@ -136,6 +136,7 @@ def test_the_schema_that_params_yaml_names_is_current():
     assert check.schema() == SCHEMA, "python -m ghm.check --schema"
 
 
+PAIR = {"annotations": "a.json", "images": "a"}
 GIOU = {"variants.fl_giou": {"cls": "focal", "box": "giou", "focal": {"gamma": 1.0}}, "giou": {"type": "GIoULoss"}}
 
 
@@ -143,14 +144,14 @@ GIOU = {"variants.fl_giou": {"cls": "focal", "box": "giou", "focal": {"gamma": 1
     ("values", "is_right"),
     [
         ({"train.ema_momentum": 0.0002, "train.grad_clip": None, "seeds": [0, 1, 2]}, True),
-        ({"custom.test": {"annotations": "test.json", "images": "test"}}, True),
+        ({"custom.train": PAIR, "custom.val": PAIR}, True),
         (GIOU, True),
         ({"train.lr": 0}, False),
         ({"train.epoch": 3}, False),
         ({"model.head_norm": "LN"}, False),
         ({"model.anchors.ratios": [1.0, -1]}, False),
         ({"seeds": []}, False),
-        ({"custom.val": None}, False),
+        ({"custom.val_share": 1.0}, False),
         ({"variants.fl_sl1": {"cls": "focal"}}, False),
         ({"variants.fl_sl1.focal": 1}, False),
         ({"trian": {"epochs": 3}}, False),

@@ -20,7 +20,8 @@ REGISTERED = ["head.py", "losses/*.py", "training/samples.py"]
 WITHOUT_EFFECT = (
     *("augment.py", "backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
     *("check.py", "losses/checks.py", "params.py", "sections.py", "training/guards.py"),  # they check
-    *("predict.py", "training/gradient_norms.py", "training/progress.py", "training/validation.py"),  # they watch
+    *("predict.py", "training/gradient_norms.py", "training/validation.py"),  # they watch
+    *("training/cost.py", "training/progress.py"),  # so do these
     *("files.py", "fingerprint.py", "runs.py", "truth.py"),  # they read and save
     *("training/run.py", "training/state.py"),  # so do these
     *("__init__.py", "losses/__init__.py", "registry.py", "training/__init__.py"),  # they name others
@@ -84,14 +85,14 @@ def test_every_file_that_a_training_run_goes_through_shapes_its_weights_or_is_sa
         assert any(file.startswith(name) for file in rest), name
 
 
-@pytest.mark.parametrize("stage", ["backbone", "evaluate", "report"])
+@pytest.mark.parametrize("stage", ["inspect", "backbone", "evaluate", "report"])
 def test_a_stage_lists_files_that_it_runs_through(stage: str):
     start = [ROOT / "stages" / f"{stage}.py"]
-    if stage == "evaluate":
+    if stage in ("inspect", "evaluate"):
         start += [ROOT / "ghm" / name for name in ("head.py", "training/samples.py")]
     needed = imported(start)
     assert listed(stage) <= needed
-    room = {"evaluate": "evaluation/", "report": "report/"}.get(stage, "backbones.py")
+    room = {"inspect": "inspection/", "evaluate": "evaluation/", "report": "report/"}.get(stage, "backbones.py")
     assert {name for name in needed if name.startswith(room)} <= listed(stage)
 
 

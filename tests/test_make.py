@@ -146,6 +146,20 @@ def pipeline(copy: Copy) -> Copy:
     return copy
 
 
+def test_a_preset_takes_a_folder_with_spaces_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    made = Copy(tmp_path)
+    (tmp_path / "ghm").symlink_to(ROOT / "ghm")
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "your data").mkdir()
+    here = ["-o", "environment", "preset"]  # in the one that runs this test
+    assert "+  epochs: 12" in made.ok(*here, "NAME=bccd_r18")
+    printed = made.ok(*here, "NAME=own_cpu", "DATA=your data")
+    assert f"+  root: {tmp_path}/your data" in printed and "+  name: custom" in printed
+    assert made.refused(*here, "NAME=own_cpu", "DATA=none").startswith("error: DATA must be an existing folder")
+
+
 def test_repro_prints_one_table_whether_the_report_ran_or_not(pipeline: Copy):
     for words in ("Running stage 'report'", "didn't change, skipping"):
         printed = pipeline.ok("repro")

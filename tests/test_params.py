@@ -44,7 +44,19 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"model.head_channels": 40}, "model.head_channels must be a multiple of 16 with model.head_norm: GN, got 40"),
         ({"model.anchors.ratios": [1, -1]}, "model.anchors.ratios[1] must be greater than 0, got -1"),
         ({"model.norm_eval": 1}, "model.norm_eval must be true or false, got 1"),
-        ({"custom.train.images": "../up"}, "custom.train.images must be a relative path without .., got '../up'"),
+        (
+            {"custom.test": {**TEST_PAIR, "images": "../up"}},
+            "custom.test.images must be a relative path without ..,",
+        ),
+        (
+            {"custom.train": TEST_PAIR},
+            "custom.train and custom.val must both be set, custom.test with them, ",
+        ),
+        (
+            {"custom.val_share": 0.6, "custom.test_share": 0.4},
+            "custom.val_share and custom.test_share must leave ",
+        ),
+        ({"custom.val_share": 0}, "custom.val_share must be greater than 0, got 0"),
         ({"seeds": []}, "seeds must be a list or section with at least 1 entry, got []"),
         ({"seeds": [1, 1]}, "seeds must differ from each other, got [1, 1]"),
         ({"variants.fl_sl1": "focal"}, "variants.fl_sl1 must be a section, got 'focal'"),
@@ -87,8 +99,13 @@ def test_all_mistakes_are_named_at_once_a_line_each():
 
 
 def test_a_third_pair_of_a_custom_data_set_can_be_reported_on():
-    loaded = params.parse(changed(COMMITTED, {"custom.test": TEST_PAIR, "data.name": "custom"}))
-    assert loaded.splits() == ("val", "test")
+    pairs = {"custom.train": TEST_PAIR, "custom.val": TEST_PAIR, "data.name": "custom"}
+    assert params.parse(changed(COMMITTED, {**pairs, "evaluate.split": "val"})).splits() == ("val",)
+    assert params.parse(changed(COMMITTED, {**pairs, "custom.test": TEST_PAIR})).splits() == ("val", "test")
+
+
+def test_a_folder_whose_layout_is_recognised_has_splits_for_choosing_and_for_reporting():
+    assert params.parse(changed(COMMITTED, {"data.name": "custom"})).splits() == ("val", "test")
 
 
 def test_a_variant_gives_a_loss_other_arguments_than_its_section():
@@ -127,7 +144,7 @@ VALUES = st.recursive(
 )
 HOSTILE = (
     *("variants", "variants.ghmc_smooth", "variants.ghmc_smooth.ghmc", "seeds", "train", "train.lr", "train.lr_steps"),
-    *("model.anchors", "model.backbone", "ghmc", "ghmc.type", "ghmc.bins", "data.root", "custom.val.images", "losses"),
+    *("model.anchors", "model.backbone", "ghmc", "ghmc.type", "ghmc.bins", "data.root", "custom.val", "losses"),
 )
 
 

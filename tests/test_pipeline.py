@@ -88,6 +88,8 @@ def test_all_stages_leave_what_they_promise_and_a_second_repro_runs_nothing(clon
             assert (clone.root / "runs" / variant / "seed_0" / name).stat().st_size > 0, (variant, name)
         metrics = json.loads((clone.root / "metrics" / f"{variant}.json").read_text())
         assert metrics.keys() == METRICS and metrics.items() <= clone.details(variant).items()
+    order = re.findall(r"Running stage '([^']+)'", clone.ok("dvc", "repro", "--dry", "--force"))
+    assert order[:3] == ["data", "inspect", "backbone"]  # the data are seen before anything is trained on them
     table = (clone.root / "reports" / "ap_table.md").read_text()
     assert all(variant in table for variant in VARIANTS)
     start = time.monotonic()
@@ -192,7 +194,8 @@ def test_custom_data_are_trained_on_and_what_changes_in_them_is_noticed(clone: C
 
     def use(root: Path) -> None:
         values = {"data.name": "custom", "data.root": str(root), "evaluate.split": "val"}
-        values |= {f"custom.{split}.annotations": f"annotations/instances_{split}.json" for split in ("train", "val")}
+        for split in ("train", "val"):
+            values[f"custom.{split}"] = {"annotations": f"annotations/instances_{split}.json", "images": split}
         path = clone.root / "params.yaml"
         YAML().dump(changed(YAML(typ="safe").load(path), values), path)
 

@@ -98,6 +98,24 @@ def test_a_preset_leaves_the_form_that_dvc_leaves(name: str):
     assert text() == after
 
 
+def test_a_folder_that_is_named_is_where_the_data_lie(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    (folder / "your data").mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    for named in ("your data", "~/your data", str(folder / "your data")):
+        presets.apply("bccd_r18")
+        presets.apply("own_cpu", named)
+        assert (read()["data"]["name"], read()["data"]["root"]) == ("custom", str(folder / "your data"))
+    assert presets.apply("own_cpu", "your data") == "" == presets.apply("own_cpu")
+    presets.apply("own_cpu", "your data", "voc")
+    assert read()["custom"]["layout"] == "voc"
+    presets.apply("own_cpu", "your data")
+    assert read()["custom"]["layout"] is None
+    before = text()
+    with pytest.raises(InputError, match="DATA must be an existing folder with your data set, got 'none'"):
+        presets.apply("own_gpu", "none")
+    assert text() == before
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

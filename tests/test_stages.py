@@ -9,10 +9,10 @@ import pytest
 
 import stages
 from ghm.data import sets
-from stages import backbone, data, evaluate, report, train
+from stages import backbone, data, evaluate, inspect, report, train
 from tests.conftest import ROOT, override_file
 
-ALL = {"data": data, "backbone": backbone, "train": train, "evaluate": evaluate, "report": report}
+ALL = {"data": data, "inspect": inspect, "backbone": backbone, "train": train, "evaluate": evaluate, "report": report}
 
 
 def ends_with(stage: str, words: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -1,6 +1,7 @@
 """Data sets: made, found or fetched, checked, described by a manifest, linked into `data/`."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ghm.params import Params
 __all__ = ["annotation_file", "ensure", "folder", "image_folder", "manifest_path", "prepare", "read_manifest", "store"]
 
 FOLDER = Path("data")
+MADE = "made_splits"  # key of the manifest: the images of the splits that were made here, and how
+_log = logging.getLogger(__name__)
 
 
 def folder(parameters: Params, root: Path = Path()) -> Path:
@@ -37,6 +40,8 @@ def read_manifest(parameters: Params, root: Path = Path()) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"{path} is missing: run `dvc repro data`") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): restore it with git, or delete it") from None
 
 
 def annotation_file(parameters: Params, split: str, root: Path = Path()) -> Path:
@@ -58,7 +63,10 @@ def prepare(parameters: Params) -> None:
     data = parameters.data
     if data.root is None and data.source is None:  # say so before 20 GB are fetched
         _require_replaceable(folder(parameters), f"a link into {store()}")
-    located = locate(parameters)
+    before = read_manifest(parameters).get(MADE) if manifest_path(parameters).exists() else None
+    located = locate(parameters, before)
+    for sentence in located.said:
+        _log.info(sentence)
     _link(parameters, located)
     described = manifest.describe(
         data.name,
@@ -68,6 +76,8 @@ def prepare(parameters: Params) -> None:
         check_images=parameters.machine.check_images,
         max_bad_images=data.max_bad_images,
     )
+    if located.made:
+        described[MADE] = located.made
     files.write_json(manifest_path(parameters), described)
 
 
@@ -79,9 +89,10 @@ def ensure(parameters: Params) -> None:
     Raises:
         InputError: annotations or images have changed.
     """
-    located = locate(parameters)
+    known = read_manifest(parameters)
+    located = locate(parameters, known.get(MADE))
     _link(parameters, located)
-    for name, described in read_manifest(parameters)["splits"].items():
+    for name, described in known["splits"].items():
         split = located.splits.get(name)
         if changed := content.difference(memory(), located.root, described, split.source if split else None):
             raise InputError(

@@ -47,7 +47,38 @@ class Annotations(Unlabelled):
     annotations: list[Box]
 
 
-Content = TypeVar("Content", Unlabelled, Annotations)
+class ExportedImage(msgspec.Struct, gc=False):
+    id: Id | str
+    file_name: str
+    width: float | None = None
+    height: float | None = None
+
+
+class ExportedBox(msgspec.Struct, gc=False):
+    image_id: Id | str
+    category_id: Id | str
+    bbox: list[float] | None = None
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    area: float | None = None
+    iscrowd: int | bool | None = 0
+    ignore: int | bool | None = 0
+
+
+class ExportedCategory(msgspec.Struct, gc=False):
+    id: Id | str
+    name: str
+    supercategory: str | None = None
+
+
+class Exported(msgspec.Struct):
+    """A COCO file as labelling tools write it, for `layouts.coco` to put right."""
+
+    images: list[ExportedImage]
+    categories: list[ExportedCategory]
+    annotations: list[ExportedBox]
+
+
+Content = TypeVar("Content", Unlabelled, Annotations, Exported)
 
 
 def read(path: Path, kind: type[Content], *, any_encoding: bool = False) -> Content:

@@ -5,15 +5,23 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ghm import files
 from ghm.data import custom, sources, voc
+from ghm.data.annotations import Annotations
+from ghm.data.custom import Recognised
+from ghm.data.layouts.tree import SPLITS, Tree
 from ghm.data.manifest import Split
 from ghm.errors import InputError
 from ghm.params import Params
 
 IMAGES = "images"  # the link to the user's folder in a custom data set of ours
+_KNOWN = "recognised.json"
+_RECOGNISING = ["custom", "annotations", "splits", "voc"]  # and the layouts: the code that shapes what is made
+_RECOGNISING += [f"layouts/{path.stem}" for path in sorted((Path(__file__).parent / "layouts").glob("*.py"))]
 COCO_SPLITS = {name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")}
 
 
@@ -24,6 +32,8 @@ class Located:
     root: Path  # `data/<name>` will be a link to it
     splits: dict[str, Split]  # train first
     links: dict[str, Path] = field(default_factory=dict)  # further links in `data/`
+    said: list[str] = field(default_factory=list)  # what is worth saying about it
+    made: dict[str, Any] | None = None  # how splits were made, and of which images
 
 
 def store() -> Path:
@@ -37,12 +47,18 @@ def memory() -> Path:
     return store() / "index"
 
 
-def locate(parameters: Params) -> Located:
+def locate(parameters: Params, before: dict[str, Any] | None = None) -> Located:
     """Find the data set `data.name`, or make or fetch it.
+
+    Args:
+        parameters: `data` and `custom` are read.
+        before: `Located.made` of an earlier call, so that images stay in their splits.
 
     Raises:
         InputError: it is not there and cannot be had.
     """
+    if parameters.data.name == "custom" and parameters.custom.train is None:
+        return _recognised(parameters, before)
     kinds = {"digits": _digits, "custom": _custom, "coco": _coco, "voc": _voc, "bccd": _voc}
     return kinds[parameters.data.name](parameters)
 
@@ -107,11 +123,41 @@ def _custom(parameters: Params) -> Located:
     return Located(root, ours)
 
 
+def _recognised(parameters: Params, before: dict[str, Any] | None) -> Located:
+    """As `_custom`, with what the folder holds found out, and splits made where it has none.
+
+    What is made in the store depends on files and settings, and on the splits of before: the folder is one that agrees
+    with these, so that whoever has the manifest gets the same.
+    """
+    home = _custom_root(parameters, {})
+    tree = Tree(home)
+    settings = {name: getattr(parameters.custom, name) for name in ("val_share", "test_share", "split_seed")}
+    is_same = before is not None and all(before.get(name) == value for name, value in settings.items())
+    earlier = {name: split for split, names in before["images"].items() for name in names} if before and is_same else {}
+    key = _key(_RECOGNISING, [str(home), tree.stats(), settings, parameters.custom.layout])
+    for root in sorted(store().glob(f"custom-{key}-*")):
+        known = Recognised(**json.loads((root / _KNOWN).read_bytes()))
+        if known.agrees(earlier):
+            break
+    else:
+        known, contents = custom.recognise(tree, parameters.custom, earlier)
+        root = _made(f"custom-{key}", [], known.splits, partial(_write, home, known, contents))
+    splits = {name: Split(f"annotations/instances_{name}.json", IMAGES, source=home) for name in SPLITS}
+    made = {**settings, "images": known.splits} if known.splits else None
+    return Located(root, splits, said=known.said, made=made)
+
+
+def _write(home: Path, known: Recognised, contents: dict[str, Annotations], folder: Path) -> None:
+    custom.write(contents, folder)
+    files.write_json(folder / _KNOWN, asdict(known))
+    (folder / IMAGES).symlink_to(home)
+
+
 def _custom_root(parameters: Params, splits: dict[str, Split]) -> Path:
     """The folder with the user's annotation files and images."""
     source = parameters.data.source
     if source and not Path(source).expanduser().is_dir():
-        archive = sources.custom_archive(source, tuple(split.annotations for split in splits.values()))
+        archive = sources.custom_archive(source, tuple(split.annotations for split in splits.values()) or ("",))
         root = store() / f"custom-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
         return sources.find_or_fetch("custom", root, (archive,), source.partition("#")[0])
     return _folder_with(parameters.data.root or source or str(store() / "custom"), splits)
@@ -126,14 +172,18 @@ def _published(parameters: Params, folder: str, archives: tuple[sources.Archive,
 
 def _made(name: str, modules: list[str], shape: object, fill: Callable[[Path], None]) -> Path:
     """The folder that `fill` writes, whole or not at all, unless it is there; keyed by code and `shape`."""
-    code = b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
-    root = store() / f"{name}-{hashlib.sha256(code + json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]}"
+    root = store() / f"{name}-{_key(modules, shape)}"
     root.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(root.with_name(f".{root.name}.lock"), name):
         if not root.exists():
             with files.whole_folder(root) as folder:
                 fill(folder)
     return root
+
+
+def _key(modules: list[str], shape: object) -> str:
+    code = b"".join((Path(__file__).parent / f"{module}.py").read_bytes() for module in modules)
+    return hashlib.sha256(code + json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _listing(folders: list[Path], *, stats: bool = False) -> list[str]:

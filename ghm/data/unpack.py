@@ -59,7 +59,9 @@ def merge(source: Path, target: Path, last: Collection[Path]) -> None:
     So whoever sees those has everything, whenever the process was killed. A folder is moved at once where the target
     lacks it.
     """
-    target.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        source.replace(target)
+        return
     moves = [(any(target / old.name in (path, *path.parents) for path in last), old) for old in source.iterdir()]
     for _, old in sorted(moves):
         new = target / old.name

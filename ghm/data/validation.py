@@ -21,6 +21,7 @@ from ghm.words import count
 
 SAMPLE = 200  # images of a split that `check_images: sample` decodes
 USELESS_SHARE = 0.5  # of the boxes that are not crowd: with more of them the file is wrong, with fewer some boxes are
+COPIES_SHARE = 0.05  # of a split that may be copies of training images
 # Found by decoding images, as many as `machine.check_images` says: in the log, and not in the manifest, which does not
 # depend on a setting of the machine.
 BY_DECODING = ("images_of_other_size", "images_left_out")
@@ -122,10 +123,26 @@ def check_images(
 
 
 def check_overlap(train: dict[str, str], other: dict[str, str], findings: Findings) -> None:
-    """Find images of `other`, path -> checksum, that are in `train`: the same path, or the same name and content."""
-    known = {(path.rpartition("/")[2], checksum) for path, checksum in train.items()}
-    same = [path for path, checksum in other.items() if path in train or (path.rpartition("/")[2], checksum) in known]
+    """Find images of `other`, path -> checksum, that are in `train`: the same path, or the same content.
+
+    Content under another name is a warning where it is little: published data sets have some.
+    """
+    known: dict[str, list[str]] = {}
+    for path, checksum in train.items():
+        known.setdefault(checksum, []).append(path)
+    names = {(path.rpartition("/")[2], checksum) for path, checksum in train.items()}
+    same = [path for path, checksum in other.items() if path in train or (path.rpartition("/")[2], checksum) in names]
+    copies = sorted({path for path, checksum in other.items() if checksum in known} - {*same})
+
+    def shown(path: str) -> str:
+        return f"{path}, a copy of {known[other[path]][0]}"
+
     findings.error("image is|images are", "in the training split too", same)
+    if len(copies) > COPIES_SHARE * len(other):
+        findings.error("image is|images are", "in the training split too, under other names", copies, shown)
+    else:
+        rest = "in the training split too, under other names"
+        findings.warn("copies_of_training_images", "image is|images are", rest, copies, shown)
 
 
 def leaves_folder(name: str) -> bool:

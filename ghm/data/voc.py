@@ -73,21 +73,12 @@ def _content(classes: tuple[str, ...], root: Path, names: Iterable[tuple[str, st
     images, boxes = [], []
     for number, (folder, name) in enumerate(names, start=1):
         path = root / folder / "Annotations" / f"{name}.xml"
-        try:
-            tree = ET.parse(path).getroot()
-        except OSError:
-            raise InputError(f"the annotation file {path} is missing") from None
-        except (ET.ParseError, ValueError, LookupError) as error:  # of an encoding that the parser does not know
-            raise InputError(f"the annotation file {path} is not XML that can be read: {error}") from None
-        image = PurePath(folder, "JPEGImages", _text(tree, "filename", path)).as_posix()
-        size = {key: int(_number(tree, f"size/{key}", path)) for key in ("width", "height")}
-        images.append({"id": number, "file_name": image, **size})
-        for entry in tree.iter("object"):
-            label = _text(entry, "name", path)
+        labelled = read(path)
+        image = PurePath(folder, "JPEGImages", labelled.file_name).as_posix()
+        images.append({"id": number, "file_name": image, "width": labelled.width, "height": labelled.height})
+        for label, (left, top, right, bottom), is_difficult in labelled.objects:
             if label not in labels:
                 raise InputError(f"{path} has an object of class {label!r}, which is none of {', '.join(labels)}")
-            corners = (_number(entry, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
-            left, top, right, bottom = corners
             width, height = right - left + 1, bottom - top + 1
             box = {
                 "id": len(boxes) + 1,
@@ -95,11 +86,49 @@ def _content(classes: tuple[str, ...], root: Path, names: Iterable[tuple[str, st
                 "category_id": labels[label],
                 "bbox": (left - 1, top - 1, width, height),
                 "area": width * height,
-                "iscrowd": int((entry.findtext("difficult") or "0").strip() == "1"),
+                "iscrowd": int(is_difficult),
             }
             boxes.append(box)
     categories = [{"id": number, "name": name} for name, number in labels.items()]
     return {"images": images, "annotations": boxes, "categories": categories}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What an annotation file says of its image."""
+
+    file_name: str
+    width: int
+    height: int
+    objects: list[tuple[str, tuple[float, ...], bool]]  # class, xmin, ymin, xmax, ymax, and whether it is difficult
+
+
+def read(path: Path, *, needs_image: bool = True) -> Labelled:
+    """Read an annotation file.
+
+    Args:
+        needs_image: whether the name and the size of the image have to be there; else "" and 0 stand for them.
+
+    Raises:
+        InputError: it is missing or malformed.
+    """
+    try:
+        tree = ET.parse(path).getroot()
+    except OSError:
+        raise InputError(f"the annotation file {path} is missing") from None
+    except (ET.ParseError, ValueError, LookupError) as error:  # of an encoding that the parser does not know
+        raise InputError(f"the annotation file {path} is not XML that can be read: {error}") from None
+    if needs_image or tree.find("size") is not None:
+        width, height = (int(_number(tree, f"size/{key}", path)) for key in ("width", "height"))
+    else:
+        width = height = 0
+    name = _text(tree, "filename", path) if needs_image else ""
+    objects = []
+    for entry in tree.iter("object"):
+        corners = tuple(_number(entry, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
+        is_difficult = (entry.findtext("difficult") or "0").strip() == "1"
+        objects.append((_text(entry, "name", path), corners, is_difficult))
+    return Labelled(name, width, height, objects)
 
 
 def _text(entry: ET.Element, key: str, path: Path) -> str:

@@ -1,6 +1,7 @@
 """A trained detector, and what is known of it: a run of this pipeline, or any config and checkpoint of mmdet."""
 
 import copy
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ from mmengine.dataset import Compose
 
 from ghm import checkpoints, params, predict, runs
 from ghm.data.images import UnreadableError
+from ghm.detect import inputs
 from ghm.errors import InputError
-from ghm.training.samples import LoadImage, Unreadable, collate
+from ghm.training.samples import Unreadable, collate
+
+SCORE = 0.3  # from which on boxes are shown where it is not known from which on F1 is best
 
 
 def find_run(variant: str, seed: int) -> tuple[Path, Path]:
@@ -32,6 +36,16 @@ def find_run(variant: str, seed: int) -> tuple[Path, Path]:
     raise InputError(f"{checkpoint} is missing: run `dvc repro train@{variant}`")
 
 
+def operating_point(variant: str, seed: int) -> dict[str, Any] | None:
+    """The `score` of the best F1 of a finished run and the split it was `chosen_on`; None: it is not evaluated."""
+    try:
+        content = json.loads((runs.detections_folder(variant, seed) / runs.OUTCOME).read_text(encoding="utf-8"))
+        trained = runs.Record.read(runs.run_folder(variant, seed)).fingerprint
+    except OSError:
+        return None
+    return {name: content[name] for name in ("score", "chosen_on")} if content["fingerprint"] == trained else None
+
+
 @dataclass(frozen=True)
 class Detector:
     """A detector in evaluation mode."""
@@ -40,15 +54,22 @@ class Detector:
     model: Any
     classes: list[str]
     category_ids: list[int]  # of the classes, in the data set that it was trained on
+    score: float  # from which on detections are of interest
+    score_is: str  # words on why this one, in brackets
 
     @classmethod
-    def open(cls, config: Path, checkpoint: Path, score: float = 1.0, device: str | None = None) -> "Detector":
+    def open(
+        cls, config: Path, checkpoint: Path, score: float | None = None, point: dict[str, Any] | None = None,
+        device: str | None = None,
+    ) -> "Detector":  # fmt: skip
         """Load a detector.
 
         Args:
             config: a program of mmengine's.
             checkpoint: only tensors are read.
-            score: the lowest score that is of interest; a detector that would drop such detections is told not to.
+            score: the lowest that is of interest, None: that of `point`; a detector that would drop such detections is
+                told not to.
+            point: of `operating_point`; None: what the config has as `operating_point`, if anything, or else SCORE.
             device: CUDA where there is one, or else the CPU.
 
         Raises:
@@ -63,12 +84,18 @@ class Detector:
         for key in ("model", "test_dataloader"):
             if key not in cfg:
                 raise InputError(f"{config} has no `{key}`: name the config of a detector of mmdet 3")
+        point = point or cfg.get("operating_point")
+        chosen, why = score, ""
+        if chosen is None:
+            chosen, why = SCORE, " (the score of the best F1 is not known)"
+            if point:
+                chosen, why = float(point["score"]), f" (the score of the best F1 on {point['chosen_on']})"
         test_cfg = cfg.model.get("test_cfg") or {}
         for part in (test_cfg, test_cfg.get("rcnn") or {}):
             if "score_thr" in part:
-                part["score_thr"] = min(part["score_thr"], score)
+                part["score_thr"] = min(part["score_thr"], chosen)
         model = predict.load(cfg, checkpoint, str(config), device)
-        return cls(cfg, model, *_classes(checkpoint, cfg, model))
+        return cls(cfg, model, *_classes(checkpoint, cfg, model), chosen, why)
 
     def batches(self, paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         """Read images, numbered from 1, for `ghm.predict.predict`, as the evaluation and the config's pipeline do.
@@ -81,15 +108,15 @@ class Detector:
             kind = getattr(step["type"], "__name__", step["type"]).rpartition(".")[-1]  # a class or its name
             if not kind.startswith("Load"):  # ours takes images of any shape
                 steps.append({**step, "type": "ghm.Resize"} if kind == "Resize" else step)
-        load, prepare = LoadImage(), Compose(steps)
+        prepare = Compose(steps)
         for number, path in enumerate(paths, start=1):
             try:
-                image = load.transform({"img_path": str(path), "img_id": number})
+                image = inputs.read(path)
             except UnreadableError as error:
                 yield collate([Unreadable(number, str(path), str(error))])
                 continue
-            meta = {name: image[name] for name in ("img_path", "img_id", "ori_shape")}
-            sample: Any = prepare(image)
+            meta = {"img_path": str(path), "img_id": number, "ori_shape": image.shape[:2]}
+            sample: Any = prepare({**meta, "img": image, "img_shape": image.shape[:2]})
             sample["data_samples"].set_metainfo(meta)
             yield collate([sample])
 

@@ -1,1 +1,1 @@
-"""Detections of trained variants (`run`), COCO's metrics (`judge`) and their intervals (`bootstrap`)."""
+"""Detections of trained variants (`run`), metrics (`judge`), intervals (`bootstrap`), and one score's `outcome`."""

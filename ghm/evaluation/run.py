@@ -1,4 +1,4 @@
-"""Every seed of a trained variant: detections in COCO's format, metrics with intervals."""
+"""Every seed of a trained variant: detections in COCO's format, metrics with intervals, what comes out at one score."""
 
 import json
 from collections.abc import Sequence
@@ -13,16 +13,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ghm import config, data, files, fingerprint, truth
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap
+from ghm.evaluation import bootstrap, outcome
 from ghm.evaluation.bootstrap import Resampled
-from ghm.evaluation.judge import judge, voc_ap50
+from ghm.evaluation.judge import Judged, judge, voc_ap50
 from ghm.evaluation.matches import weighted
 from ghm.params import Params
 from ghm.predict import load, predict
 from ghm.registry import DATASETS
-from ghm.runs import DETECTIONS, METRICS, MODEL, RESAMPLED
+from ghm.runs import DETECTIONS, METRICS, MODEL, OUTCOME, RESAMPLED, Record
 from ghm.training.samples import BadImages, collate
-from ghm.truth import Record
 
 HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which DVC compares
 
@@ -30,7 +29,9 @@ HEADLINE = ("AP", "AP50", "AP75", "AR100")  # of `metrics/<variant>.json`, which
 def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, Any]:
     """Detect and measure with every seed of `variant` on `params.evaluate.split`.
 
-    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json,
+    The score of the operating point is chosen on the validation split, where it has boxes.
+
+    Writes `out/metrics.json` and `out/seed_<n>/`: detections.json (COCO results), metrics.json, outcome.json,
     matches.npz, resampled.npz.
 
     Args:
@@ -45,25 +46,31 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     params.variant(variant)
     data.ensure(params)
     split = params.evaluate.split
-    described = data.read_manifest(params)["splits"][split]
-    annotations = Path("data") / params.data.name / described["annotations"]
-    if not any(map(truth.counts, truth.read(annotations)["annotations"])):
+    splits = data.read_manifest(params)["splits"]
+    with_boxes = {name for name in ("val", split) if name in splits and _has_boxes(_annotations(params, name))}
+    if split not in with_boxes:
         raise InputError(
-            f"{annotations}, the split {split}, has no box to measure AP with, crowds and boxes of no possible area do "
-            "not count: label it, or set evaluate.split to another one"
+            f"{_annotations(params, split)}, the split {split}, has no box to measure AP with, crowds and boxes of no "
+            "possible area do not count: label it, or set evaluate.split to another one"
         )
+    # A score that is chosen on few images flatters what is measured on them.
+    chosen_on = "val" if "val" in with_boxes else split
     results, resampled = [], []
     with files.whole_folder(out) as whole:
         for seed in params.seeds:
             folder = whole / f"seed_{seed}"
             folder.mkdir()
-            detections, left_out = detect(params, variant, seed, runs / f"seed_{seed}" / MODEL, split)
-            (folder / DETECTIONS).write_text(json.dumps(detections), encoding="utf-8")
-            judged = judge(annotations, folder / DETECTIONS)
+            of_run = params, variant, seed, runs / f"seed_{seed}" / MODEL
+            judged, left_out = _judged(*of_run, chosen_on, folder / DETECTIONS)
+            score = outcome.best_score(judged)
+            if chosen_on != split:
+                judged, left_out = _judged(*of_run, split, folder / DETECTIONS)
             judged.matches.save(len(judged.detections), folder)
+            origin = {"chosen_on": chosen_on, "fingerprint": Record.read(runs / f"seed_{seed}").fingerprint}
+            files.write_json(folder / OUTCOME, outcome.measure(judged, score) | origin)
             weight_BI = bootstrap.weights(len(judged.matches.image_id_I))
             values = weighted(judged.matches, weight_BI, judged.classes)
-            resampled.append(Resampled(fingerprint.measured_data(described), weight_BI.shape[1], *values))
+            resampled.append(Resampled(fingerprint.measured_data(splits[split]), weight_BI.shape[1], *values))
             resampled[-1].save(folder / RESAMPLED)
             metrics = judged.metrics | ({"VOC_AP50": voc_ap50(judged)} if params.data.name == "voc" else {})
             results.append({**metrics, "unreadable_images": left_out})
@@ -73,7 +80,24 @@ def evaluate(params: Params, variant: str, runs: Path, out: Path) -> dict[str, A
     return content
 
 
-def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str) -> tuple[list[Record], list[str]]:
+def _annotations(params: Params, split: str) -> Path:
+    return Path("data") / params.data.name / data.read_manifest(params)["splits"][split]["annotations"]
+
+
+def _has_boxes(annotations: Path) -> bool:
+    return any(map(truth.counts, truth.read(annotations)["annotations"]))
+
+
+def _judged(params: Params, variant: str, seed: int, model: Path, split: str, path: Path) -> tuple[Judged, list[str]]:
+    """Detect on a split, write `path`, and judge it; and what `detect` has left out."""
+    detections, left_out = detect(params, variant, seed, model, split)
+    path.write_text(json.dumps(detections), encoding="utf-8")
+    return judge(_annotations(params, split), path), left_out
+
+
+def detect(
+    params: Params, variant: str, seed: int, checkpoint: Path, split: str
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Run a trained model over a split of the data set, which needs no labels.
 
     Returns:
@@ -95,7 +119,7 @@ def detect(params: Params, variant: str, seed: int, checkpoint: Path, split: str
     loader = DataLoader(dataset, settings.batch_size, num_workers=settings.num_workers, collate_fn=collate)
     cv2.setNumThreads(0)  # workers are forked, and find OpenCV's threads gone
     bad_images = BadImages(params.data.max_bad_images)
-    detections: list[Record] = []
+    detections: list[dict[str, Any]] = []
     with logging_redirect_tqdm():
         batches = tqdm(loader, desc=f"{variant}, seed {seed}", unit="batch", disable=None)
         for sample, found in predict(model, batches, bad_images):

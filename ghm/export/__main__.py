@@ -5,7 +5,7 @@ Writes
 - `DIR/model.onnx`: from pixels to boxes, NMS inside. Input `image`, float32 [1, 3, H, W] in R, G, B from 0 to 255, of
   any size; the image is to be resized as in training (`image_scale` and `keep_ratio` in the file's metadata), and is
   normalised and padded inside. Outputs, best first: `boxes` [N, 4] in pixels of the input (left, top, right, bottom),
-  `scores` [N], `labels` [N], numbers into `classes` of the metadata.
+  `scores` [N], `labels` [N], numbers into `classes` of the metadata, whose `operating_score` is that of the best F1.
 - `DIR/config.py` and `DIR/model.pth`: the detector in mmdet's own types, for mmdet's own tools. Paths of the data set
   stay as they are, relative to the repository's root.
 

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from tqdm import tqdm
 
 from ghm import checkpoints
-from ghm.detect.detector import Detector, find_run
+from ghm.detect.detector import Detector, find_run, operating_point
 from ghm.errors import InputError
 from ghm.export import onnx_model
 from ghm.predict import Detections, load, predict
@@ -42,7 +42,7 @@ def export(variant: str, seed: int, out: Path, images: int) -> None:
         InputError: the run or, for the comparison, its validation split is not there, or the graph differs.
     """
     config, checkpoint = find_run(variant, seed)
-    detector = Detector.open(config, checkpoint, device="cpu")
+    detector = Detector.open(config, checkpoint, 1.0, device="cpu")
     cfg = plain_config(detector.cfg)
     model = load(cfg, checkpoint, "mmdet's RetinaNet", "cpu")
     resize, test_cfg = detector.cfg.test_dataloader.dataset.dataset.pipeline[1], detector.model.test_cfg
@@ -54,6 +54,11 @@ def export(variant: str, seed: int, out: Path, images: int) -> None:
         "nms_iou": test_cfg.nms.iou_threshold,
         "max_per_image": test_cfg.max_per_img,
     }
+    if point := operating_point(variant, seed):
+        cfg["operating_point"] = point  # `ghm.detect --config` reads it
+        metadata["operating_score"] = point["score"]
+    else:
+        _log.warning("%s is not evaluated: no score of the best F1 is exported", variant)
     said = {"variant": variant, "seed": str(seed), **{name: json.dumps(value) for name, value in metadata.items()}}
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as name:

@@ -27,6 +27,7 @@ class Results:
     seed_metrics: dict[str, list[dict[str, Any]]]  # of each variant: the same, seed by seed
     records: dict[str, list[runs.Record]]  # of each variant, seed by seed
     resampled: dict[str, list[Resampled]]  # of each variant, seed by seed
+    outcomes: dict[str, list[dict[str, Any]]]  # of each variant, seed by seed: what `evaluation.outcome.measure` has
     loss: pd.DataFrame  # variant, seed and the columns of `runs.LOG`
     validation: pd.DataFrame  # variant, seed, epoch, AP: on a part of the validation split
     density: pd.DataFrame  # variant, seed and the columns of `runs.DENSITY`: of losses with a moving average
@@ -65,6 +66,7 @@ def read(params: Params, root: Path) -> Results:
         seed_metrics=per_seed(runs.detections_folder, runs.METRICS, _json),
         records=records,
         resampled=resampled,
+        outcomes=per_seed(runs.detections_folder, runs.OUTCOME, _json),
         loss=_table(params, root, runs.LOG),
         validation=_table(params, root, runs.VALIDATION).query("AP >= 0"),  # -1: no box to measure on
         density=_table(params, root, runs.DENSITY),

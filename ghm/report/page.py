@@ -11,7 +11,7 @@ from ghm import files
 from ghm.errors import InputError
 from ghm.evaluation.matches import CURVE_IOUS
 from ghm.params import Params
-from ghm.report import comparison, metric_figures, pictures, tables, training_figures, words
+from ghm.report import comparison, confusion, metric_figures, pictures, tables, training_figures, words
 from ghm.report.comparison import Compared
 from ghm.report.inputs import Results, read
 from ghm.report.style import Plot, look
@@ -25,6 +25,7 @@ PUBLISHED = (
     "36.4 in the [paper](https://arxiv.org/abs/1811.05181). Other images and another model: only the "
     "differences can be held against those above."
 )
+DATA = "What was trained on, as it was seen before: [the data](data.md)."
 AGAIN = (
     "`make repro` makes this report from a fresh clone; [docs/experiments.md](../docs/experiments.md) says how to "
     "change a parameter and compare."
@@ -55,6 +56,7 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
             "reformulated_gradient": training_figures.reformulated(results, params),
             "density": training_figures.density(results, params),
             "precision_recall": metric_figures.precision_recall(curve, params),
+            "confusion": confusion.figure(results, params),
             "gallery": pictures.gallery(results, params),
             "loss": training_figures.loss(results, params),
             "validation_ap": metric_figures.validation_ap(results, params),
@@ -70,20 +72,24 @@ def _write(results: Results, params: Params, root: Path, out: Path) -> None:
             "validation_ap": results.validation,
             "intervals": comparison.table(compared),
             **{f"precision_recall_{100 * iou:.0f}": rows for iou, rows in of_iou.items()},
+            "confusion": confusion.table(results),
             "gradient_norms": results.gradient_norms.drop(columns="count"),
         }
         for name, table in data.items():  # for `dvc plots show`
             table.to_csv(new / "plots" / f"{name}.csv", index=False, float_format="%.6g")
         page = _page(results, params, compared, plots)
         (new / "ap_table.md").write_text(page, encoding="utf-8")
-        (new / "index.html").write_text(_html(page, new), encoding="utf-8")
+        # What the stage `inspect` wrote, one level of headings lower.
+        inspected = re.sub("^#", "##", (root / REPORTS / "data.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        whole = _html(f'{page}\n<a id="data"></a>\n\n{inspected}', [new, root / REPORTS])
+        (new / "index.html").write_text(whole, encoding="utf-8")
 
 
 def _page(results: Results, params: Params, compared: Compared, plots: dict[str, Plot]) -> str:
-    per_class = tables.per_class(results, params)
     count = len(results.manifest["classes"])
-    if count > LONG:
-        per_class = f"<details><summary>{count} classes</summary>\n\n{per_class}\n\n</details>"
+
+    def folded(table: str) -> str:
+        return f"<details><summary>{count} classes</summary>\n\n{table}\n\n</details>" if count > LONG else table
 
     def shown(*names: str) -> list[str]:
         return [plots[name].markdown(f"figures/{name}") for name in names if name in plots]
@@ -93,6 +99,7 @@ def _page(results: Results, params: Params, compared: Compared, plots: dict[str,
         words.answer(params, compared),
         "## What was run",
         words.setting(results, params),
+        DATA,
         "## Result",
         tables.main(results, params, compared),
         words.reading(params),
@@ -103,7 +110,15 @@ def _page(results: Results, params: Params, compared: Compared, plots: dict[str,
         "## What that did to the detections",
         *shown("precision_recall"),
         "### AP of each class",
-        per_class,
+        folded(tables.per_class(results, params)),
+        "### AP by the number of boxes in an image",
+        tables.density(results, params),
+        "### Found, missed and confused",
+        words.operating(results, params),
+        tables.operating(results, params),
+        *shown("confusion"),
+        "### Precision / recall / F1 of each class",
+        folded(tables.operating_per_class(results, params)),
         "### On the images",
         *shown("gallery"),
         "## Training",
@@ -117,20 +132,20 @@ def _page(results: Results, params: Params, compared: Compared, plots: dict[str,
     return "\n\n".join(blocks) + "\n"
 
 
-def _html(markdown: str, folder: Path) -> str:
+def _html(markdown: str, folders: list[Path]) -> str:
     """Turn the report into a page that needs no other file: with sortable tables, and figures that can be enlarged.
 
     Args:
-        markdown: the report; its figures are paths below `folder`.
+        markdown: the report; its figures are paths below one of `folders`.
     """
 
     def embedded(image: re.Match[str]) -> str:
-        path = folder / image[1]
+        path = next(path for folder in folders if (path := folder / image[1]).is_file())
         return f'<img src="data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"'
 
     body = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
     body = re.sub(r'<img src="([^"]+)"', embedded, body)
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     # Links into the repository lead nowhere from a page that stands alone.
-    body = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", body)
+    body = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", body).replace('href="data.md"', 'href="#data"')
     return TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(TITLE)).replace("{{body}}", body)

@@ -3,21 +3,24 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from ghm import drawing
+from ghm.data.images import decode
 from ghm.params import Params
 from ghm.report import names
 from ghm.report.inputs import Results
-from ghm.report.style import WIDTH, Plot
+from ghm.report.style import DPI, WIDTH, Plot
 from ghm.words import count
 
 HEIGHT = 14.0  # inches of the gallery for square images: decides how many images there are
-CELLS = 5  # of the gallery side by side at most: more would be too small to see
-TITLE, LABEL = 0.25, 13 / 72  # inches
+CELLS = {4: 5, 10: 4}  # boxes of an image, so many on average -> cells side by side at most
+CROWDED = 3  # cells where there are more boxes
+TALLEST = 3  # heights of a cell by its width
+GAP, TITLE, LETTERS = 6, 42, 19  # pixels of the gallery: between cells, above each, of labels
 Box = dict[str, Any]
 
 
@@ -26,21 +29,14 @@ class Look(NamedTuple):
 
     words: str
     colour: str
-    dashes: str | tuple[int, tuple[float, ...]]
-    ink: str
-
-    def outline(self) -> dict[str, Any]:
-        """What a patch needs: a line on a dark halo, which shows on light and dark photos."""
-        halo = [withStroke(linewidth=3.2, foreground="black")]
-        style = {"fill": False, "edgecolor": self.colour, "linewidth": 1.8, "linestyle": self.dashes}
-        return style | {"path_effects": halo}
+    dash: drawing.Dash | None
 
 
 LOOKS = {
-    "truth": Look("ground truth", "white", "-", "black"),
-    "found": Look("found", "#56B4E9", "-", "black"),
-    "wrong": Look("false alarm or wrong class", "#D55E00", (0, (3.5, 1.5)), "white"),
-    "missed": Look("missed", "#F0E442", (0, (1, 1)), "black"),
+    "truth": Look("ground truth", "#FFFFFF", None),
+    "found": Look("found", "#56B4E9", None),
+    "wrong": Look("false alarm or wrong class", "#FF7F0E", (4, 2)),
+    "missed": Look("missed", "#F0E442", (1, 1)),
 }
 
 
@@ -50,29 +46,37 @@ def gallery(results: Results, params: Params) -> Plot:
     Raises:
         FileNotFoundError: an image is missing.
     """
-    lines = -(-(1 + len(params.variants)) // CELLS)
+    boxes = len(results.truth["annotations"]) / len({box["image_id"] for box in results.truth["annotations"]})
+    most = next((cells for limit, cells in CELLS.items() if boxes <= limit), CROWDED)
+    lines = -(-(1 + len(params.variants)) // most)
     columns = -(-(1 + len(params.variants)) // lines)
-    width = WIDTH / columns
-    images = shown_images(results, int(HEIGHT / (lines * width)))
-    ratios = [image["height"] / image["width"] for image in images for _ in range(lines)]
-    figure = Figure(figsize=(WIDTH, TITLE * (1 + len(ratios)) + width * sum(ratios)))
-    figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.02, hspace=0, wspace=0)
-    axes = figure.subplots(len(ratios), columns, squeeze=False, height_ratios=ratios)
-    classes = {category["id"]: names.figure(category["name"]) for category in results.truth["categories"]}
-    for ax in axes.ravel():
-        ax.set_axis_off()
-    for image, cells in zip(images, axes.reshape(len(images), -1), strict=True):
-        with Image.open(results.images / image["file_name"]) as picture:
-            pixels = picture.convert("RGB")
-        for ax, (title, boxes) in zip(cells, marks(results, image["id"]), strict=False):
-            ax.imshow(pixels, extent=(0, image["width"], image["height"], 0))
-            ax.autoscale(enable=False)
+    page = round(WIDTH * DPI)
+    side = (page + GAP) // columns - GAP
+    images = shown_images(results, max(2, int(HEIGHT * DPI / (lines * side))))
+    scales = [min(side / image["width"], TALLEST * side / image["height"]) for image in images]
+    heights = [max(1, round(scale * image["height"])) for scale, image in zip(scales, images, strict=True)]
+    whole = TITLE + sum(lines * (TITLE + height) for height in heights)
+    figure = Figure(figsize=(WIDTH, whole / DPI), dpi=DPI)
+    classes = {category["id"]: names.line(category["name"]) for category in results.truth["categories"]}
+    top = TITLE
+    for image, height, scale in zip(images, heights, scales, strict=True):
+        width = max(1, round(scale * image["width"]))
+        decoded = decode((results.images / image["file_name"]).read_bytes())  # turned as its EXIF says
+        pixels = Image.fromarray(decoded[..., ::-1].copy()).resize((width, height), Image.Resampling.LANCZOS)
+        for place, (title, boxes) in enumerate(marks(results, image["id"])):
+            line, column = divmod(place, columns)
+            bottom = whole - top - line * (TITLE + height) - TITLE - height
+            corners = column * (side + GAP) / page, bottom / whole, width / page, height / whole
+            ax = figure.add_axes(corners, frameon=False, xticks=[], yticks=[])
             ax.set_title(names.figure(title), fontsize=9.5, fontweight="normal", pad=3)
-            for box, kind in boxes:
-                ax.add_patch(Rectangle(box["bbox"][:2], *box["bbox"][2:], **LOOKS[kind].outline()))
-                _label(ax, box, kind, classes[box["category_id"]], LABEL * image["width"] / width)
-    patches = [Patch(label=look.words, **look.outline()) for kind, look in LOOKS.items() if kind != "truth"]
-    figure.legend(handles=patches, loc="outside upper left", ncols=len(patches))
+            ax.imshow(_drawn(pixels, boxes, classes, scale), aspect="auto", interpolation="none")
+        top += lines * (TITLE + height)
+    handles = [
+        Line2D([], [], color=look.colour, linestyle=(0, look.dash) if look.dash else "-", linewidth=3, label=look.words,
+               path_effects=[withStroke(linewidth=5, foreground="black")])
+        for kind, look in LOOKS.items() if kind != "truth"
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="upper left", ncols=len(handles), borderaxespad=0, handlelength=3)
     from_score = (
         f"{names.code(name)} " + (f"from score {boxes[-1]['score']:.2f}" if boxes else "has none")
         for name, boxes in results.detections.items()
@@ -80,7 +84,7 @@ def gallery(results: Results, params: Params) -> Plot:
     return Plot(
         figure,
         f"Detections next to ground truth on {count(len(images), 'image')} (seed {params.seeds[0]})",
-        "Blue matches a true box of its class at IoU 0.5, best score first; red dashes match none; yellow dots are "
+        "Blue matches a true box of its class at IoU 0.5, best score first; orange dashes match none; yellow dots are "
         "true boxes that nothing matched. Losses differ in how high they score, so each variant shows its best "
         f"detections, as many as the split has true boxes: {', '.join(from_score)}. The images are evenly spaced in "
         "the list of those with boxes, not hand-picked.",
@@ -90,11 +94,11 @@ def gallery(results: Results, params: Params) -> Plot:
 
 def shown_images(results: Results, most: int) -> list[dict[str, Any]]:
     """Evenly spaced images with boxes and without crowds: no detection in a crowd is simply right or wrong."""
+    unreadable = {name for metrics in results.metrics.values() for name in metrics["unreadable_images"]}
     boxes = results.truth["annotations"]
     usable = {box["image_id"] for box in boxes} - {box["image_id"] for box in boxes if box["iscrowd"]}
-    images = sorted(
-        (image for image in results.truth["images"] if image["id"] in usable), key=lambda image: image["id"]
-    )
+    images = [image for image in results.truth["images"] if image["id"] in usable]
+    images = sorted((image for image in images if image["file_name"] not in unreadable), key=lambda image: image["id"])
     return [images[round(place)] for place in np.linspace(0, len(images) - 1, min(most, len(images)))]
 
 
@@ -110,14 +114,12 @@ def marks(results: Results, image: int) -> list[tuple[str, list[tuple[Box, str]]
     return cells
 
 
-def _label(ax: Axes, box: Box, kind: str, name: str, size: float) -> None:
-    """Write the class of a box; `size` is the height of the text in pixels of the image."""
-    x, y, width, height = box["bbox"]
-    # Labels lie outside the box, where they hide no small object, but inside the image. Boxes of different kinds often
-    # cover each other: each kind has its own corner.
-    side = "right" if kind in ("missed", "wrong") else "left"
-    x = min(x + width, ax.get_xlim()[1]) if side == "right" else max(x, 0)
-    y = min(y + height, ax.get_ylim()[0] - size) if kind == "missed" else max(y, size)
-    tag = {"facecolor": LOOKS[kind].colour, "edgecolor": "none", "pad": 1.0}
-    up = "top" if kind == "missed" else "bottom"
-    ax.text(x, y, name, color=LOOKS[kind].ink, fontsize=9, ha=side, va=up, clip_on=True, bbox=tag)
+def _drawn(pixels: Image.Image, boxes: list[tuple[Box, str]], classes: dict[int, str], scale: float) -> Image.Image:
+    """A copy of an image with boxes on it; of one class alone, they need no names."""
+    picture, looks = pixels.copy(), [LOOKS[kind] for _, kind in boxes]
+    corner_N4 = np.array([box["bbox"] for box, _ in boxes], float).reshape(-1, 4) * scale
+    corner_N4[:, 2:] += corner_N4[:, :2]
+    texts = [classes[box["category_id"]] if len(classes) > 1 else "" for box, _ in boxes]
+    dashes = [look.dash for look in looks]
+    drawing.draw(picture, corner_N4, texts, [look.colour for look in looks], dashes=dashes, size=LETTERS)
+    return picture

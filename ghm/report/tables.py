@@ -15,8 +15,10 @@ from ghm.params import Loss, Params
 from ghm.report import names
 from ghm.report.comparison import BASELINE, Compared
 from ghm.report.inputs import Results
+from ghm.words import count
 
 HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # the last one on VOC only
+FIGURES = {"precision": "precision", "recall": "recall", "f1": "F1"}  # of an outcome -> how tables name them
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 LEVEL = f"{100 * bootstrap.LEVEL:g} %"
 ONE_IN = f"one in {1 / (1 - bootstrap.LEVEL):.0f}"  # so often an interval misses the truth
@@ -74,6 +76,41 @@ def per_class(results: Results, params: Params) -> str:
     return markdown(["class", "boxes", *params.variants], rows)
 
 
+def operating(results: Results, params: Params) -> str:
+    """Return a row for each variant: the score of the operating point, precision, recall and F1 in percent."""
+    rows = []
+    for name in params.variants:
+        seeds = results.outcomes[name]
+        score = np.mean([seed["score"] for seed in seeds])
+        rows.append([name, f"{score:.2f}", *(_mean(seeds, key) for key in FIGURES)])
+    return markdown(["variant", "from score", *FIGURES.values()], rows)
+
+
+def operating_per_class(results: Results, params: Params) -> str:
+    """Return precision / recall / F1 in percent at the operating point, a row for each class."""
+    rows = []
+    for name in results.manifest["classes"]:
+        seeds = {variant: [seed["classes"][name] for seed in found] for variant, found in results.outcomes.items()}
+        cells = (" / ".join(_mean(found, key, spread=False) for key in FIGURES) for found in seeds.values())
+        rows.append([name, f"{next(iter(seeds.values()))[0]['boxes']:,}", *cells])
+    return markdown(["class", "boxes", *params.variants], rows)
+
+
+def density(results: Results, params: Params) -> str:
+    """Return AP in percent by the number of boxes in an image, a column for each group of images."""
+    groups = next(iter(results.outcomes.values()))[0]["density"]
+    head = []
+    for group in groups:
+        least, most = group["least"], group["most"]
+        boxes = f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
+        head.append(f"{boxes} ({count(group['images'], 'image')})")
+    rows = [
+        [name, *(_mean([seed["density"][n] for seed in results.outcomes[name]], "AP") for n in range(len(groups)))]
+        for name in params.variants
+    ]
+    return markdown(["variant", *head], rows)
+
+
 def training(results: Results, params: Params) -> str:
     """Return how each variant was trained: its losses with their parameters, revision and time per seed."""
     head = ["variant", "classification loss", "box loss", "revision", "minutes per seed"]
@@ -105,6 +142,13 @@ def options(loss: Loss) -> dict[str, bool]:
 def distinct(values: Iterable[str]) -> str:
     """Return the different texts, in order of appearance, as one."""
     return ", ".join(dict.fromkeys(values))
+
+
+def _mean(seeds: Sequence[dict[str, Any]], key: str, *, spread: bool = True) -> str:
+    """Write the mean over the seeds that have this fraction in percent, with its spread."""
+    having = [seed for seed in seeds if key in seed]
+    mean = {key: np.mean([seed[key] for seed in having])} if having else {}
+    return _percent(mean, having if spread else [], key)
 
 
 def _percent(mean: dict[str, Any], seeds: list[dict[str, Any]], key: str) -> str:

@@ -104,6 +104,17 @@ def described(records: Sequence[Record], params: Params, seeds: Sequence[int]) -
     ]
 
 
+def operating(results: Results, params: Params) -> str:
+    """Say from which score on detections are counted, and where it was chosen."""
+    split, chosen_on = params.evaluate.split, results.outcomes[next(iter(params.variants))][0]["chosen_on"]
+    flattered = " It was chosen on the images that it is reported on, which flatters it." * (chosen_on == split)
+    return (
+        f"In percent on `{split}`, at IoU 0.5, of the detections from one score on: that of the best F1 on "
+        f"`{chosen_on}`, all classes together, of each trained detector.{flattered} `python -m ghm.detect` shows boxes "
+        "from it on."
+    )
+
+
 def reading(params: Params) -> str:
     """Say how to read the main table."""
     spread = "" if len(params.seeds) == 1 else f" Mean ± standard deviation over {len(params.seeds)} seeds."

@@ -1,10 +1,13 @@
 """What stops a training run that has gone wrong, or warns of it, with numbers and what to try."""
 
 import math
+import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmdet.structures.bbox import get_box_tensor
 
 from ghm.errors import InputError
@@ -20,6 +23,12 @@ RUN = 3
 # many times that may be to blame: rare regions are occupied in few steps. 100 steps with the momentum of GHM-C.
 EARLY = 25
 SHOWN = 5  # ids or names in a list
+SAID = 200  # characters of another program's message
+# In the messages of PyTorch, of its data loader about a process that the system has ended, and of the system.
+SHORT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|[Cc](an't|annot) allocate memory|ALLOC_FAILED|out of shared memory|"
+    "DataLoader worker .*(killed by signal|exited unexpectedly)"
+)
 
 
 class Watch:
@@ -82,6 +91,25 @@ def non_finite(
         f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), images "
         f"{_few(images)}, gradients of {_few(gradients) or 'none'}. Try: {'; '.join(remedies)}"
     )
+
+
+@contextmanager
+def enough_memory(parameters: Params) -> Iterator[None]:
+    """Turn what PyTorch, NumPy and the data loader say when memory runs out into an InputError: what to lower."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        is_short = isinstance(error, MemoryError | torch.OutOfMemoryError) or SHORT_OF_MEMORY.search(str(error))
+        if not is_short:
+            raise
+        train, machine, is_gpu = parameters.train, parameters.machine, "CUDA" in str(error)
+        lower = [f"train.batch_size (now {train.batch_size})", f"train.image_scale (now {list(train.image_scale)})"]
+        lower += [f"machine.workers (now {machine.workers})"] * (machine.workers > 0 and not is_gpu)
+        half = ", or set train.precision: bf16" if is_gpu and train.precision == "fp32" else ""
+        raise InputError(
+            f"{'the GPU' if is_gpu else 'this computer'} has not enough memory: lower {', '.join(lower)}{half}; "
+            f"what was done up to the last checkpoint is kept ({' '.join(str(error).split())[:SAID]})"
+        ) from None
 
 
 def _remedies(head: Any, spoilt: list[str], step: int, parameters: Params, variant: str) -> list[str]:

@@ -10,7 +10,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ghm.runs import COLUMNS, LOG, VALIDATION
+from ghm.training import cost
+from ghm.training.cost import Rest
 
+LITTLE = 30  # seconds that nobody needs to be told
+TOLD_AFTER = 20  # steps, of what all will cost
+CHANGED = 0.25  # share of the time left by which it must differ from what was said to be said again
 _SUMS = ("loss", "loss_cls", "loss_bbox", "grad_norm", "positives", "steps")
 _log = logging.getLogger(__name__)
 
@@ -29,6 +34,8 @@ class Progress:
         steps: in an epoch.
         interval: steps between rows of the log, at most `steps`.
         batch_size: images per step, of all processes together.
+        rest: what the pipeline has to do afterwards; None to say nothing of it.
+        watched: images that are measured after each epoch.
     """
 
     def __init__(
@@ -40,9 +47,14 @@ class Progress:
         steps: int,
         interval: int,
         batch_size: int,
+        rest: Rest | None = None,
+        watched: int = 0,
     ) -> None:
         self._folder, self._name = folder, name
         self._epochs, self._steps, self._interval, self._batch_size = epochs, steps, interval, batch_size
+        self._rest, self._watched = rest, watched
+        self._paused = False  # whether there was a break between epochs since the first step of this start
+        self._told: float | None = None  # when all will be done
         self._tables: dict[str, list[Row]] = {table: [] for table in COLUMNS}
         for table in COLUMNS:
             (folder / table).unlink(missing_ok=True)
@@ -77,12 +89,15 @@ class Progress:
             row = {column: known[column] for column in COLUMNS[LOG]}
             self.record(LOG, [row])
             self._show(row, step_in_epoch)
+        if finished or step == min(self._timed_from[0] + TOLD_AFTER, self._epochs * self._steps // 2):
+            self._tell()
         self._bar.update(step - self._bar.n)
         return finished
 
     def measured(self, epoch: int, ap: float) -> None:
         """Keep the AP after `epoch` epochs on a part of the validation split; -1 if there was nothing to measure."""
         self.record(VALIDATION, [{"epoch": epoch, "AP": float(ap)}])
+        self._paused = True
         if ap < 0:
             _log.info("%s: no AP after epoch %d: a part of the validation split has no boxes", self._name, epoch)
             return
@@ -135,14 +150,39 @@ class Progress:
         if not self._bar.disable:
             self._bar.set_postfix_str(f"{epoch}, {loss}", refresh=False)
             return
-        assert self._timed_from
-        first, since = self._timed_from
         parts = [epoch, f"step {step_in_epoch}/{self._steps}", loss, f"lr {row['lr']:.3g}"]
-        if self._step > first:
-            seconds = (perf_counter() - since) / (self._step - first)
-            left = tqdm.format_interval(seconds * (self._epochs * self._steps - self._step))
-            parts += [f"{self._batch_size / seconds:.1f} images/s", f"{left} left"]
+        if times := self._times():
+            per_image, _, left, in_all = times
+            parts += [f"{1 / per_image:.1f} images/s", f"{tqdm.format_interval(left)} left"]
+            parts += [f"{tqdm.format_interval(in_all)} in all"] * bool(self._rest)
         _log.info("%s: %s", self._name, ", ".join(parts))
+
+    def _tell(self) -> None:
+        """Say what all will take, after a few steps and when that has changed much."""
+        if not self._rest or not (times := self._times()):
+            return
+        _, whole, _, left = times
+        end = perf_counter() + left
+        if self._told is None or abs(end - self._told) > max(CHANGED * left, LITTLE):
+            self._told = end
+            _log.info(
+                "%s: this training takes about %s; %s are left until all is done, with %s; peak memory so far %s",
+                *(self._name, tqdm.format_interval(whole), tqdm.format_interval(left), self._rest, cost.memory()),
+            )
+
+    def _times(self) -> tuple[float, float, float, float] | None:
+        """Seconds for an image, for this run, of that left, and left until all is done; None after a single step."""
+        first, since = self._timed_from or (self._step, 0.0)
+        if self._step <= first:
+            return None
+        pace = (perf_counter() - since) / (self._step - first)
+        per_image = pace / self._batch_size
+        pause = (
+            0.0 if self._paused else self._watched * per_image * cost.TESTED
+        )  # once there was one, it is in the pace
+        steps, pauses = self._epochs * self._steps, self._epochs - (self._step - 1) // self._steps
+        whole, left = steps * pace + (1 + self._epochs) * pause, (steps - self._step) * pace + pauses * pause
+        return per_image, whole, left, left + (self._rest.seconds(whole, per_image) if self._rest else 0.0)
 
 
 class _Bar(tqdm):

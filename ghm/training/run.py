@@ -24,7 +24,8 @@ from ghm import backbones, checkpoints, config, data, files, fingerprint, runs
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.runs import Record
-from ghm.training import state
+from ghm.training import cost, gradient_norms, guards, state
+from ghm.training.cost import Rest
 from ghm.training.engine import Engine
 from ghm.training.loop import Loop
 from ghm.training.processes import Processes
@@ -105,18 +106,8 @@ class _Run:
 
 def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: Processes) -> Path:
     """The folder with the result of a seed, which is trained where that has not been done."""
-    cfg = config.for_run(parameters, variant, seed)
-    # Not in `for_run`: an evaluation loads what was trained.
-    detector = backbones.detector_path(parameters)
-    cfg.load_from = str(detector) if detector else None
-    named = parameters.train.resume_from
-    resume_from = Path(named).expanduser() if named else None
-    if resume_from and not resume_from.is_file():
-        raise InputError(f"train.resume_from must be null or an existing checkpoint, got {named!r}")
-    manifest, backbone = data.read_manifest(parameters), backbones.read_record(parameters)
-    parts = fingerprint.fingerprint(cfg, manifest, backbone, resume_from)
-    key, prefix = fingerprint.key(parts), f"{variant}-seed_{seed}-"
-    folder = runs.state_folder() / f"{prefix}{key}"
+    run = _described(parameters, variant, seed, processes)
+    folder, key = run.folder, fingerprint.key(run.parts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with files.locked(runs.lock(folder), f"the training run {folder.name}") if processes.first else nullcontext():
         most = parameters.data.max_bad_images
@@ -128,13 +119,58 @@ def _trained(parameters: Params, variant: str, seed: int, out: Path, processes: 
             )
         else:
             if processes.first and not folder.exists():
-                before = fingerprint.latest(folder.parent, prefix)
+                before = fingerprint.latest(folder.parent, f"{variant}-seed_{seed}-")
                 if before:
-                    changes = fingerprint.difference(before, parts)
+                    changes = fingerprint.difference(before, run.parts)
                     _log.info("training starts afresh, for since the last run of this name %s", changes)
-                files.write_json(folder / fingerprint.FILE, parts)
-            _fit(_Run(parameters, variant, seed, cfg, parts, folder, resume_from, processes))
+                files.write_json(folder / fingerprint.FILE, run.parts)
+            with guards.enough_memory(parameters):
+                _fit(run)
     return folder / runs.RESULT
+
+
+def _described(parameters: Params, variant: str, seed: int, processes: Processes) -> _Run:
+    """A variant with a seed, before anything of it is done."""
+    cfg = config.for_run(parameters, variant, seed)
+    # Not in `for_run`: an evaluation loads what was trained.
+    detector = backbones.detector_path(parameters)
+    cfg.load_from = str(detector) if detector else None
+    named = parameters.train.resume_from
+    resume_from = Path(named).expanduser() if named else None
+    if resume_from and not resume_from.is_file():
+        raise InputError(f"train.resume_from must be null or an existing checkpoint, got {named!r}")
+    manifest, backbone = data.read_manifest(parameters), backbones.read_record(parameters)
+    parts = fingerprint.fingerprint(cfg, manifest, backbone, resume_from)
+    folder = runs.state_folder() / f"{variant}-seed_{seed}-{fingerprint.key(parts)}"
+    return _Run(parameters, variant, seed, cfg, parts, folder, resume_from, processes)
+
+
+def _rest(run: _Run) -> Rest:
+    """What is to be done after a run: the runs without a result of today's fingerprint, and what was not evaluated."""
+    parameters = run.parameters
+    others = [
+        _described(parameters, variant, seed, run.processes)
+        for variant in parameters.variants
+        for seed in parameters.seeds
+        if (variant, seed) != (run.variant, run.seed)
+    ]
+    finished, evaluated = (sum(column) for column in zip((False, False), *map(_done, others), strict=True))
+    splits = data.read_manifest(parameters)["splits"]
+    # On the validation split the evaluation chooses the score from which on detections are shown.
+    images = sum(splits[name]["images"] for name in {parameters.evaluate.split, "val"} & splits.keys())
+    place, trainings = f"{finished + 1} of {len(others) + 1}", len(others) - finished
+    return Rest(place, trainings, 1 + len(others) - evaluated, len(parameters.variants), images)
+
+
+def _done(run: _Run) -> tuple[bool, bool]:
+    """Whether a run has a result, and whether that has been evaluated, as far as can be seen without DVC."""
+    result, found = runs.run_folder(run.variant, run.seed), runs.detections_folder(run.variant, run.seed)
+    try:
+        is_out = Record.read(result).fingerprint == fingerprint.key(run.parts)
+    except (OSError, TypeError):
+        is_out = False
+    is_evaluated = is_out and found.exists() and found.stat().st_mtime > result.stat().st_mtime
+    return is_out or (run.folder / runs.RESULT).exists(), is_evaluated
 
 
 def _is_finished(folder: Path, out: Path, seed: int, key: str, max_bad_images: int) -> bool:
@@ -164,15 +200,24 @@ def _fit(run: _Run) -> None:
     engine = Engine(run.cfg, processes, begins=start is None)
     progress = None
     if processes.first:
-        _log.info("learning rate %g for %s per step", train.learning_rate, count(train.batch_size, "image"))
-        steps = config.steps(train, data.read_manifest(run.parameters))
+        manifest, rest = data.read_manifest(run.parameters), _rest(run)
+        splits, steps = manifest["splits"], config.steps(train, manifest)
+        name = f"{run.variant}, seed {run.seed} ({rest.place})"
+        _log.info(
+            "%s: %s, %s of %s with %s each, learning rate %g, %s",
+            *(name, count(splits["train"]["images"], "training image"), count(train.epochs, "epoch")),
+            *(count(steps, "step"), count(train.batch_size, "image"), train.learning_rate),
+            cost.require_disk(engine, run.parameters, rest, run.folder),
+        )
         progress = Progress(
             run.folder,
-            name=f"{run.variant}, seed {run.seed}",
+            name=name,
             epochs=train.epochs,
             steps=steps,
             interval=min(LOG_INTERVAL, steps),
             batch_size=train.batch_size,
+            rest=rest,
+            watched=gradient_norms.IMAGES + min(train.val_images, splits[run.parameters.splits()[0]]["images"]),
         )
     measure_ap = ValidationSample(run.cfg) if train.val_images else None
     loop = Loop(engine, run.parameters, run.variant, run.folder, processes, progress=progress, measure_ap=measure_ap)

@@ -23,6 +23,7 @@ from tests.conftest import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"  # real data sets beside the repository, where there is a copy
 SPLITS = ("train", "val")
+SETTINGS: dict[str, Any] = {"layout": None, "val_share": 0.15, "test_share": 0.15, "split_seed": 0}  # of `custom`
 PLACES = {name: Split(f"annotations/{name}.json", name) for name in SPLITS}
 
 

@@ -16,16 +16,20 @@ from mmdet.datasets import CocoDataset
 from ghm import data
 from ghm.errors import InputError
 from ghm.params import Custom, CustomSplit
-from tests.data.conftest import SHARED, content, parameters, write
+from tests.data.conftest import SETTINGS, SHARED, content, parameters, write
 
 CUSTOM = Custom(
-    train=CustomSplit("annotations/train.json", "train"), val=CustomSplit("annotations/val.json", "val"), test=None
+    **SETTINGS,
+    train=CustomSplit("annotations/train.json", "train"),
+    val=CustomSplit("annotations/val.json", "val"),
+    test=None,
 )
 CHESS = Custom(
+    **SETTINGS,
     **{
         name: CustomSplit(f"{folder}/_annotations.coco.json", folder)
         for name, folder in (("train", "train"), ("val", "valid"), ("test", "test"))
-    }
+    },
 )
 TEXT = json.dumps(content())
 Form = Literal["NFC", "NFD"]
@@ -233,4 +237,4 @@ def test_broken_coco_files_of_the_wild_are_refused_in_one_sentence(root: Path, s
     part = CustomSplit(f"annotations/{split}.json", "images")
     words = r"carla/annotations/.*\.json is not in COCO format: Expected `int`, got `str`"
     with pytest.raises(InputError, match=words):
-        prepared(SHARED / "carla", Custom(train=part, val=part, test=None))
+        prepared(SHARED / "carla", Custom(**SETTINGS, train=part, val=part, test=None))

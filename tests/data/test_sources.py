@@ -15,11 +15,12 @@ from ghm.data import sources
 from ghm.data.download import Remote
 from ghm.data.sources import Archive
 from ghm.errors import InputError
-from tests.data.conftest import SHARED, Reply, Server, parameters, serving, write_coco
+from tests.data.conftest import SETTINGS, SHARED, Reply, Server, parameters, serving, write_coco
 
 BCCD = SHARED / "bccd"
 NAMES = ("annotations", "train2017", "val2017")
 CUSTOM = params.Custom(
+    **SETTINGS,
     train=params.CustomSplit("annotations/instances_train2017.json", "train2017"),
     val=params.CustomSplit("annotations/instances_val2017.json", "val2017"),
     test=None,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ghm import data, fingerprint, params, training
+from ghm import data, fingerprint, params, runs, training
 from ghm.errors import InputError
-from ghm.evaluation import bootstrap, matches
+from ghm.evaluation import bootstrap, matches, outcome
 from ghm.evaluation import run as evaluation
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import SUMMARY, judge, voc_ap50
@@ -20,7 +20,7 @@ from tests.evaluation.cases import Case, pycocotools
 VARIANT = "ghmc_ghmr"
 RUNS, OUT = Path("runs") / VARIANT, Path("detections") / VARIANT
 SEEDS = (0, 3)
-FILES = ["detections.json", "matches.npz", "metrics.json", "resampled.npz"]
+FILES = ["detections.json", "matches.npz", "metrics.json", "outcome.json", "resampled.npz"]
 
 
 @pytest.fixture
@@ -29,9 +29,8 @@ def given(workspace: Path) -> Params:
     return replace(params.load(), seeds=SEEDS)
 
 
-def annotations(given: Params) -> Path:
-    split = data.read_manifest(given)["splits"][given.evaluate.split]
-    return Path("data") / given.data.name / split["annotations"]
+def annotations(given: Params, split: str = "test") -> Path:
+    return Path("data") / given.data.name / data.read_manifest(given)["splits"][split]["annotations"]
 
 
 @pytest.fixture
@@ -39,9 +38,9 @@ def detecting(given: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
     """Instead of a network: most true boxes, some pixels aside, and an image left out of the name of the seed."""
 
     def detect(params: Params, variant: str, seed: int, model: Path, split: str) -> tuple[list[Any], list[str]]:
-        assert (variant, model, split) == (VARIANT, RUNS / f"seed_{seed}" / "model.pth", "test")
-        rng = np.random.default_rng(seed)
-        boxes = json.loads(annotations(params).read_text())["annotations"]
+        assert (variant, model) == (VARIANT, RUNS / f"seed_{seed}" / "model.pth")
+        rng = np.random.default_rng([seed, split == "test"])
+        boxes = json.loads(annotations(params, split).read_text())["annotations"]
         found = [
             {
                 "image_id": box["image_id"],
@@ -55,6 +54,13 @@ def detecting(given: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
         return found, [f"{seed}.png"]
 
     monkeypatch.setattr(evaluation, "detect", detect)
+    for seed in SEEDS:
+        (RUNS / f"seed_{seed}").mkdir(parents=True)
+        runs.Record(
+            revision="", device="", versions={}, dataset="digits", variant=VARIANT, seed=seed, epochs=1, images=1,
+            category_ids=[], parameters=1, pretrained=None, load_from=None, fingerprint=f"of {seed}", conditions={},
+            seconds=1, processes=1, unreadable_images=0,
+        ).write(RUNS / f"seed_{seed}")  # fmt: skip
     return given
 
 
@@ -73,6 +79,10 @@ def require_consistent(given: Params, metrics: dict[str, Any]) -> None:
         assert own.keys() == {*figures[-1], "classes", "intervals", "unreadable_images"}
         assert {name: own[name] for name in figures[-1]} == {name: round(f, 4) for name, f in figures[-1].items()}
         assert (matches.read(folder) > 0).sum() == judged.matches.hit_TD[0].sum()
+        found = json.loads((folder / "outcome.json").read_text())
+        record = runs.Record.read(RUNS / f"seed_{seed}")
+        origin = {"chosen_on": "val", "fingerprint": record.fingerprint}
+        assert found == outcome.measure(judged, found["score"]) | origin
         resampled.append(Resampled.load(folder / "resampled.npz"))
         described = data.read_manifest(given)["splits"][given.evaluate.split]
         assert resampled[-1].measured_on == fingerprint.measured_data(described)
@@ -113,6 +123,32 @@ def test_a_split_without_a_box_that_counts_is_refused_before_it_is_detected_on(
         assert not OUT.parent.exists()
 
 
+def test_the_score_is_chosen_on_the_validation_split_and_on_the_reported_one_where_that_has_no_boxes(
+    detecting: Params, monkeypatch: pytest.MonkeyPatch
+):
+    def scores(given: Params) -> list[tuple[str, float]]:
+        evaluation.evaluate(given, VARIANT, RUNS, OUT)
+        found = [json.loads((OUT / f"seed_{seed}" / "outcome.json").read_text()) for seed in SEEDS]
+        return [(one["chosen_on"], one["score"]) for one in found]
+
+    def best(split: str) -> list[tuple[str, float]]:
+        found = []
+        for seed in SEEDS:
+            rows, _ = evaluation.detect(detecting, VARIANT, seed, RUNS / f"seed_{seed}" / "model.pth", split)
+            Path("found.json").write_text(json.dumps(rows))
+            found.append((split, outcome.best_score(judge(annotations(detecting, split), Path("found.json")))))
+        return found
+
+    assert scores(detecting) == best("val") != best("test")
+    manifest = data.read_manifest(detecting)
+    monkeypatch.setattr(data, "ensure", lambda _: None)
+    monkeypatch.setattr(data, "read_manifest", lambda _: manifest)
+    empty = json.loads(annotations(detecting, "val").read_text()) | {"annotations": []}
+    manifest["splits"]["val"]["annotations"] = str(Path("empty.json").resolve())
+    Path("empty.json").write_text(json.dumps(empty))
+    assert scores(detecting) == best("test")
+
+
 def test_an_evaluation_takes_the_place_of_the_one_before_and_writes_the_same_bytes(detecting: Params):
     first = evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
     before = {path: path.read_bytes() for path in OUT.glob("*/*")}
@@ -142,7 +178,7 @@ def test_detections_that_do_not_belong_to_the_split_stop_it_and_leave_the_last_r
     wrong = {"image_id": 77_777, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}
 
     monkeypatch.setattr(evaluation, "detect", lambda *_: ([wrong], []))
-    with pytest.raises(InputError, match="detections with image_id 77777, which .*instances_test.json does not have"):
+    with pytest.raises(InputError, match="detections with image_id 77777, which .*instances_val.json does not have"):
         evaluation.evaluate(detecting, VARIANT, RUNS, OUT)
     assert (OUT / "seed_0" / "metrics.json").read_bytes() == before
     assert [path.name for path in OUT.parent.iterdir()] == [VARIANT]

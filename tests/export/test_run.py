@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from ghm import params
+from ghm import files, params, runs
 from ghm.detect.detector import Detector, find_run
 from ghm.errors import InputError
 from ghm.evaluation.judge import judge
@@ -86,6 +86,7 @@ def test_the_graph_finds_what_pytorch_finds_and_says_what_it_takes(place: Path, 
     said = {entry.key: entry.value for entry in graph.metadata_props}
     assert json.loads(said["classes"]) == list("0123456789")
     assert json.loads(said["image_scale"]) == [64, 64] and json.loads(said["score_threshold"]) == 0.0
+    assert "operating_score" not in said, "the run is not evaluated"
     assert said["variant"] == VARIANT and said["seed"] == "0"
     assert [value.name for value in (*graph.graph.input, *graph.graph.output)] == ["image", "boxes", "scores", "labels"]
 
@@ -137,6 +138,20 @@ def test_config_and_weights_run_in_mmdets_own_tools_and_give_the_ap_of_the_evalu
     Path("detections.json").write_text(json.dumps(detections))
     judged = judge(Path("data/digits/annotations/instances_test.json"), Path("detections.json"))
     assert metrics["coco/bbox_mAP"] == pytest.approx(judged.metrics["AP"], abs=1e-3)
+
+
+def test_the_operating_point_travels_and_detect_takes_it_from_the_exported_config(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    point = {"score": 0.123456789, "chosen_on": "val"}
+    origin = {"fingerprint": runs.Record.read(RUN).fingerprint}
+    files.write_json(runs.detections_folder(VARIANT, 0) / runs.OUTCOME, point | origin)
+    command(monkeypatch, "--out", "out", "--check", 0)
+    said = {entry.key: entry.value for entry in onnx.load("out/model.onnx").metadata_props}
+    assert json.loads(said["operating_score"]) == point["score"]
+    detector = Detector.open(Path("out/config.py"), Path("out/model.pth"), device="cpu")
+    assert detector.score == point["score"] and "the best F1 on val" in detector.score_is
+    assert json.loads(said["score_threshold"]) == 0.0, "the graph has all that the evaluation measures"
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_is_written(place: Path, monkeypatch: pytest.MonkeyPatch):

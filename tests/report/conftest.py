@@ -15,6 +15,7 @@ from PIL import Image
 
 from ghm import fingerprint, runs
 from ghm import params as ghm_params
+from ghm.evaluation import outcome
 from ghm.evaluation.bootstrap import METRICS as RESAMPLED
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import judge
@@ -57,6 +58,11 @@ def fill(
         mean: dict[str, Any] = {key: float(np.mean([seed[key] for seed in metrics])) for key in METRICS}
         mean["classes"] = {name: float(np.mean([seed["classes"][name] for seed in metrics])) for name in classes}
         write_json(root / "detections" / variant / runs.METRICS, mean | {"unreadable_images": []})
+    (root / "reports" / "data").mkdir(parents=True)
+    Image.new("RGB", (SIDE, SIDE)).save(root / "reports" / "data" / "batch.jpg")
+    (root / "reports" / "data.md").write_text(
+        "# The data\n\n## What the network sees\n\n![A batch of images](data/batch.jpg)\n"
+    )
     return params
 
 
@@ -178,6 +184,9 @@ def _evaluation(
 
 
 def write_detections(folder: Path, annotations: Path, detections: list[dict[str, Any]]) -> None:
-    """Write detections as the stage `evaluate` does, matched to the annotations."""
+    """Write detections as the stage `evaluate` does, matched to the annotations, and what comes out."""
     write_json(folder / runs.DETECTIONS, detections)
-    judge(annotations, folder / runs.DETECTIONS).matches.save(len(detections), folder)
+    judged = judge(annotations, folder / runs.DETECTIONS)
+    judged.matches.save(len(detections), folder)
+    found = outcome.measure(judged, outcome.best_score(judged))
+    write_json(folder / runs.OUTCOME, {"chosen_on": "val", "fingerprint": "0", **found})

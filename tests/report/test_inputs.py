@@ -51,7 +51,7 @@ def test_runs_of_other_code_or_data_are_refused_with_the_list(tmp_path: Path) ->
     assert f"ghmc_ghmr, seed 0 (revision fedcba9) {first} code" in text
     assert "ghmc_sl1, seed 0" not in text
     assert text.endswith("run `dvc repro`")
-    assert not (tmp_path / "reports").exists()
+    assert not (tmp_path / "reports" / "built").exists()
 
 
 @pytest.mark.parametrize("key", ["annotations_sha256", "files_sha256"])

@@ -20,6 +20,7 @@ from stages import publish
 from tests.report.conftest import cells, change, fill
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+INSPECTED = {"data.md", "data", "batch.jpg"}  # what the stage `inspect` wrote
 BUILT = Path("reports/built")
 
 
@@ -35,7 +36,7 @@ class Written(NamedTuple):
 
     def rows(self, heading: str) -> dict[str, list[str]]:
         """Return the first table below a heading: name of the row -> its cells."""
-        below = self.page.split(f"## {heading}")[1].split("\n## ")[0]
+        below = re.split(r"\n##+ ", self.page.split(f"## {heading}")[1])[0]
         lines = [line.strip("| ").split("|") for line in below.splitlines() if line.startswith("|")]
         return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
 
@@ -81,6 +82,29 @@ def test_tables_have_the_metrics_in_percent_and_the_main_one_which_make_prints_c
         assert shown[: len(COLUMNS)] == expected
         for label, ap in values["classes"].items():
             assert of_classes[label][number].split(" ±")[0] == f"{100 * ap:.1f}"
+
+
+def test_what_is_found_at_the_operating_point_is_the_mean_over_seeds_of_what_the_evaluation_has(large: Written) -> None:
+    at_point, of_class = large.rows("Found, missed and confused"), large.rows("Precision / recall / F1 of each class")
+    by_density = large.rows("AP by the number of boxes in an image")
+
+    def mean(values: list[float]) -> str:
+        return f"{100 * np.mean(values):.1f}"
+
+    for number, name in enumerate(large.params.variants):
+        seeds = [json.loads((large.root / f"detections/{name}/seed_{n}/outcome.json").read_text()) for n in (0, 1)]
+        score, *figures = at_point[name]
+        assert score == f"{np.mean([seed['score'] for seed in seeds]):.2f}"
+        keys = ("precision", "recall", "f1")
+        assert [cell.split(" ±")[0] for cell in figures] == [mean([seed[key] for seed in seeds]) for key in keys]
+        for label in json.loads((large.root / "data/digits.json").read_text())["classes"]:
+            own = [seed["classes"][label] for seed in seeds]
+            known = [[one[key] for one in own if key in one] for key in keys]
+            shown = of_class[label][1 + number]
+            assert shown == " / ".join(mean(values) if values else "–" for values in known)  # noqa: RUF001
+        expected = [mean([seed["density"][group]["AP"] for seed in seeds]) for group in range(2)]
+        assert [cell.split(" ±")[0] for cell in by_density[name]] == expected
+    assert by_density["variant"] == ["1 (2 images)", "2 to 4 (4 images)"]
 
 
 def test_intervals_are_those_of_the_resampled_metrics(large: Written) -> None:
@@ -155,11 +179,13 @@ def test_every_figure_is_on_the_page_with_alt_text_and_the_other_way_round(large
 def test_the_html_page_has_the_tables_and_figures_and_asks_for_no_other_file(large: Written) -> None:
     text = (large.root / BUILT / "index.html").read_text(encoding="utf-8")
     sources = re.findall(r'\bsrc="([^"]*)"', text)
-    assert len(sources) == len(list((large.root / BUILT / "figures").iterdir()))
+    pictures = [*(large.root / BUILT / "figures").iterdir(), *(large.root / "reports" / "data").iterdir()]
+    assert len(sources) == len(pictures)
+    assert "<h3>What the network sees</h3>" in text
     assert all(source.startswith("data:image/") for source in sources)
     assert not re.search(r"<link|url\(|@import|fetch\(", text)
     links = re.findall(r'\bhref="([^"]*)"', text)
-    assert links and all(link.startswith("https://") for link in links)
+    assert {link for link in links if not link.startswith("https://")} == {"#data"} and 'id="data"' in text
     lines = [line for line in large.page.splitlines() if line.startswith("|") and not line.startswith("|:")]
     assert cells(text) == [cell.strip() for line in lines for cell in line.strip("|").split("|")]
 
@@ -178,7 +204,7 @@ def test_writing_twice_gives_the_same_bytes_and_publishing_removes_old_figures(
     monkeypatch.chdir(blind.root)
     publish.main()
     built = {path.name for path in (reports / "built").rglob("*")}
-    assert {path.name for path in reports.rglob("*")} == {*built, "built", "studies"}
+    assert {path.name for path in reports.rglob("*")} == {*built, "built", "studies", *INSPECTED}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +216,7 @@ def test_writing_twice_gives_the_same_bytes_and_publishing_removes_old_figures(
         "runs/ghmc_sl1/seed_0/context.json",
         "data/digits.json",
         "data/digits/test/0001.png",
+        "reports/data.md",
     ],
 )
 def test_a_missing_file_is_named_and_the_old_report_stays(tmp_path: Path, name: str) -> None:
@@ -199,4 +226,4 @@ def test_a_missing_file_is_named_and_the_old_report_stays(tmp_path: Path, name: 
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=f"{re.escape(name)} is missing: run `dvc repro`"):
         report.write(params, tmp_path)
-    assert [path.name for path in (tmp_path / "reports").rglob("*")] == ["built", "ap_table.md"]
+    assert {path.name for path in (tmp_path / "reports").rglob("*")} <= {"built", "ap_table.md", *INSPECTED}

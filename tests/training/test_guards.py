@@ -1,23 +1,32 @@
 """Laws of the guard rails: no alarm for what is well; for what is not, what, where and how to mend it."""
 
 import math
+import multiprocessing
+import os
 import random
 import re
+import resource
+import signal
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
+from ruamel.yaml import YAML
+from torch.utils.data import DataLoader, Dataset
 
-from ghm import config, data, params
+from ghm import config, data, params, sections, training
 from ghm.errors import InputError
 from ghm.registry import DATASETS, MODELS
 from ghm.training import guards
 from ghm.training.guards import Watch
+from tests.conftest import ROOT
 
 
 def warnings_of(losses: list[float]) -> list[tuple[int, str]]:
@@ -39,6 +48,79 @@ def test_a_loss_that_diverges_is_warned_of_before_it_overflows():
 def test_nothing_is_an_explosion_before_there_is_something_to_hold_it_against():
     assert not warnings_of([1.0] * (guards.WINDOW - 1) + [1e6] * guards.RUN)
     assert warnings_of([1.0] * guards.WINDOW + [1e6] * guards.RUN)
+
+
+def refused(step: Callable[[], Any], **changes: Any) -> str:
+    """The sentence about a step that ends for want of memory."""
+    parameters = params.load(ROOT / "params.yaml")
+    train, machine = replace(parameters.train, image_scale=(1333, 800)), replace(parameters.machine, **changes)
+    with pytest.raises(InputError) as caught, guards.enough_memory(replace(parameters, train=train, machine=machine)):
+        step()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
+def test_memory_that_runs_out_is_a_sentence_that_says_what_to_lower(allocate: Callable[[], Any]):
+    lower = "lower train.batch_size (now 8), train.image_scale (now [1333, 800])"
+    assert f"this computer has not enough memory: {lower};" in refused(allocate)
+    assert f"{lower}, machine.workers (now 2);" in refused(allocate, workers=2)
+
+
+class Killed(Dataset):
+    """Ends the process that asks for an image, as the system does when memory runs out."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, _index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
+def test_a_worker_that_the_system_has_ended_is_a_sentence():
+    assert "machine.workers (now 2)" in refused(lambda: list(DataLoader(Killed(), num_workers=2)), workers=2)
+
+
+def test_the_memory_of_a_gpu_is_named_and_bfloat16_beside_what_to_lower():
+    def step() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB")
+
+    said = refused(step, workers=4)
+    assert said.startswith(
+        "the GPU has not enough memory: lower train.batch_size (now 8), train.image_scale (now [1333, "
+    )
+    assert "or set train.precision: bf16;" in said and "machine.workers" not in said
+
+
+def test_other_errors_are_left_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), guards.enough_memory(params.load(ROOT / "params.yaml")):
+        raise RuntimeError("shapes do not fit")
+
+
+def train_under_a_limit(sender: Connection) -> None:
+    """Train in a process that may take 300 MB more than it has."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
+    try:
+        training.train(params.load(), "ghmc_ghmr", Path("runs/ghmc_ghmr"))
+        sender.send("trained")
+    except InputError as error:
+        sender.send(str(error))
+
+
+def test_a_training_that_a_computer_is_too_small_for_ends_with_the_sentence(workspace: Path):
+    content = sections.read(Path("params.yaml"))
+    content["train"] |= {"image_scale": [1024, 1024]}
+    YAML().dump(content, Path("params.yaml"))
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    child = fork.Process(target=train_under_a_limit, args=(sender,))
+    child.start()
+    assert receiver.poll(60)
+    assert "lower train.batch_size (now 4), train.image_scale (now [1024, 1024])" in receiver.recv()
+    child.join()
+    assert not Path("runs").exists()
 
 
 class Case:

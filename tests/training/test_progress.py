@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghm.runs import COLUMNS, DENSITY, LOG, VALIDATION
-from ghm.training import progress
+from ghm.training import cost, progress
 from ghm.training.progress import Progress
 
 VALUES = ("loss", "loss_cls", "loss_bbox", "grad_norm", "positives")
@@ -146,6 +147,33 @@ def test_a_line_tells_all_of_a_row(tmp_path: Path, clock: Clock, caplog: pytest.
     ]
     log.measured(2, -1.0)
     assert caplog.messages[-1] == "ghmc, seed 0: no AP after epoch 2: a part of the validation split has no boxes"
+
+
+def test_the_time_is_told_after_twenty_steps_and_again_only_when_it_has_changed_much(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    caplog.set_level(logging.INFO, "ghm.training.progress")
+    monkeypatch.setattr(cost, "STARTUP", 5.0)
+    rest = cost.Rest("1 of 4", trainings=3, evaluations=4, variants=4, images=200)
+    log = _progress(tmp_path, name="a (1 of 4)", epochs=6, steps=100, interval=50, rest=rest, watched=104)
+    started, ended = clock.now, {}
+    for slowly in (False, True):
+        for epoch in range(3 * slowly, 3 + 3 * slowly):
+            for step in range(epoch * 100 + 1, epoch * 100 + 101):
+                clock.now += 1.2 if slowly else 0.4
+                log.step(epoch, step, dict.fromkeys(VALUES, 1.0), lr=0.1)
+            clock.now += 5.0
+            log.measured(epoch + 1, 0.5)
+        ended[slowly] = clock.now - started
+    told = [message for message in caplog.messages if "this training takes about" in message]
+    minutes = [[60 * int(a) + int(b) for a, b in re.findall(r"(\d\d):(\d\d)", message)] for message in told]
+    steady = 2 * ended[False]  # what it would have taken if it had gone on as it began
+    assert minutes[0][0] == pytest.approx(steady, rel=0.1)
+    assert minutes[0][1] == pytest.approx(4 * steady + 4 * (6.5 + 200 * 0.1 / 2) + 3 * 5 + 15, rel=0.1)
+    assert 2 <= len(told) <= 4 and minutes[1][0] > 1.1 * minutes[0][0]
+    assert told[0].startswith("a (1 of 4): ") and "with 3 more training runs, 4 evaluations and the report;" in told[0]
+    rows = [message for message in caplog.messages if "images/s" in message]
+    assert all(re.search(r"\d\d:\d\d left, (\d:)?\d\d:\d\d in all$", row) for row in rows)
 
 
 def test_a_bar_goes_on_where_the_run_stopped_and_tells_the_last_row(

@@ -1,0 +1,1 @@
+"""The data before they are trained on: do the anchors fit, and what does the network see."""
