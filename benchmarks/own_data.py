@@ -37,17 +37,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="NAME[:LAYOUT]=FOLDER")
     parser.add_argument("--preset", default="own_cpu")
+    parser.add_argument("--set", help="KEY=VALUE of params.yaml, by `dvc exp run -S` in place of `dvc repro`")
     arguments = parser.parse_args()
     for named in arguments.folders:
         name, folder = named.split("=", 1)
         name, _, layout = name.partition(":")
-        record = run(name, Path(folder).absolute(), layout, arguments.preset)
+        record = run(name, Path(folder).absolute(), layout, arguments.preset, arguments.set)
         records = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
         RESULT.write_text(json.dumps({**records, name: record}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(pd.DataFrame(record["rows"]).to_markdown(index=False))
 
 
-def run(name: str, folder: Path, layout: str, preset: str) -> dict[str, Any]:
+def run(name: str, folder: Path, layout: str, preset: str, changed: str | None) -> dict[str, Any]:
     """All stages on a folder: the times that were said and taken, and AP by two ways."""
     clone = Path(tempfile.mkdtemp(prefix=f"ghm-{name}-"))
     print(f"{name}: running in {clone}")
@@ -55,7 +56,8 @@ def run(name: str, folder: Path, layout: str, preset: str) -> dict[str, Any]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GHM_DATA_ROOT": str(clone / "store")}
     options = [layout] if layout else []
-    commands = [[sys.executable, "-m", "ghm.presets", preset, str(folder), *options], ["dvc", "repro"]]
+    commands = [[sys.executable, "-m", "ghm.presets", preset, str(folder), *options]]
+    commands.append(["dvc", "exp", "run", "-S", changed] if changed else ["dvc", "repro"])
     began, said = time.time(), []
     with (clone / "log.txt").open("w", encoding="utf-8") as log:
         for command in commands:
@@ -74,25 +76,26 @@ def run(name: str, folder: Path, layout: str, preset: str) -> dict[str, Any]:
     split = manifest["splits"]["test"]
     root = clone / "data" / "custom"
     truth = original(folder, json.loads((root / split["annotations"]).read_bytes()), manifest["classes"])
-    rows = []
+    rows, context = [], {}
     for metrics in sorted((clone / "detections").glob("*/metrics.json")):
         variant = metrics.parent.name
-        record = json.loads((clone / "runs" / variant / "seed_0" / "context.json").read_text())
+        context = json.loads((clone / "runs" / variant / "seed_0" / "context.json").read_text())
         detections = json.loads((metrics.parent / "seed_0" / "detections.json").read_text())
         ap = json.loads(metrics.read_text())["AP"]
         rows.append(
             {"variant": variant, "AP": ap, "AP_original": round(judged(truth, detections), 4),
-             "minutes": round(record["seconds"] / 60, 1)}
+             "minutes": round(context["seconds"] / 60, 1)}
         )  # fmt: skip
     first = said[0] if said else [0.0, 0.0]
     return {
         "images": {name: part["images"] for name, part in manifest["splits"].items()},
+        "set": changed,
         "classes": len(manifest["classes"]),
         "boxes": sum(part["boxes"] for part in manifest["splits"].values()),
         "minutes": round(taken / 60, 1),
         "said_after_minutes": round(first[0] / 60, 1),
         "said_minutes": round(sum(first) / 60, 1),
-        "device": record["device"],
+        "device": context["device"],
         "rows": rows,
     }
 
