@@ -2,8 +2,8 @@
 
     python -m benchmarks.fit FOLDER
 
-Trains and evaluates `fl_sl1` with the preset `own_cpu` before and after `python -m ghm.fit`, in a copy of this repository
-in a temporary folder that is kept. The difference has the interval that the report gives. Writes
+Trains and evaluates `fl_sl1` with the preset `own_cpu` before and after `python -m ghm.fit`, in a copy of this
+repository in a temporary folder that is kept. The difference has the interval that the report gives. Writes
 `benchmarks/results/fit.json`.
 """
 

@@ -16,8 +16,8 @@ from ghm.params import Params
 from ghm.training import state
 from ghm.words import count
 
-# Rough shares, from a few timings on 2 cores: an image to be tested, in times of one to be trained on; metrics of a seed
-# and the report on a variant, in times of what a stage needs before it begins.
+# Rough shares, from a few timings on 2 cores: an image to be tested, in times of one to be trained on; metrics of a
+# seed and the report on a variant, in times of what a stage needs before it begins.
 TESTED, JUDGED, REPORTED = 0.5, 0.3, 0.5
 BOX = 120  # bytes in detections.json
 COPIES = 3  # of a model: in `.state`, in `runs` and in DVC's cache
