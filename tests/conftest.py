@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from dvc.utils.hydra import apply_overrides
+from hypothesis import settings
 from tqdm import tqdm
 
 from tests.trained import RUN, VARIANT
@@ -29,6 +30,10 @@ with warnings.catch_warnings():
     from ghm.training import run  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("ghm", deadline=None)
+settings.load_profile("ghm")
 
 # tqdm's own lock is shared with forked children: one that is killed while it holds it stops all other bars for ever.
 tqdm.set_lock(threading.RLock())

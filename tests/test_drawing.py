@@ -43,7 +43,7 @@ SIDE = st.integers(1, 120)
 SCENES = st.lists(st.tuples(st.integers(-20, 380), st.integers(-20, 280), SIDE, SIDE, SIDE, SIDE), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SCENES)
 def test_no_label_lies_on_another_or_outside_the_picture_and_each_is_at_its_box(rows: list[tuple[int, ...]]):
     within = (400, 300)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ghm import sections
+
 ROOT = Path(__file__).parents[1]
 REPORT = """from pathlib import Path
 text = Path("input.md").read_text()
@@ -156,7 +158,8 @@ def test_a_preset_takes_a_folder_with_spaces_or_none(tmp_path: Path, monkeypatch
     here = ["-o", "environment", "preset"]  # in the one that runs this test
     assert "+  epochs: 12" in made.ok(*here, "NAME=bccd_r18")
     printed = made.ok(*here, "NAME=own_cpu", "DATA=your data")
-    assert f"+  root: {tmp_path}/your data" in printed and "+  name: custom" in printed
+    assert "+  name: custom" in printed
+    assert sections.read(tmp_path / "params.yaml")["data"]["root"] == f"{tmp_path}/your data"
     assert made.refused(*here, "NAME=own_cpu", "DATA=none").startswith("error: DATA must be an existing folder")
 
 

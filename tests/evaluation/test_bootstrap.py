@@ -127,7 +127,7 @@ def test_weightings_that_leave_a_figure_undefined_are_left_out_but_not_the_first
     assert bootstrap.interval(holed_SB, 30) is bootstrap.difference(other_SB, holed_SB, 30) is None
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32 - 1), seeds=st.integers(1, 4), images=st.integers(1, 30), level=st.floats(0, 1))
 def test_an_interval_holds_its_figure_and_nothing_impossible(seed: int, seeds: int, images: int, level: float):
     rng = np.random.default_rng(seed)

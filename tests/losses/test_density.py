@@ -60,7 +60,7 @@ def test_a_norm_that_is_nan_or_past_the_end_or_ignored_is_in_no_region() -> None
     assert density.region_counts(index, bins=10).sum() == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     norm=st.lists(
         st.one_of(
@@ -107,7 +107,7 @@ def test_the_moving_average_moves_occupied_regions_only() -> None:
     assert average_K.tolist() == [4.0, 4.0, 0.0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(count=st.lists(st.integers(0, 10**7), min_size=1, max_size=12), total=st.integers(1, 10**7))
 def test_occupied_regions_share_the_total_equally(count: list[int], total: int) -> None:
     count_K = torch.tensor(count)

@@ -14,7 +14,7 @@ from tests.losses.kinds import CLASSIFICATION, assert_same_step, run
 ghmc, peer = CLASSIFICATION.ours, CLASSIFICATION.peer
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     rows=st.lists(
         st.tuples(

@@ -10,7 +10,7 @@ from tests.losses.kinds import REGRESSION, assert_same_step, run
 ghmr, peer = REGRESSION.ours, REGRESSION.peer
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     rows=st.lists(
         st.tuples(

@@ -31,7 +31,7 @@ def rendered(markdown: str) -> list[list[str]]:
     return [texts[start : start + width] for start in range(0, len(texts), width)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.text(st.characters(codec="utf-8")) | st.sampled_from(HOSTILE), min_size=1, max_size=4))
 def test_a_table_shows_each_name_as_it_is_and_each_number_in_its_column(written: list[str]):
     rows = [[name, *(f"{row}.{column}" for column in range(len(written)))] for row, name in enumerate(written)]
@@ -40,7 +40,7 @@ def test_a_table_shows_each_name_as_it_is_and_each_number_in_its_column(written:
     assert found[1:] == [[names.line(row[0]), *row[1:]] for row in rows]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.characters(codec="utf-8")) | st.sampled_from(HOSTILE))
 def test_prose_shows_a_name_as_it_is(name: str):
     for write in (names.markdown, names.code):

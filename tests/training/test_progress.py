@@ -77,7 +77,7 @@ def test_a_row_holds_the_means_since_the_last_row_and_the_rate_of_its_own_step(t
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_stopping_anywhere_leaves_no_trace_in_the_files(data: st.DataObject):
     steps = data.draw(st.integers(1, 7))
     interval = data.draw(st.integers(1, steps))

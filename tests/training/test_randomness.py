@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ghm.training import randomness
@@ -27,7 +27,6 @@ def draw() -> list[float]:
 
 
 @given(WHOLE, st.integers(0, 5))
-@settings(deadline=None)
 def test_a_state_goes_on_with_the_same_numbers_and_a_block_leaves_no_trace(number: int, before: int):
     randomness.seed(number)
     for _ in range(before):

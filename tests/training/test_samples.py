@@ -44,7 +44,6 @@ class Sizes:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
-@settings(deadline=None)
 def test_processes_share_an_epoch_as_mmengine_does(wide: list[bool], batch_size: int, world_size: int, done: int):
     images = Sizes(wide)
     seen: list[int] = []
@@ -230,7 +229,7 @@ def resized(width: int, height: int, kind: type[Any], scale: tuple[int, int] = (
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_images_are_resized_as_mmdet_resizes_them(width: int, height: int):
     if min(int(side * 128 / max(width, height) + 0.5) for side in (width, height)) < 1:
         return
