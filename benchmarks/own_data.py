@@ -53,6 +53,9 @@ def run(name: str, folder: Path, layout: str, preset: str, changed: str | None) 
     clone = Path(tempfile.mkdtemp(prefix=f"ghm-{name}-"))
     print(f"{name}: running in {clone}")
     copy_repository(clone)
+    who = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
+    for words in (["add", "--all"], [*who, "commit", "--quiet", "--message=copy"]):  # `dvc exp run` wants a commit
+        subprocess.run(["git", *words], cwd=clone, check=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GHM_DATA_ROOT": str(clone / "store")}
     options = [layout] if layout else []
