@@ -193,7 +193,7 @@ def test_custom_data_are_trained_on_and_what_changes_in_them_is_noticed(clone: C
     shutil.copytree((clone.root / "data" / "digits").resolve(), root)
 
     def use(root: Path) -> None:
-        values = {"data.name": "custom", "data.root": str(root), "evaluate.split": "val"}
+        values: dict[str, Any] = {"data.name": "custom", "data.root": str(root), "evaluate.split": "val"}
         for split in ("train", "val"):
             values[f"custom.{split}"] = {"annotations": f"annotations/instances_{split}.json", "images": split}
         path = clone.root / "params.yaml"

@@ -26,10 +26,9 @@ CUSTOM = Custom(
 )
 CHESS = Custom(
     **SETTINGS,
-    **{
-        name: CustomSplit(f"{folder}/_annotations.coco.json", folder)
-        for name, folder in (("train", "train"), ("val", "valid"), ("test", "test"))
-    },
+    train=CustomSplit("train/_annotations.coco.json", "train"),
+    val=CustomSplit("valid/_annotations.coco.json", "valid"),
+    test=CustomSplit("test/_annotations.coco.json", "test"),
 )
 TEXT = json.dumps(content())
 Form = Literal["NFC", "NFD"]

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from ghm.data.images import decode
 from ghm.data.layouts import headers
 from ghm.errors import InputError
 from tests.data.layouts.conftest import (
@@ -30,7 +30,7 @@ def test_an_image_is_as_large_as_training_decodes_it(orientation: int, suffix: s
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture(tmp_path / f"a.{suffix}", 0, exif=exif)
-    height, width = cv2.imread(str(tmp_path / f"a.{suffix}")).shape[:2]
+    height, width = decode((tmp_path / f"a.{suffix}").read_bytes()).shape[:2]
     assert headers.upright(headers.read(tmp_path, [f"a.{suffix}"])[f"a.{suffix}"]) == (width, height)
 
 
@@ -46,7 +46,7 @@ def test_boxes_labelled_before_exif_turned_the_image_lie_on_the_same_pixels(orie
     write(root / "0.xml", voc([(0, (4, 6, 20, 12))]))
     prepared(root)
     ((_, (x, y, w, h)),) = everything()["0.png"]
-    seen = cv2.imread(str(root / "0.png")) > 0
+    seen = decode((root / "0.png").read_bytes()) > 0
     assert (
         seen.shape[:2] == (40, 30) and seen.sum() == seen[int(y) : int(y + h), int(x) : int(x + w)].sum() == 20 * 12 * 3
     )
