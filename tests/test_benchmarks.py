@@ -25,6 +25,7 @@ TABLES = {
     "faults": ("faults", [1, 2, 3, 4]),
     "bccd": ("bccd", [1, 2, 3, 4, 5, 6, 7]),
     "own_data": ("own_data", [2, 3, 4, 5, 6, 7, 8, 9]),
+    "fit": ("fit", [3, 4]),
     "anchors": ("anchors", [1, 2, 3, 4, 5]),
     "import_yolo": ("import_yolo", [1, 2]),
     "scale": ("scale", [1]),
