@@ -37,7 +37,7 @@ class Category(msgspec.Struct, gc=False):
 
 
 class Unlabelled(msgspec.Struct):
-    """A file of images without labels, as that of COCO's test2017."""
+    """The images and categories of a file, for who needs no boxes."""
 
     images: list[Image]
     categories: list[Category]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ghm.data import annotations, content, validation
-from ghm.data.annotations import Annotations, Unlabelled
+from ghm.data.annotations import Annotations
 from ghm.errors import InputError
 from ghm.words import count
 
@@ -86,8 +86,8 @@ def describe(
     return {"name": name, "classes": classes, "category_ids": ids, "splits": described}
 
 
-def _counts(content: Unlabelled) -> dict[str, Any]:
-    boxes = content.annotations if isinstance(content, Annotations) else []
+def _counts(content: Annotations) -> dict[str, Any]:
+    boxes = content.annotations
     per_category = Counter(box.category_id for box in boxes)
     per_size = np.histogram([box.area or 0 for box in boxes], bins=[-np.inf, *SIZES.values()])[0].tolist()
     return {

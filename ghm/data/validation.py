@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ghm.data import images
-from ghm.data.annotations import Annotations, Image, Unlabelled
+from ghm.data.annotations import Annotations, Image
 from ghm.data.content import Content
 from ghm.words import count
 
@@ -54,7 +54,7 @@ class Findings:
             self.warnings[kind] = len(cases), _sentence(subject, rest, cases, words)
 
 
-def check(content: Unlabelled, purpose: str, findings: Findings) -> None:
+def check(content: Annotations, purpose: str, findings: Findings) -> None:
     """Look at the content of an annotation file of a split to "train on" or to "measure"."""
     names, classes = [image.file_name for image in content.images], [entry.name for entry in content.categories]
     unsafe = [name for name in names if leaves_folder(name)]
@@ -72,12 +72,11 @@ def check(content: Unlabelled, purpose: str, findings: Findings) -> None:
     findings.error("category has|categories have", "the id or the name of another one", same, words=repr)
     odd = [name for name in classes if not _is_text(name)]
     findings.error("class has|classes have", "a name that is no text", odd, words=ascii)
-    if isinstance(content, Annotations):
-        _check_boxes(content, purpose, findings)
+    _check_boxes(content, purpose, findings)
 
 
 def check_images(
-    content: Unlabelled,
+    content: Annotations,
     folder: Path,
     contents: dict[str, Content],
     which: str,
@@ -220,7 +219,7 @@ def _check_geometry(content: Annotations, purpose: str, findings: Findings) -> N
 
 
 def _decode(
-    content: Unlabelled, folder: Path, known: set[str], check_images: str, findings: Findings
+    content: Annotations, folder: Path, known: set[str], check_images: str, findings: Findings
 ) -> dict[str, str]:
     """Decode all images but the known bad ones, or some, evenly spaced. Return name -> what is wrong."""
     entries = [image for image in content.images if image.file_name not in known and check_images != "none"]

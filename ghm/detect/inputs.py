@@ -13,10 +13,10 @@ import numpy as np
 from ghm.data import annotations
 from ghm.data.annotations import Image, Unlabelled
 from ghm.data.images import UnreadableError, decode, fault
+from ghm.data.layouts.tree import IMAGE
 from ghm.errors import InputError
 from ghm.words import count
 
-ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 WHOLE = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a channel that cameras and scanners give, each in 16
 _log = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ def collect(named: Sequence[Path], out: Path) -> list[Path]:
             images = [
                 image
                 for image in sorted(path.rglob("*"))
-                if image.suffix.lower() in ENDINGS
+                if image.suffix.lower() in IMAGE
                 and image.is_file()
                 and not any(part.startswith(".") for part in image.relative_to(path).parts)
                 and (out.resolve() == path.resolve() or out.resolve() not in image.resolve().parents)
             ]
         if not images:
-            raise InputError(f"{path} holds no image that can be read ({', '.join(ENDINGS)}): name a folder that does")
+            raise InputError(f"{path} holds no image that can be read ({', '.join(IMAGE)}): name a folder that does")
         for image in images:
             paths.setdefault(image.resolve(), image)
     return list(paths.values())

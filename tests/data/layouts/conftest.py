@@ -120,3 +120,11 @@ def root(here: Path) -> Path:
     """The user's folder, empty."""
     (here / "own").mkdir()
     return here / "own"
+
+
+def said(root: Path, caplog: pytest.LogCaptureFixture, **custom: Any) -> str:
+    """What the stage says about a folder."""
+    caplog.clear()
+    with caplog.at_level("INFO", "ghm"):
+        prepared(root, **custom)
+    return "\n".join(caplog.messages)

@@ -17,11 +17,11 @@ from tests.data.layouts.conftest import (
     plain_voc,
     plain_yolo,
     prepared,
+    said,
     voc,
     write,
     yolo,
 )
-from tests.data.layouts.test_oddities import said
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

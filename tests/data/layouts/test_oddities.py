@@ -19,20 +19,13 @@ from tests.data.layouts.conftest import (
     plain_voc,
     plain_yolo,
     prepared,
+    said,
     voc,
     write,
 )
 
 Change = Callable[[dict[str, Any]], object]
 FLOAT = "0 0.5 0.5 0.2 0.2"
-
-
-def said(root: Path, caplog: pytest.LogCaptureFixture, **custom: Any) -> str:
-    """What the stage says about a folder."""
-    caplog.clear()
-    with caplog.at_level("INFO", "ghm"):
-        prepared(root, **custom)
-    return "\n".join(caplog.messages)
 
 
 # ---- YOLO ------------------------------------------------------------------------------------------------------------
