@@ -3,18 +3,25 @@
 Shapes: N examples (anchors of all levels), C classes, B images, H x W positions, A anchors a position, L levels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmdet.models.dense_heads import RetinaHead
+from mmdet.structures import SampleList
 from mmdet.structures.bbox import cat_boxes, get_box_tensor
 from mmdet.utils import InstanceList, OptInstanceList
 from torch import Tensor
 
+from ghm.errors import InputError
 from ghm.losses import FocalLoss, OHEMLoss, SmoothL1Loss
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.registry import MODELS
+from ghm.targets import Grid, Truth, assign, covers, spread
+
+MOST_GRIDS = 32  # shapes of a pyramid whose anchors are kept: 13 MB each at 800 x 1344 with 9 a position
+COVERED = "MaxIoUAssigner with thresholds above 0, without borders, ignored boxes and weights"
 
 
 @dataclass(frozen=True)
@@ -44,40 +51,38 @@ class GHMRetinaHead(RetinaHead):
     checkpoints load both ways.
     """
 
-    def examples(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        batch_gt_instances: InstanceList,
-        batch_img_metas: list[dict],
-        batch_gt_instances_ignore: OptInstanceList = None,
-    ) -> tuple[Examples, float]:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._grids: dict[tuple[Any, ...], Grid] = {}
+
+    def loss(self, x: tuple[Tensor, ...], batch_data_samples: SampleList | Truth) -> dict[str, list[Tensor]]:
+        """As in mmdet, or from a `Truth` on the device, without ever waiting for that. See `loss_by_feat`."""
+        if isinstance(batch_data_samples, Truth):
+            return self._losses(*self.examples(*self(x), batch_data_samples))
+        return super().loss(x, batch_data_samples)
+
+    def examples(self, cls_scores: list[Tensor], bbox_preds: list[Tensor], truth: Truth) -> tuple[Examples, Tensor]:
         """Assign targets to anchors.
 
         Args:
             cls_scores: one [B, A * C, H, W] a level.
             bbox_preds: one [B, A * 4, H, W] a level.
-            batch_gt_instances, batch_img_metas, batch_gt_instances_ignore: as in mmdet.
+            truth: on their device.
 
         Returns:
-            The examples, and the number of positive anchors of the batch, at least 1.
+            The examples, and what losses are divided by: the positive anchors of all images, at least 1 of each;
+            float32, [].
+
+        Raises:
+            InputError: the head is configured to assign in another way than `ghm.targets` does.
         """
-        shapes = [tuple(scores.shape[-2:]) for scores in cls_scores]
-        anchors, valid_flags = self.get_anchors(shapes, batch_img_metas, device=cls_scores[0].device)
-        # get_targets empties the lists it is given, so the anchors of the levels are put together before.
-        level_anchors = list(zip(*anchors, strict=True)) if self.reg_decoded_bbox else []
-        *targets, positives = self.get_targets(
-            anchors, valid_flags, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
-        )
-        label_N, label_weight_N, box_target_N4, box_weight_N4 = (
-            torch.cat([level.flatten(0, 1) for level in levels]) for levels in targets
-        )
-        box_N4 = _flatten(bbox_preds, self.bbox_coder.encode_size)
-        if self.reg_decoded_bbox:
-            anchor_N4 = cat_boxes([image for level in level_anchors for image in level])
-            box_N4 = get_box_tensor(self.bbox_coder.decode(anchor_N4, box_N4))
-        sizes, logit_NC = [level.numel() for level in targets[0]], _flatten(cls_scores, self.cls_out_channels)
-        return Examples(sizes, logit_NC, label_N, label_weight_N, box_N4, box_target_N4, box_weight_N4), positives
+        if not covers(self):
+            raise InputError(f"train_cfg of the head must be {COVERED} for a Truth, got {self.train_cfg}")
+        grid, images = self._grid(cls_scores), len(cls_scores[0])
+        sizes = [scores.numel() // (images * self.cls_out_channels) for scores in cls_scores]
+        targets, positives = assign(truth, grid, sizes, self.assigner, self.num_classes, decoded=self.reg_decoded_bbox)
+        anchor_N4 = spread(grid.corner_P4, sizes, images) if self.reg_decoded_bbox else None
+        return self._examples(cls_scores, bbox_preds, anchor_N4, targets), positives
 
     def loss_by_feat(
         self,
@@ -88,27 +93,57 @@ class GHMRetinaHead(RetinaHead):
         batch_gt_instances_ignore: OptInstanceList = None,
     ) -> dict[str, list[Tensor]]:
         """Return `loss_cls` and `loss_bbox`, scalars that add up to the loss, and to be logged with them the number of
-        `positives`, anchors that stand for an object. Arguments as in `examples`."""
-        batch, positives = self.examples(
-            cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
+        `positives`, anchors that stand for an object. Arguments as in mmdet."""
+        if covers(self):
+            truth = Truth.of(batch_gt_instances, batch_img_metas)
+            return self._losses(*self.examples(cls_scores, bbox_preds, truth))
+        shapes = [tuple(scores.shape[-2:]) for scores in cls_scores]
+        anchors, valid_flags = self.get_anchors(shapes, batch_img_metas, device=cls_scores[0].device)
+        # Put together before get_targets, which empties the lists that it is given.
+        anchor_N4 = cat_boxes([image for level in zip(*anchors, strict=True) for image in level])
+        *levels, positives = self.get_targets(
+            anchors, valid_flags, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         )
+        targets = [torch.cat([level.flatten(0, 1) for level in target]) for target in levels]
+        return self._losses(self._examples(cls_scores, bbox_preds, anchor_N4, targets), positives)
+
+    def _examples(
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], anchor_N4: Any, targets: Iterable[Tensor]
+    ) -> Examples:
+        box_N4 = _flatten(bbox_preds, self.bbox_coder.encode_size)
+        if self.reg_decoded_bbox:
+            box_N4 = get_box_tensor(self.bbox_coder.decode(anchor_N4, box_N4))
+        sizes = [scores.numel() // self.cls_out_channels for scores in cls_scores]
+        label_N, label_weight_N, box_target_N4, box_weight_N4 = targets
+        logit_NC = _flatten(cls_scores, self.cls_out_channels)
+        return Examples(sizes, logit_NC, label_N, label_weight_N, box_N4, box_target_N4, box_weight_N4)
+
+    def _losses(self, batch: Examples, positives: float | Tensor) -> dict[str, list[Tensor]]:
         classes = (batch.logit_NC, batch.label_N, batch.label_weight_N)
         boxes = (batch.box_N4, batch.box_target_N4, batch.box_weight_N4)
         return {
             "loss_cls": _by_level(self.loss_cls, classes, batch.sizes, positives),
             "loss_bbox": _by_level(self.loss_bbox, boxes, batch.sizes, positives),
-            "positives": [((batch.label_N >= 0) & (batch.label_N < self.num_classes)).sum().float()],
+            "positives": [batch.box_weight_N4[:, 0].sum()],
         }
+
+    def _grid(self, maps: list[Tensor]) -> Grid:
+        """The anchors of a pyramid of this shape, on the device of its maps; made once."""
+        shapes, device = tuple(tuple(level.shape[-2:]) for level in maps), maps[0].device
+        if (shapes, device) not in self._grids:
+            if len(self._grids) == MOST_GRIDS:
+                del self._grids[next(iter(self._grids))]
+            self._grids[shapes, device] = Grid.of(self.prior_generator, self.bbox_coder, shapes).to(device)
+        return self._grids[shapes, device]
 
 
 def _flatten(maps: list[Tensor], channels: int) -> Tensor:
-    """[B, A * channels, H, W] of every level as [N, channels], with one copy."""
-    images = [image for level in maps for image in level.flatten(2).transpose(1, 2).unbind()]
-    return torch.cat(images).reshape(-1, channels)
+    """[B, A * channels, H, W] of every level as [N, channels]: with one copy where they are channels_last, else two."""
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in maps])
 
 
 def _by_level(
-    loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], sizes: list[int], positives: float
+    loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], sizes: list[int], positives: float | Tensor
 ) -> list[Tensor]:
     if isinstance(loss, HarmonisedLoss):
         return list(loss(*inputs, avg_factor=positives, sizes=sizes).unbind())

@@ -9,6 +9,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from ghm.head import GHMRetinaHead
+from ghm.targets import Truth
 
 CLASSES = 3
 LOSSES = {
@@ -92,7 +93,7 @@ def test_losses_gradients_and_statistics_are_those_of_mmdets_head(cls: str, box:
             losses = model.loss_by_feat(*model(features), truth, metas)
             counted = losses.pop("positives", [])  # to be logged, and no loss
             if counted:
-                every, _ = model.examples(*model(features), truth, metas)
+                every, _ = model.examples(*model(features), Truth.of(truth, metas))
                 assert torch.stack(counted).sum() == (every.label_N < CLASSES).sum()
             torch.stack([part for parts in losses.values() for part in parts]).sum().backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -105,7 +106,7 @@ def test_losses_gradients_and_statistics_are_those_of_mmdets_head(cls: str, box:
 def test_every_anchor_of_every_level_is_an_example():
     features, truth, metas = batch((3, 1))
     model = head("ghm.GHMRetinaHead", "ghmc", "ghmr")
-    every, positives = model.examples(*model(features), truth, metas)
+    every, positives = model.examples(*model(features), Truth.of(truth, metas))
     assert every.sizes == [2 * 8 * 8 * 4, 2 * 4 * 4 * 4]
     assert positives == (every.label_N < CLASSES).sum()
     assert every.logit_NC.shape == (sum(every.sizes), CLASSES)
@@ -120,7 +121,7 @@ def test_statistics_of_the_batch_are_one_population_of_all_levels(statistics: st
     model.loss_cls = MODELS.build({**LOSSES["ghmc"], "statistics": statistics})
     losses = model.loss_by_feat(*model(features), truth, metas)
     assert len(losses["loss_cls"]) == {"level": 2, "batch": 1}[statistics]
-    every, _ = model.examples(*model(features), truth, metas)
+    every, _ = model.examples(*model(features), Truth.of(truth, metas))
     whole = MODELS.build(LOSSES["ghmc"])(every.logit_NC, every.label_N, every.label_weight_N)
     assert torch.isclose(torch.stack(losses["loss_cls"]).sum(), whole) == (statistics == "batch")
 

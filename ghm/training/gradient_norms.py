@@ -15,6 +15,7 @@ from ghm.losses.density import (
     region_index,
     regression_gradient_norm,
 )
+from ghm.targets import Truth
 
 BINS = 120  # a multiple of the 5, 10, 20, 30 and 40 unit regions that the paper compares
 IMAGES = 64  # of the training set, evenly spaced
@@ -62,8 +63,8 @@ def _histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The number of examples of each kind in each bin, int64 on the CPU; a norm that is NaN is in no bin."""
     prepared = model.data_preprocessor(dict(batch), training=True)
     samples, head = prepared["data_samples"], model.bbox_head
-    truth = [sample.gt_instances for sample in samples], [sample.metainfo for sample in samples]
-    examples, _ = head.examples(*head(model.extract_feat(prepared["inputs"])), *truth)
+    truth = Truth.of([sample.gt_instances for sample in samples], [sample.metainfo for sample in samples])
+    examples, _ = head.examples(*head(model.extract_feat(prepared["inputs"])), truth)
     logit_NC = examples.logit_NC.float()
     if not head.use_sigmoid_cls:
         # Softmax: the last output is the background's, and p* compares with the classes.
