@@ -63,6 +63,9 @@ def build(parameters: Params, variant: str, role: Role) -> nn.Module:
     return module
 
 
+_SET = ("params", "lr", "weight_decay", "fused", "foreach", "capturable", "differentiable")  # of an optimiser, by us
+
+
 def optimizer(train: Train) -> dict[str, Any]:
     """The class of the optimiser and its arguments but for learning rate and weight decay.
 
@@ -70,9 +73,9 @@ def optimizer(train: Train) -> dict[str, Any]:
         InputError: `train.optimizer_options` has an argument that PyTorch's optimiser does not take.
     """
     cls: Any
-    cls, usual = (optim.AdamW, {"fused": True}) if train.optimizer == "adamw" else (optim.SGD, {"momentum": 0.9})
-    arguments = usual | train.optimizer_options
-    known = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr", "weight_decay")]
+    cls, usual = (optim.AdamW, {}) if train.optimizer == "adamw" else (optim.SGD, {"momentum": 0.9})
+    arguments = usual | train.optimizer_options | {"fused": True}  # one that the device can tell to leave out a step
+    known = [name for name in inspect.signature(cls).parameters if name not in _SET]
     unknown = [name for name in train.optimizer_options if name not in known]
     if unknown:
         key = "train.optimizer_options"

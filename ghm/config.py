@@ -1,6 +1,6 @@
 """`Params` -> mmengine `Config`. The only place that writes mmdet config."""
 
-from math import ceil
+from math import ceil, cos, pi
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,9 +41,6 @@ def build(params: Params, variant: str, manifest: dict[str, Any], weights: Path 
             randomness=dict(seed=seed),
             log_level="WARNING",
             visualizer=dict(type="Visualizer", vis_backends=None),
-            # What `ghm.training` does by itself, and the weights depend on.
-            speed={name: getattr(params.train, name) for name in ("precision", "channels_last", "compile", "tf32")},
-            grad_clip=params.train.grad_clip,
             load_from=None,
         )
     )
@@ -124,7 +121,7 @@ def _head(params: Params, variant: str, classes: int) -> dict[str, Any]:
         losses[role] = dict(loss.arguments, type=loss.type)
         if role == "cls":  # mmdet's head reads in the config whether the loss takes one logit per class
             losses[role]["use_sigmoid"] = module.use_sigmoid
-    norms = {"GN": dict(type="GN", num_groups=GROUPS), "BN": dict(type="BN"), None: None}
+    norms = {"GN": dict(type="ghm.GroupNorm", num_groups=GROUPS), "BN": dict(type="BN"), None: None}
     return dict(
         type="ghm.GHMRetinaHead",
         num_classes=classes,
@@ -151,8 +148,8 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
         dict(type="ghm.LoadImage"),
         dict(type="LoadAnnotations", with_bbox=True),
         *augment.pipeline(train, dict(type="ghm.Resize", scale=tuple(train.image_scale), keep_ratio=True)),
-        dict(type="RandomFlip", prob=train.flip),
-        dict(type="PackDetInputs"),
+        *[dict(type="RandomFlip", prob=train.flip)] * (train.flip > 0),
+        dict(type="ghm.Pack"),
     ]
     images = _dataset(params, manifest, "train", pipeline)
     images["filter_cfg"] = dict(filter_empty_gt=train.filter_empty, min_size=1)
@@ -161,29 +158,33 @@ def _training(params: Params, manifest: dict[str, Any], seed: int) -> dict[str, 
         train_dataloader=dict(
             batch_size=train.batch_size,
             num_workers=params.machine.workers,
-            persistent_workers=params.machine.workers > 0,
-            sampler=dict(type="DefaultSampler", shuffle=True),
-            batch_sampler=dict(type="ghm.ResumableBatches"),
-            collate_fn=dict(type="ghm.collate"),
-            worker_init_fn=dict(type="ghm.ignore_signals"),
             dataset=dict(type="ghm.Samples", seed=seed, dataset=images),
         ),
-        train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=train.epochs),
-        optim_wrapper=dict(type="OptimWrapper", optimizer=optimizer),
-        param_scheduler=_schedule(train, steps(train, manifest)) if train.epochs else [],
+        # What follows is for `ghm.training`, which has loop and optimisers of its own.
+        accumulate=train.accumulate,
+        optimizer=optimizer,
+        schedule=dict(
+            type=train.schedule,
+            lr=train.learning_rate,
+            lr_steps=list(train.lr_steps),
+            warmup_iters=train.warmup_iters,
+            warmup_ratio=train.warmup_ratio,
+            epochs=train.epochs,
+            steps=steps(train, manifest),
+        ),
         ema_momentum=train.ema_momentum,
+        grad_clip=train.grad_clip,
+        speed={name: getattr(train, name) for name in ("precision", "channels_last", "compile", "tf32")},
     )
 
 
-def _schedule(train: Train, steps_per_epoch: int) -> list[dict[str, Any]]:
-    if train.schedule == "cosine":
-        main = dict(type="CosineAnnealingLR", by_epoch=False, T_max=train.epochs * steps_per_epoch, eta_min=0.0)
-    else:
-        main = dict(type="MultiStepLR", by_epoch=True, milestones=list(train.lr_steps), gamma=0.1)
-    if not train.warmup_iters:
-        return [main]
-    span = dict(by_epoch=False, begin=0, end=train.warmup_iters)
-    return [dict(type="LinearLR", start_factor=train.warmup_ratio, **span), main]
+def learning_rate(schedule: dict[str, Any], step: int) -> float:
+    """Of a step, from 0. `schedule`: that of a config, whose `steps` are those of an epoch."""
+    warmup, ratio = schedule["warmup_iters"], schedule["warmup_ratio"]
+    lr = schedule["lr"] * (ratio + (1 - ratio) * min(1.0, step / max(1, warmup - 1)) if warmup else 1.0)
+    if schedule["type"] == "cosine":
+        return lr * (1 + cos(pi * step / (schedule["epochs"] * schedule["steps"]))) / 2
+    return lr * 0.1 ** sum(step // schedule["steps"] >= epoch for epoch in schedule["lr_steps"])
 
 
 def _testing(params: Params, manifest: dict[str, Any]) -> dict[str, Any]:

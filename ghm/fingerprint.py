@@ -29,6 +29,9 @@ SOURCES = (
     "data/images.py",
     "head.py",
     "mmcv_ops.py",
+    "norms.py",
+    "targets.py",
+    "training/batches.py",
     "training/engine.py",
     "training/loop.py",
     "training/randomness.py",
@@ -50,7 +53,7 @@ def fingerprint(
     config = json.loads(json.dumps(cfg.to_dict(), default=str))
     config = {name: value for name, value in config.items() if not name.startswith("test_") and name != "validation"}
     loader, model = config["train_dataloader"], config["model"]
-    del model["test_cfg"], loader["num_workers"], loader["persistent_workers"]
+    del model["test_cfg"], loader["num_workers"]
     used = [loss_sources(model["bbox_head"][name]["type"]) for name in ("loss_cls", "loss_bbox")]
     return {
         "config": config,

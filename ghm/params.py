@@ -152,6 +152,7 @@ class Backbone(Section):
 class Train(Section):
     epochs: CountOrZero
     batch_size: Count
+    accumulate: Count
     optimizer: Literal["adamw", "sgd"]
     optimizer_options: dict[str, Any]
     lr: Positive
@@ -190,6 +191,8 @@ class Train(Section):
             yield "train.lr_steps must name epochs with train.schedule: step, got []"
         if self.schedule != "step" and steps:
             yield f"train.lr_steps must be [] with train.schedule: {self.schedule}, got {steps}"
+        if self.batch_size % self.accumulate:
+            yield f"train.accumulate must divide train.batch_size, {self.batch_size}, got {self.accumulate}"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from mmengine.registry import Registry
 from ghm import losses
 
 _SAMPLES = ["ghm.training.samples"]
-MODELS = Registry("model", parent=registry.MODELS, scope="ghm", locations=["ghm.head"])
+MODELS = Registry("model", parent=registry.MODELS, scope="ghm", locations=["ghm.head", "ghm.norms"])
 DATASETS = Registry("dataset", parent=registry.DATASETS, scope="ghm", locations=_SAMPLES)
-DATA_SAMPLERS = Registry("data sampler", parent=registry.DATA_SAMPLERS, scope="ghm", locations=_SAMPLES)
 TRANSFORMS = Registry("transform", parent=registry.TRANSFORMS, scope="ghm", locations=_SAMPLES)
 FUNCTIONS = Registry("function", parent=registry.FUNCTIONS, scope="ghm", locations=_SAMPLES)
 

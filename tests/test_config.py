@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import OPTIMIZERS, init_default_scope
+from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
+from mmengine.registry import init_default_scope
 from ruamel.yaml import YAML
 
 from ghm import config, params, presets
@@ -64,12 +67,10 @@ def test_the_coco_preset_is_the_published_setting(coco: params.Params):
     assert built.model.neck.in_channels == [256, 512, 1024, 2048]
     assert (built.model.backbone.frozen_stages, built.model.backbone.norm_eval) == (1, True)
     assert (train.batch_size, train.dataset.dataset.filter_cfg.filter_empty_gt) == (16, True)
-    optimizer = built.optim_wrapper
-    assert dict(optimizer.optimizer) == dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0001)
-    assert coco.train.grad_clip == 35
-    warmup, steps = built.param_scheduler
-    assert (warmup.end, warmup.start_factor) == (500, 0.3333)
-    assert (steps.milestones, steps.gamma, built.train_cfg.max_epochs) == ([8, 11], 0.1, 12)
+    assert dict(built.optimizer) == dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0001, fused=True)
+    assert built.grad_clip == 35
+    schedule = dict(type="step", lr=0.01, lr_steps=[8, 11], warmup_iters=500, warmup_ratio=0.3333, epochs=12)
+    assert dict(built.schedule) == schedule | {"steps": 7330}  # 117,266 images with boxes, 16 at once
     assert train.dataset.dataset.pipeline[2].scale == (1333, 800)
 
 
@@ -78,7 +79,7 @@ def test_the_learning_rate_follows_the_images_a_step_unless_that_is_off(
     coco: params.Params, batch_size: int, base: int | None, expected: float
 ):
     parameters = replace(coco, train=replace(coco.train, batch_size=batch_size, base_batch_size=base))
-    assert build(parameters, "fl_sl1").optim_wrapper.optimizer.lr == expected
+    assert build(parameters, "fl_sl1").optimizer.lr == expected
 
 
 RESIZE = {"type": "RandomResize", "scale": [[1333, 640], [1333, 800]], "keep_ratio": True}
@@ -99,7 +100,7 @@ def test_a_transform_that_resizes_takes_the_place_of_the_resizing(
     parameters = replace(coco, train=replace(coco.train, augment=augment))
     pipeline = build(parameters, "fl_sl1").train_dataloader.dataset.dataset.pipeline
     names = [step.type for step in pipeline]
-    assert names == ["ghm.LoadImage", "LoadAnnotations", *expected, "RandomFlip", "PackDetInputs"]
+    assert names == ["ghm.LoadImage", "LoadAnnotations", *expected, "RandomFlip", "ghm.Pack"]
     if RESIZE in augment:
         assert pipeline[2].transforms[0].scale == [(1333, 640), (1333, 800)]  # tuples, which mmdet asks for
     tested = build(parameters, "fl_sl1").test_dataloader.dataset.dataset.pipeline
@@ -108,9 +109,37 @@ def test_a_transform_that_resizes_takes_the_place_of_the_resizing(
 
 def test_options_reach_the_optimiser_beside_what_it_has_anyway(coco: params.Params):
     parameters = replace(coco, train=replace(coco.train, optimizer_options={"nesterov": True, "momentum": 0.8}))
-    engine = OPTIMIZERS.build(dict(build(parameters, "fl_sl1").optim_wrapper.optimizer, params=[torch.ones(1)]))
-    group = engine.param_groups[0]
+    group = build(parameters, "fl_sl1").optimizer
     assert (group["nesterov"], group["momentum"], group["lr"], group["weight_decay"]) == (True, 0.8, 0.01, 0.0001)
+
+
+@given(
+    warmup=st.integers(0, 9),
+    schedule=st.sampled_from([("cosine", ()), ("step", (1, 3))]),
+    steps=st.integers(1, 7),
+    ratio=st.sampled_from([0.1, 0.3333, 1.0]),
+)
+def test_the_learning_rate_is_that_of_mmengines_schedulers(
+    warmup: int, schedule: tuple[str, tuple[int, ...]], steps: int, ratio: float
+):
+    epochs = 4
+    settings = dict(type=schedule[0], lr_steps=schedule[1], epochs=epochs, steps=steps)
+    settings |= dict(lr=0.02, warmup_iters=warmup, warmup_ratio=ratio)
+    optimizer = torch.optim.SGD([torch.ones(1)], lr=0.02)
+    theirs: list[Any] = []
+    if warmup > 1:  # mmengine's divides by warmup - 1
+        theirs.append(LinearLR(optimizer, start_factor=ratio, by_epoch=False, begin=0, end=warmup))
+    if schedule[0] == "cosine":
+        theirs.append(CosineAnnealingLR(optimizer, T_max=epochs * steps, by_epoch=False))
+    else:
+        theirs.append(MultiStepLR(optimizer, milestones=list(schedule[1]), by_epoch=True))
+    for step in range(epochs * steps):
+        if warmup != 1:
+            assert config.learning_rate(settings, step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        for each in theirs:
+            if not each.by_epoch or (step + 1) % steps == 0:
+                each.step()
 
 
 def test_the_larger_coco_presets_change_nothing_but_the_backbone(coco: params.Params):

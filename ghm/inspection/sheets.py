@@ -13,9 +13,9 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from ghm import config, drawing
 from ghm.data.annotations import Annotations
@@ -23,6 +23,8 @@ from ghm.data.images import UnreadableError, decode
 from ghm.inspection.anchors import POSITIVE
 from ghm.params import Params
 from ghm.report import names
+from ghm.training import batches
+from ghm.training.processes import Processes
 
 CELL, COLUMNS, GAP = 470, 3, 8  # pixels a side, cells in a row, pixels between them
 CELLS = 6
@@ -68,52 +70,53 @@ def batch(parameters: Params, manifest: dict[str, Any]) -> tuple[Image.Image, in
     """
     cfg = config.build(parameters, next(iter(parameters.variants)), manifest, None, seed=0)
     init_default_scope("mmdet")
-    few = min(CELLS, parameters.train.batch_size)
-    cfg.train_dataloader.update(batch_size=few, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.update(batch_size=min(CELLS, parameters.train.batch_size), num_workers=0)
+    cfg.accumulate = 1
     detector: Any = MODELS.build(cfg.model)
     processor = detector.data_preprocessor
     cells, boxes, reached = [], 0, 0
     with redirect_stdout(io.StringIO()):  # pycocotools
-        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    for loaded in loader:
-        if not loaded["inputs"]:
-            continue
-        ready = processor(loaded, True)
-        for input_3HW, sample in zip(ready["inputs"], ready["data_samples"], strict=True):
-            anchor_P4, iou_P, box_P = matched(detector.bbox_head, sample, tuple(input_3HW.shape[-2:]))
-            truth_N4 = sample.gt_instances.bboxes.numpy()
-            boxes, reached = boxes + len(truth_N4), reached + len(np.unique(box_P[iou_P >= POSITIVE]))
+        loader = batches.loader(cfg, Processes())
+    for loaded in filter(len, loader):
+        ready_B3HW, truth = batches.prepare(detector, loaded)
+        for number, input_3HW in enumerate(ready_B3HW):
+            box_N4 = truth.box_BG4[number, truth.label_BG[number] >= 0]
+            anchor_P4, iou_P, box_P = matched(detector.bbox_head, box_N4, truth.size_B2[number], input_3HW.shape[-2:])
+            boxes, reached = boxes + len(box_N4), reached + len(np.unique(box_P[iou_P >= POSITIVE]))
             pixels = (input_3HW * processor.std + processor.mean).round().clamp(0, 255).byte()
             cell, factor = _cell(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
             canvas = ImageDraw.Draw(cell)
             for corners, iou in zip((factor * anchor_P4).tolist(), iou_P, strict=True):
                 canvas.rectangle(corners, outline=GOOD if iou >= POSITIVE else FORCED)
-            drawing.draw(cell, factor * truth_N4, [""] * len(truth_N4), ["#FFFFFF"] * len(truth_N4))
+            drawing.draw(cell, factor * box_N4.numpy(), [""] * len(box_N4), ["#FFFFFF"] * len(box_N4))
             cells.append(cell)
             if len(cells) == CELLS:
                 return _sheet(cells), boxes, reached
     return _sheet(cells), boxes, reached
 
 
-def matched(head: Any, sample: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def matched(
+    head: Any, box_N4: Tensor, size: Tensor, padded: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The anchors that stand for the boxes of an image in training, by the head's own assigner.
 
     Args:
         head: `ghm.head.GHMRetinaHead`.
-        sample: mmdet's DetDataSample, after the preprocessor.
-        size: height and width of the batch.
+        box_N4: corners in pixels.
+        size: height and width of the image, as a multiple of 32.
+        padded: height and width of the batch.
 
     Returns:
         Corners of P anchors in pixels, [P, 4], the IoU of each with its box, and the number of that box, from 0.
     """
-    maps = [(ceil(size[0] / y), ceil(size[1] / x)) for x, y in head.prior_generator.strides]
-    anchors, flags = head.get_anchors(maps, [sample.metainfo], device="cpu")
+    maps = [(ceil(padded[0] / y), ceil(padded[1] / x)) for x, y in head.prior_generator.strides]
+    anchors, flags = head.get_anchors(maps, [{"pad_shape": tuple(size.tolist())}], device="cpu")
     anchor_A4 = torch.cat(anchors[0])[torch.cat(flags[0])]
-    ignored = sample.get("ignored_instances")
-    box_A = head.assigner.assign(InstanceData(priors=anchor_A4), sample.gt_instances, ignored).gt_inds - 1
+    truth = InstanceData(bboxes=box_N4, labels=torch.zeros(len(box_N4), dtype=torch.int64))
+    box_A = head.assigner.assign(InstanceData(priors=anchor_A4), truth).gt_inds - 1
     anchor_P4, box_P = anchor_A4[box_A >= 0], box_A[box_A >= 0]
     # Not the assigner's `max_overlaps`: that of a forced anchor may be with another box.
-    iou_P = bbox_overlaps(anchor_P4, sample.gt_instances.bboxes[box_P], is_aligned=True)
+    iou_P = bbox_overlaps(anchor_P4, box_N4[box_P], is_aligned=True)
     return anchor_P4.numpy(), iou_P.numpy(), box_P.numpy()
 
 

@@ -1,11 +1,9 @@
 """How the gradient norms of a detector are distributed while it learns: what GHM harmonises, measured for any loss."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
 from ghm.losses.density import (
@@ -15,7 +13,7 @@ from ghm.losses.density import (
     region_index,
     regression_gradient_norm,
 )
-from ghm.targets import Truth
+from ghm.training.batches import Batch, collate, prepare
 
 BINS = 120  # a multiple of the 5, 10, 20, 30 and 40 unit regions that the paper compares
 IMAGES = 64  # of the training set, evenly spaced
@@ -23,7 +21,7 @@ AT_ONCE = 4  # images: the norms need several times the memory of a step, and on
 MU = 0.02  # the paper's, for boxes of a variant without GHM-R
 
 
-def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[str, Any]]:
+def measure(model: Any, dataset: Any, epoch: int) -> list[dict[str, Any]]:
     """Count the examples in each of 120 uniform bins of the gradient norm, on the same training images every time.
 
     `cls`: g = |p - p*| of every valid anchor and class. `box`: g = |d / sqrt(d^2 + mu^2)| of the four deltas of every
@@ -32,7 +30,6 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
 
     Args:
         model: the detector.
-        batch_size: images at once; 4 at the most.
         dataset: of `ghm.training.samples.Samples`; images that cannot be read are left out.
         epoch: how many the network has been trained.
 
@@ -42,12 +39,10 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int))
     total = {kind: torch.zeros(BINS, dtype=torch.int64) for kind in ("cls", "box")}
     model.eval()
-    size = min(batch_size, AT_ONCE)
-    for start in range(0, len(chosen), size):
-        samples = [dataset[int(index)] for index in chosen[start : start + size]]
-        read = [sample for sample in samples if isinstance(sample, dict)]
-        if read:
-            for kind, count_K in _histograms(model, pseudo_collate(read)).items():
+    for start in range(0, len(chosen), AT_ONCE):
+        batch = collate([dataset[int(index)] for index in chosen[start : start + AT_ONCE]])
+        if len(batch):
+            for kind, count_K in _histograms(model, batch).items():
                 total[kind] += count_K
     model.train()
     edges = [round(edge / BINS, 6) for edge in range(BINS + 1)]
@@ -59,12 +54,10 @@ def measure(model: Any, dataset: Any, batch_size: int, epoch: int) -> list[dict[
 
 
 @torch.no_grad()
-def _histograms(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def _histograms(model: Any, batch: Batch) -> dict[str, Tensor]:
     """The number of examples of each kind in each bin, int64 on the CPU; a norm that is NaN is in no bin."""
-    prepared = model.data_preprocessor(dict(batch), training=True)
-    samples, head = prepared["data_samples"], model.bbox_head
-    truth = Truth.of([sample.gt_instances for sample in samples], [sample.metainfo for sample in samples])
-    examples, _ = head.examples(*head(model.extract_feat(prepared["inputs"])), truth)
+    (image_B3HW, truth), head = prepare(model, batch), model.bbox_head
+    examples, _ = head.examples(*head(model.extract_feat(image_B3HW)), truth)
     logit_NC = examples.logit_NC.float()
     if not head.use_sigmoid_cls:
         # Softmax: the last output is the background's, and p* compares with the classes.

@@ -3,16 +3,16 @@
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmdet.structures.bbox import get_box_tensor
 
 from ghm.errors import InputError
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.params import Params, Role
+from ghm.training.batches import Batch
 
 WINDOW = 50  # steps whose mean a loss is held against
 EXPLOSION = 10.0  # times that mean. Single steps of batches of 1 and 2 digits reached 2.7 times
@@ -54,8 +54,9 @@ class Watch:
 
 def non_finite(
     detector: Any,
-    batch: Mapping[str, Any],
+    parts: Sequence[Batch],
     values: Mapping[str, float],
+    gradients: Sequence[str],
     *,
     step: int,
     epoch: int,
@@ -64,32 +65,34 @@ def non_finite(
 ) -> InputError:
     """The error to raise for a step whose loss or gradient is not finite: what, where, and what to try.
 
-    Call it after backward, before the weights move. Nothing here waits for another process.
+    Nothing here waits for another process.
 
     Args:
-        detector: with the gradients of the step.
-        batch: as the data loader gave it.
+        detector: as it was in the step, which moved no weight.
+        parts: the batches of the step, as the data loader gave them.
         values: the loss terms and the gradient norm of this process.
+        gradients: names of the weights whose gradient is not finite.
         step: counted over the whole run, from 1.
     """
     images, spoilt = [], []
-    for pixels, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
-        images.append(str(sample.metainfo["img_path"]))
-        box_N4 = get_box_tensor(sample.gt_instances.bboxes)
-        if not (pixels.isfinite().all() and box_N4.isfinite().all() and (box_N4[:, 2:] > box_N4[:, :2]).all()):
-            spoilt.append(images[-1])
+    for part in parts:
+        for path, pixels, box_G4, label_G in zip(
+            part.paths, part.pixel_BHW3, part.truth.box_BG4, part.truth.label_BG, strict=True
+        ):
+            images.append(path)
+            box_N4 = box_G4[label_G >= 0]
+            if not (pixels.isfinite().all() and box_N4.isfinite().all() and (box_N4[:, 2:] > box_N4[:, :2]).all()):
+                spoilt.append(path)
     wrong = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
     weights = dict(detector.named_parameters())
     broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    trained = [(name, weight.grad) for name, weight in weights.items() if weight.grad is not None]
-    gradients = [name for name, gradient in trained if not gradient.isfinite().all()]
     remedies = _remedies(detector.bbox_head, spoilt, step, parameters, variant)
     if broken:
         others = "model.load_from, model.pretrained, train.resume_from"
         remedies = [f"other weights to start from ({others}), for {_few(broken)} were not finite before this step"]
     return InputError(
         f"{wrong or 'a number of another process is not finite'} at step {step} (epoch {epoch}), images "
-        f"{_few(images)}, gradients of {_few(gradients) or 'none'}. Try: {'; '.join(remedies)}"
+        f"{_few(images)}, gradients of {_few([*gradients]) or 'none'}. Try: {'; '.join(remedies)}"
     )
 
 

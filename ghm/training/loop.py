@@ -1,7 +1,7 @@
 """The steps of a training run: forward, backward, watch, update; and a state after any of them to go on from.
 
-Loss terms that are logged are means over all processes. The weights move when the numbers of a step are known to be
-sound.
+Loss terms that are logged are means over all processes. The device decides whether the weights move; the host reads the
+numbers of a step when the next one is on its way.
 """
 
 import itertools
@@ -9,17 +9,20 @@ import logging
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghm import config
 from ghm.errors import InputError
-from ghm.losses.statistics import HarmonisedLoss
 from ghm.params import Params
 from ghm.runs import DENSITY, GRADIENT_NORMS
 from ghm.training import gradient_norms, guards, randomness, state
-from ghm.training.engine import Engine
+from ghm.training.batches import Batch
+from ghm.training.engine import Engine, Numbers
 from ghm.training.processes import Processes
 from ghm.training.progress import Progress
 from ghm.training.samples import BadImages
@@ -59,6 +62,7 @@ class Loop:
         self.watch = guards.Watch()
         self.epoch = self.step = self.step_in_epoch = 0  # done
         self.left_out = 0  # images that no process could read
+        self._taken: deque[_Taken] = deque()  # steps whose numbers have not been read
         self._saved_at = time.monotonic()
 
     def run(self, start: tuple[Path, dict[str, Any]] | None) -> None:
@@ -80,19 +84,21 @@ class Loop:
                     self._run_epoch()
             finally:
                 # At its exit Python would send the loader's processes SIGTERM, which they ignore, and wait.
-                batches: Any = self.engine.loader._iterator
-                if batches is not None:
-                    batches._shutdown_workers()
+                iterator: Any = self.engine.loader._iterator
+                if iterator is not None:
+                    iterator._shutdown_workers()
 
     def _run_epoch(self) -> None:
         """Take the steps that this epoch still has, measure, and save."""
         self.engine.model.train()
-        self.engine.loader.batch_sampler.start(self.epoch, self.step_in_epoch)
+        accumulate = self.parameters.train.accumulate
+        self.engine.loader.batch_sampler.start(self.epoch, self.step_in_epoch * accumulate)
         with randomness.undisturbed():  # a loader draws a seed for its workers, which have no use for it
             batches = iter(self.engine.loader)
-        for batch in batches:
-            self._take_step(batch)
-        self.engine.step_schedules(by_epoch=True)
+        while parts := list(itertools.islice(batches, accumulate)):
+            self._take_step(parts)
+            self._settle(1)
+        self._settle(0)
         self.epoch += 1
         self.step_in_epoch = 0
         if self.progress:
@@ -104,70 +110,71 @@ class Loop:
         self._save()
         self._stop_if_told(self.processes.add(self._signal_counts()))
 
-    def _take_step(self, batch: dict[str, Any]) -> None:
-        for line in self.bad_images.add(batch.pop("unreadable")):
+    def _take_step(self, parts: list[Batch]) -> None:
+        """Take a step, without waiting for its numbers."""
+        for line in self.bad_images.add([image for part in parts for image in part.unreadable]):
             _log.warning(line)
         self.bad_images.require()
-        if not batch["inputs"] and self.processes.world_size > 1:
+        parts = [part for part in parts if len(part)]
+        if not parts and self.processes.world_size > 1:
             raise InputError(
                 "no image of a process's batch can be read, and the other processes cannot take a step without it: "
                 f"{'; '.join(list(self.bad_images.found.values())[-3:])}"
             )
-        own = self.engine.gradients(batch) if batch["inputs"] else {}  # a step without images is left out
         saved_long_ago = time.monotonic() - self._saved_at >= 60 * self.parameters.machine.checkpoint_minutes
-        flags = [float(saved_long_ago and self.processes.first), *self._signal_counts()]
-        sums = self.processes.add([*own.values(), *flags])
+        told = [float(saved_long_ago and self.processes.first), *self._signal_counts()]
+        lr = config.learning_rate(self.engine.cfg.schedule, self.step)
+        numbers = self.engine.step(parts, lr, told) if parts else None  # a step without images is left out
         self.step += 1
-        if own:
-            values = {name: total / self.processes.world_size for name, total in zip(own, sums, strict=False)}
-            self._require_finite(batch, values, own)
-            lr = self.engine.lr
-            self.engine.update()
-            self._report(values, lr)
         self.step_in_epoch += 1
-        save, *stop_signals = sums[-len(flags) :]
-        if save or any(stop_signals):
+        self._taken.append(_Taken(self.step, parts, lr, told, numbers))
+
+    def _settle(self, most: int) -> None:
+        """Wait for the numbers of steps until `most` steps have theirs on the way; save and stop if a step is told to.
+
+        So the device has the next step to work on while the host looks at one. What was not finite has moved no
+        weight, and no later step has either.
+        """
+        told = [0.0] * (1 + len(_SIGNALS))
+        while len(self._taken) > most:
+            told = [one + other for one, other in zip(told, self._read(self._taken.popleft()), strict=True)]
+            if any(told):
+                most = 0
+        if any(told):
             self._save()
-        self._stop_if_told(stop_signals)
+        self._stop_if_told(told[1:])
 
-    def _require_finite(self, batch: dict[str, Any], values: dict[str, float], own: dict[str, float]) -> None:
-        """Stop before the weights are spoilt. With fp16 the gradient may overflow: the scaler leaves out that step."""
-        checked = values.keys() - ({"grad_norm"} if self.engine.scaler.is_enabled() else set())
-        if all(math.isfinite(values[name]) for name in checked):
-            return
-        raise guards.non_finite(
-            self.engine.detector,
-            batch,
-            own,
-            step=self.step,
-            epoch=self.epoch + 1,
-            parameters=self.parameters,
-            variant=self.variant,
-        )
-
-    def _report(self, values: dict[str, float], lr: float) -> None:
-        if self.progress is None:
-            return
-        whole = {**values, "positives": values.get("positives", 0.0) * self.processes.world_size}
-        if warning := self.watch.step(self.step, whole["loss"]):
-            _log.warning(warning)
-        if self.progress.step(self.epoch, self.step, whole, lr):
-            self.progress.record(DENSITY, self._densities())
-
-    def _densities(self) -> list[dict[str, float | int | str]]:
-        """What stands for the number of examples in each unit region of the losses that harmonise."""
-        head = self.engine.detector.bbox_head
-        return [
-            {"step": self.step, "kind": kind, "low": k / loss.bins, "high": (k + 1) / loss.bins, "density": density}
-            for kind, loss in (("cls", head.loss_cls), ("box", head.loss_bbox))
-            if isinstance(loss, HarmonisedLoss) and loss.acc_sum is not None
-            for k, density in enumerate(loss.acc_sum.tolist())
-        ]
+    def _read(self, taken: "_Taken") -> list[float]:
+        """Report a step. Returns the sums of what all processes told: whether to save, and the signals."""
+        if taken.numbers is None:
+            return taken.told
+        numbers = taken.numbers
+        values, told = numbers.read()
+        # With float16 the gradient may overflow: that step was left out.
+        checked = values.keys() - ({"grad_norm"} if self.parameters.train.precision == "fp16" else set())
+        if not all(math.isfinite(values[name]) for name in checked):
+            raise guards.non_finite(
+                self.engine.detector,
+                taken.parts,
+                dict(zip(numbers.names, numbers.own.tolist(), strict=True)),
+                [*itertools.compress(numbers.weights, (~numbers.norm_W.isfinite()).tolist())],
+                step=taken.step,
+                epoch=self.epoch + 1,
+                parameters=self.parameters,
+                variant=self.variant,
+            )
+        if self.progress is not None:
+            whole = {**values, "positives": values.get("positives", 0.0) * self.processes.world_size}
+            if warning := self.watch.step(taken.step, whole["loss"]):
+                _log.warning(warning)
+            if self.progress.step(self.epoch, taken.step, whole, taken.lr):
+                self.progress.record(DENSITY, _densities(taken))
+        return told
 
     def _measure_norms(self) -> None:
         assert self.progress
-        images, size = self.engine.loader.dataset, self.parameters.train.batch_size
-        self.progress.record(GRADIENT_NORMS, gradient_norms.measure(self.engine.detector, images, size, self.epoch))
+        rows = gradient_norms.measure(self.engine.detector, self.engine.loader.dataset, self.epoch)
+        self.progress.record(GRADIENT_NORMS, rows)
 
     def _save(self) -> None:
         """Write a checkpoint: every process adds what it alone knows."""
@@ -222,6 +229,28 @@ class Loop:
         for number in itertools.compress(_SIGNALS, counts):
             _log.warning("stopped by %s after step %d: the same command goes on from there", number.name, self.step)
             raise SystemExit(128 + number)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose numbers may still be on their way."""
+
+    step: int  # from 1, counted over the whole run
+    parts: list[Batch]
+    lr: float
+    told: list[float]  # by this process: whether to save, and signals
+    numbers: Numbers | None
+
+
+def _densities(taken: _Taken) -> list[dict[str, float | int | str]]:
+    """What stood for the number of examples in each unit region of the losses that harmonise."""
+    assert taken.numbers
+    return [
+        {"step": taken.step, "kind": kind, "low": k / len(values), "high": (k + 1) / len(values), "density": density}
+        for kind, density_K in taken.numbers.density_K.items()
+        for values in [density_K.tolist()]
+        for k, density in enumerate(values)
+    ]
 
 
 @contextmanager

@@ -187,10 +187,10 @@ def _is_finished(folder: Path, out: Path, seed: int, key: str, max_bad_images: i
 def _fit(run: _Run) -> None:
     """Train, from the newest checkpoint in the folder where there is one, and leave the result there."""
     train, processes = run.parameters.train, run.processes
-    if train.batch_size % processes.world_size:
-        raise InputError(
-            f"train.batch_size must be a multiple of the {processes.world_size} processes, got {train.batch_size}"
-        )
+    if train.batch_size % (processes.world_size * train.accumulate):
+        parts = f" times train.accumulate, {train.accumulate}" if train.accumulate > 1 else ""
+        of = f"the {processes.world_size} processes{parts}"
+        raise InputError(f"train.batch_size must be a multiple of {of}, got {train.batch_size}")
     start = state.newest(run.folder) if processes.first else None
     if processes.first and start is None and run.resume_from is not None:
         start = run.resume_from, state.read(run.resume_from)
@@ -258,7 +258,6 @@ def _write_result(run: _Run, loop: Loop, progress: Progress, seconds: float) -> 
     # An out is the same on every machine.
     cfg = copy.deepcopy(run.cfg)
     cfg.train_dataloader.num_workers = cfg.test_dataloader.num_workers = 0
-    cfg.train_dataloader.persistent_workers = False
     with files.whole_folder(run.folder / runs.RESULT) as result:
         checkpoints.write(content, result / runs.MODEL)
         progress.write(result)

@@ -5,10 +5,10 @@ processes nor a stop and a new start changes what a run sees, and no state of a 
 """
 
 import copy
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress
+from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,17 @@ import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.datasets.transforms import Resize as MMDetResize
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import pseudo_collate
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ghm.data.images import UnreadableError, decode
 from ghm.errors import InputError
-from ghm.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS, TRANSFORMS
+from ghm.registry import DATASETS, FUNCTIONS, TRANSFORMS
 from ghm.training import randomness
 from ghm.words import count
 
@@ -128,18 +129,51 @@ class Torchvision(BaseTransform):
         return results
 
 
+@TRANSFORMS.register_module()
+class Pack(BaseTransform):
+    """The end of a training pipeline: a `Sample`."""
+
+    def transform(self, results: dict[str, Any]) -> Any:
+        own_N = ~np.asarray(results["gt_ignore_flags"], bool)  # crowds take no part
+        return Sample(
+            torch.from_numpy(np.ascontiguousarray(results["img"][..., ::-1])),
+            results["gt_bboxes"].tensor[own_N].float(),
+            torch.as_tensor(results["gt_bboxes_labels"][own_N], dtype=torch.int64),
+            str(results["img_path"]),
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training image and its true boxes."""
+
+    pixel_HW3: Tensor  # R, G, B; uint8, or float32 after a transform that leaves fractions
+    box_N4: Tensor  # corners in pixels
+    label_N: Tensor
+    path: str
+
+
 @DATASETS.register_module()
 class Samples:
     """A data set of mmengine whose pipeline is seeded for each image, and begins with `ghm.LoadImage`.
 
+    The transforms up to the first that is random are done once, where there is memory for what all images then are.
+
     Args:
         dataset: a data set of mmengine, or its config.
         seed: of the run.
+        memory: bytes, 0 to read each image anew.
     """
 
-    def __init__(self, dataset: Any, seed: int = 0) -> None:
+    def __init__(self, dataset: Any, seed: int = 0, memory: int = 0) -> None:
         self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.seed = seed
+        self.memory = memory
+        transforms: list[Any] = self.dataset.pipeline.transforms
+        is_random = (not isinstance(transform, _FIXED) for transform in transforms)
+        first = next(compress(count_up(), is_random), len(transforms))
+        self.fixed, self.random = transforms[:first], transforms[first:]
+        self._kept: dict[int, Any] = {}
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -152,38 +186,37 @@ class Samples:
         """What the annotations say of an image."""
         return self.dataset.get_data_info(index)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any] | Unreadable:
-        """The sample of an image, by its index, or by epoch and index."""
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
+        """The sample of an image, by its index, or by epoch and index: what the pipeline ends with, or `Unreadable`."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        info = self.get_data_info(index)
-        try:
-            with randomness.undisturbed():
-                randomness.seed(self.seed, epoch, index)
-                return self.dataset.pipeline(info)
-        except UnreadableError as error:
-            return Unreadable(info["img_id"], str(info["img_path"]), str(error))
+        kept = self._kept.get(index)
+        if kept is None:
+            info = self.get_data_info(index)
+            try:
+                kept = _through(self.fixed, info)
+            except UnreadableError as error:
+                return Unreadable(info["img_id"], str(info["img_path"]), str(error))
+            if _bytes(kept) * len(self) <= self.memory:
+                self._kept[index] = kept
+        if not self.random:
+            return kept
+        with randomness.undisturbed():
+            randomness.seed(self.seed, epoch, index)
+            return _through(self.random, copy.deepcopy(kept) if index in self._kept else kept)
 
 
-@DATA_SAMPLERS.register_module()
-class ResumableBatches(AspectRatioBatchSampler):
-    """mmdet's batches of images that are all wide or all high, from any step of an epoch on.
+_FIXED = (LoadImage, LoadAnnotations, Resize, Pack)
 
-    Gives (epoch, index) of each image. Batches before that step are grouped again but not read.
-    """
 
-    epoch = 0
-    done = 0
+def _through(transforms: Sequence[Any], results: Any) -> Any:
+    for transform in transforms:
+        results = transform(results)
+    return results
 
-    def start(self, epoch: int, done: int) -> None:
-        """Begin the next iteration in `epoch`, after `done` batches."""
-        self.epoch, self.done = epoch, done
-        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
-        self._aspect_ratio_buckets = [[], []]  # an iteration that was broken off leaves images
-        batches: Any = super().__iter__()
-        for batch in islice(batches, self.done, None):
-            yield [(self.epoch, index) for index in batch]
+def _bytes(kept: Any) -> int:
+    """Of the pixels of an image, in the middle of a pipeline or at its end."""
+    return kept.pixel_HW3.nbytes if isinstance(kept, Sample) else kept["img"].nbytes
 
 
 @FUNCTIONS.register_module()
@@ -192,13 +225,6 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     read = [sample for sample in samples if not isinstance(sample, Unreadable)]
     batch = dict(pseudo_collate(read)) if read else {"inputs": [], "data_samples": []}
     return {**batch, "unreadable": [sample for sample in samples if isinstance(sample, Unreadable)]}
-
-
-@FUNCTIONS.register_module()
-def ignore_signals(_worker: int) -> None:
-    """For worker processes: the training process takes its last step and ends its workers itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class BadImages:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from ruamel.yaml import YAML
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +24,7 @@ from ghm import config, data, params, sections, training
 from ghm.errors import InputError
 from ghm.registry import DATASETS, MODELS
 from ghm.training import guards
+from ghm.training.batches import Batch, collate, prepare
 from ghm.training.guards import Watch
 from tests.conftest import ROOT
 
@@ -128,27 +128,36 @@ class Case:
 
     def __init__(self, variant: str = "ghmc_ghmr") -> None:
         self.parameters, self.variant = params.load(), variant
+        self.gradients: list[str] = []
         cfg = config.build(self.parameters, variant, data.read_manifest(self.parameters), None, 0)
         torch.manual_seed(0)
         with DefaultScope.overwrite_default_scope("mmdet"):
             self.model: Any = MODELS.build(cfg.model)
             dataset: Any = DATASETS.build(cfg.train_dataloader.dataset)
-            self.batch: dict[str, Any] = dict(pseudo_collate([dataset[index] for index in range(4)]))
+            self.batch = collate([dataset[index] for index in range(4)])
         self.model.train()
-        self.images = [sample.metainfo["img_path"] for sample in self.batch["data_samples"]]
+        self.images = self.batch.paths
 
     def fail(self) -> str:
         """Forward and backward, and the message."""
-        losses = self.model(**self.model.data_preprocessor(dict(self.batch), True), mode="loss")
-        loss, terms = self.model.parse_losses(losses)
-        loss.backward()
-        norms = [float(weight.grad.norm()) for weight in self.model.parameters() if weight.grad is not None]
-        return self.message({**{name: float(value.detach()) for name, value in terms.items()}, "grad_norm": sum(norms)})
+        losses = self.model(*prepare(self.model, self.batch), mode="loss")
+        terms = {name: torch.stack(values).sum() for name, values in losses.items()}
+        (terms["loss_cls"] + terms["loss_bbox"]).backward()
+        norms = {name: weight.grad.norm() for name, weight in self.model.named_parameters() if weight.grad is not None}
+        self.gradients = [name for name, norm in norms.items() if not norm.isfinite()]
+        return self.message({**{name: float(value) for name, value in terms.items()}, "grad_norm": sum(norms.values())})
 
     def message(self, values: dict[str, float], step: int = 1, **changed: Any) -> str:
         parameters = replace(self.parameters, train=replace(self.parameters.train, **changed))
         error = guards.non_finite(
-            self.model, self.batch, values, step=step, epoch=1, parameters=parameters, variant=self.variant
+            self.model,
+            [self.batch],
+            values,
+            self.gradients,
+            step=step,
+            epoch=1,
+            parameters=parameters,
+            variant=self.variant,
         )
         assert isinstance(error, InputError)
         return str(error)
@@ -201,16 +210,16 @@ def test_a_gradient_and_a_weight_that_are_nan_are_named(case: Case):
     assert "bbox_head.retina_cls.weight were not finite before" in text and "train.lr" not in text
 
 
-def spoil_pixels(batch: dict[str, Any]) -> None:
-    batch["inputs"][2] = torch.full_like(batch["inputs"][2], math.inf, dtype=torch.float32)
+def spoil_pixels(batch: Batch) -> None:
+    object.__setattr__(batch, "pixel_BHW3", batch.pixel_BHW3.float())
+    batch.pixel_BHW3[2] = math.inf
 
 
-def spoil_boxes(batch: dict[str, Any]) -> None:
-    boxes = batch["data_samples"][2].gt_instances.bboxes
-    boxes.tensor[0, 2:] = boxes.tensor[0, :2]
+def spoil_boxes(batch: Batch) -> None:
+    batch.truth.box_BG4[2, 0, 2:] = batch.truth.box_BG4[2, 0, :2]
 
 
 @pytest.mark.parametrize("spoil", [spoil_pixels, spoil_boxes])
-def test_a_spoilt_image_is_to_be_mended(case: Case, spoil: Callable[[dict[str, Any]], None]):
+def test_a_spoilt_image_is_to_be_mended(case: Case, spoil: Callable[[Batch], None]):
     spoil(case.batch)
     assert f"mend images {case.images[2]}, which" in case.fail()

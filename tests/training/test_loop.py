@@ -41,8 +41,7 @@ def test_a_loss_that_is_not_finite_stops_within_a_step(workspace: Path, change: 
     assert "at step 2 (epoch 1)" in log(workspace)
     assert "a lower train.lr than 1e+30" in log(workspace)
     assert "data/digits/train/" in log(workspace)
-    (newest,) = checkpoints(workspace)
-    assert newest.name.startswith("step_0000000001_")
+    assert not checkpoints(workspace)  # that of step 1 would be written when step 2 is sound
     assert not result(workspace).exists()
 
 
@@ -72,9 +71,8 @@ def test_the_moving_average_of_the_weights_is_the_result(workspace: Path, change
     content = torch.load(checkpoints(workspace)[-1], weights_only=True)
     name = "bbox_head.retina_cls.weight"
     weight = weights(workspace)[name]
-    assert torch.equal(weight, content["ema"][f"module.{name}"])
+    assert torch.equal(weight, content["ema"][name])
     assert not torch.equal(weight, content["state_dict"][name])
-    assert int(content["ema"]["steps"]) == 12
 
 
 def test_the_tables_have_what_a_run_did(workspace: Path, trainer: Trainer):

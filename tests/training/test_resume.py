@@ -77,7 +77,7 @@ def test_what_shapes_a_training_starts_it_afresh_and_says_why(workspace: Path, c
     change(train__lr=0.001)
     trainer.finish(workspace)
     assert "training starts afresh, for since the last run of this name" in log(workspace)
-    assert "optim_wrapper.optimizer.lr was 0.001 and is 0.0005" in log(workspace)
+    assert "optimizer.lr was 0.001 and is 0.0005" in log(workspace)
     assert log(workspace).count("afresh") == 1
     change(machine__workers=1, machine__checkpoint_minutes=3, machine__launcher="none")
     trainer.finish(workspace)

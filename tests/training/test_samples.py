@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -16,17 +17,22 @@ from hypothesis import strategies as st
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.datasets.transforms import Resize as MMDetResize
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import DefaultSampler
-from mmengine.dataset import sampler as samplers
+from mmengine.dataset import sampler as mmengines
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from ghm import augment, config, params, sections
+from ghm.data.images import decode
 from ghm.errors import InputError
-from ghm.training import randomness
-from ghm.training.samples import Augment, BadImages, LoadImage, Resize, ResumableBatches, Unreadable
+from ghm.registry import MODELS
+from ghm.training import batches, randomness, samples
+from ghm.training.batches import Batches
+from ghm.training.processes import Processes
+from ghm.training.samples import Augment, BadImages, LoadImage, Resize, Sample, Unreadable
 from tests.conftest import ROOT
 
 
@@ -49,19 +55,19 @@ def test_processes_share_an_epoch_as_mmengine_does(wide: list[bool], batch_size:
     seen: list[int] = []
     for rank in range(world_size):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(samplers, "get_dist_info", lambda rank=rank: (rank, world_size))
-            sampler, theirs = DefaultSampler(images, seed=0), DefaultSampler(images, seed=0)
+            patch.setattr(mmengines, "get_dist_info", lambda rank=rank: (rank, world_size))
+            theirs = DefaultSampler(images, seed=0)
         theirs.set_epoch(3)
         grouped: Any = AspectRatioBatchSampler(theirs, batch_size)
         expected = list(grouped)
-        batches = ResumableBatches(sampler, batch_size)
-        batches.start(2, 0)
-        next(iter(batches))  # broken off, which leaves no trace
-        batches.start(3, 0)
-        found = [[index for _, index in batch] for batch in batches]
-        assert found == expected
-        batches.start(3, done)
-        assert [[index for _, index in batch] for batch in batches] == expected[done:]
+        ours = Batches(images, batch_size, 0, Processes(rank, world_size))
+        ours.start(2, 0)
+        next(iter(ours))  # broken off, which leaves no trace
+        ours.start(3, 0)
+        found = [[index for _, index in batch] for batch in ours]
+        assert found == expected and len(ours) == len(expected)
+        ours.start(3, done)
+        assert [[index for _, index in batch] for batch in ours] == expected[done:]
         seen += itertools.chain.from_iterable(found)
     assert set(seen) == set(range(len(wide)))
     assert len(seen) == -(-len(wide) // world_size) * world_size
@@ -87,27 +93,35 @@ AUGMENT = [
 ]
 
 
-def train_config(**changes: Any) -> Any:
-    """The loader of the tiny training, with images that are changed at random by mmdet and by torchvision."""
+def train_config(augment: list[dict[str, Any]], flip: float) -> Any:
+    """Of the tiny training, with images that are changed at random."""
     content = sections.read(Path("params.yaml"))
-    content["train"] |= {"augment": AUGMENT, "flip": 0.5}
-    cfg = config.for_run(params.parse(content), "ghmc_ghmr", 5).train_dataloader
-    cfg.update(changes)
-    return cfg
+    content["train"] |= {"augment": augment, "flip": flip}
+    return config.for_run(params.parse(content), "ghmc_ghmr", 5)
 
 
-def loaded(epochs: list[int], **changes: Any) -> list[dict[str, Any]]:
-    """Pixels and boxes by image, for each of the epochs, of the loader that the Runner makes."""
-    loader: Any = Runner.build_dataloader(train_config(**changes), seed=5)
+def loaded(
+    epochs: list[int], workers: int = 0, augment: list[dict[str, Any]] = AUGMENT, flip: float = 0.5
+) -> list[dict[str, Any]]:
+    """Pixels and boxes by image, for each of the epochs, of the loader of a training run."""
+    cfg = train_config(augment, flip)
+    cfg.train_dataloader.num_workers = workers
+    loader = batches.loader(cfg, Processes())
     found = []
     for epoch in epochs:
         loader.batch_sampler.start(epoch, 0)
         images: dict[str, Any] = {}
         for batch in loader:
-            for pixels, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
-                images[sample.img_id] = pixels, sample.gt_instances.bboxes.tensor
+            parts = batch.paths, batch.pixel_BHW3, batch.size_B2, *vars(batch.truth).values()
+            for path, *sample in zip(*parts, strict=True):
+                images[path] = cut(*sample)
         found.append(images)
     return found
+
+
+def cut(pixels: Tensor, size: Tensor, box: Tensor, label: Tensor, _padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An image and its boxes without what other images of the batch added to them."""
+    return pixels[: size[0], : size[1]], box[label >= 0], label[label >= 0]
 
 
 def same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
@@ -115,10 +129,9 @@ def same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
 
 
 @pytest.mark.usefixtures("scope")
-@pytest.mark.parametrize("persistent", [False, True])
-def test_a_sample_depends_on_seed_epoch_and_image_and_not_on_workers(persistent: bool):
+def test_a_sample_depends_on_seed_epoch_and_image_and_not_on_workers():
     alone = loaded([0, 1, 0])
-    shared = loaded([0, 1, 0], num_workers=2, persistent_workers=persistent)
+    shared = loaded([0, 1, 0], workers=2)
     assert [len(images) for images in alone] == [24] * 3
     for one, other in zip(alone, shared, strict=True):
         assert one.keys() == other.keys()
@@ -126,6 +139,40 @@ def test_a_sample_depends_on_seed_epoch_and_image_and_not_on_workers(persistent:
     first, second, again = alone
     assert all(same(first[image], again[image]) for image in first)
     assert not any(same(first[image], second[image]) for image in first)
+
+
+@pytest.mark.usefixtures("scope")
+@pytest.mark.parametrize(("augment", "flip"), [([], 0.0), ([], 0.5), (AUGMENT, 0.5)])
+def test_what_is_decoded_once_is_what_is_read_anew(
+    augment: list[dict[str, Any]], flip: float, monkeypatch: pytest.MonkeyPatch
+):
+    kept = loaded([0, 1, 0], augment=augment, flip=flip)
+    reads = []
+    monkeypatch.setattr(samples, "decode", lambda content: reads.append(1) or decode(content))
+    again = loaded([0, 1, 0], augment=augment, flip=flip)
+    assert len(reads) == 24
+    monkeypatch.setattr(batches, "MEMORY", 0)
+    anew = loaded([0, 1, 0], augment=augment, flip=flip)
+    assert len(reads) == 24 * 4
+    for one, *others in zip(kept, again, anew, strict=True):
+        assert all(same(one[image], other[image]) for image in one for other in others)
+
+
+def test_a_batch_is_what_mmdets_preprocessor_makes_of_its_images():
+    processor: Any = MODELS.build({**config.preprocessor(), "_scope_": "mmdet"})
+    shapes = [(90, 120), (64, 100), (96, 128)]
+    pictures = [picture(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    found = [
+        Sample(torch.from_numpy(image[..., ::-1].copy()), torch.rand(2, 4), torch.tensor([1, 0]), "")
+        for image in pictures
+    ]
+    theirs = [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image in pictures]
+    blank = [DetDataSample(metainfo={"img_shape": shape}) for shape in shapes]
+    expected = processor({"inputs": theirs, "data_samples": blank}, training=True)
+    input_B3HW, truth = batches.prepare(SimpleNamespace(data_preprocessor=processor), batches.collate(found))
+    assert torch.equal(input_B3HW, expected["inputs"])
+    assert input_B3HW.is_contiguous(memory_format=torch.channels_last)
+    assert truth.size_B2.tolist() == [list(sample.pad_shape) for sample in expected["data_samples"]]
 
 
 def picture(height: int = 90, width: int = 120, seed: int = 0) -> Any:
@@ -253,13 +300,15 @@ def test_a_long_and_narrow_image_keeps_a_pixel_of_each_side(width: int, height: 
 @pytest.mark.usefixtures("scope")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_lost_reaches_the_training_by_name(workers: int):
-    loader = Runner.build_dataloader(train_config(num_workers=workers, persistent_workers=False), seed=5)
+    cfg = train_config(AUGMENT, 0.5)
+    cfg.train_dataloader.num_workers = workers
+    loader = batches.loader(cfg, Processes())
     dataset: Any = loader.dataset
     lost = dataset.get_data_info(7)
     Path(lost["img_path"]).unlink()
-    batches = list(loader)
-    assert sum(len(batch["inputs"]) for batch in batches) == 23
-    found = [each for batch in batches for each in batch["unreadable"]]
+    found = list(loader)
+    assert sum(map(len, found)) == 23
+    found = [each for batch in found for each in batch.unreadable]
     assert found == [Unreadable(lost["img_id"], lost["img_path"], "No such file or directory")]
 
 
