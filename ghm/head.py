@@ -20,8 +20,11 @@ from ghm.losses.statistics import HarmonisedLoss
 from ghm.registry import MODELS
 from ghm.targets import Grid, Truth, assign, covers, spread
 
-MOST_GRIDS = 32  # shapes of a pyramid whose anchors are kept: 13 MB each at 800 x 1344 with 9 a position
-COVERED = "MaxIoUAssigner with thresholds above 0, without borders, ignored boxes and weights"
+MOST_GRIDS = 32  # shapes of a pyramid whose anchors are kept: 10 MB each at 800 x 1344 with 9 a position
+COVERED = (
+    "from a Truth, targets are assigned by MaxIoUAssigner with PseudoSampler, allowed_border and pos_weight -1, and no "
+    "ignore_iof_thr: give the head such a train_cfg or mmdet's data samples"
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ class GHMRetinaHead(RetinaHead):
         super().__init__(*args, **kwargs)
         self._grids: dict[tuple[Any, ...], Grid] = {}
 
-    def loss(self, x: tuple[Tensor, ...], batch_data_samples: SampleList | Truth) -> dict[str, list[Tensor]]:
+    def loss(self, x: tuple[Tensor], batch_data_samples: SampleList | Truth) -> dict[str, list[Tensor]]:
         """As in mmdet, or from a `Truth` on the device, without ever waiting for that. See `loss_by_feat`."""
         if isinstance(batch_data_samples, Truth):
-            return self._losses(*self.examples(*self(x), batch_data_samples))
+            cls_scores, bbox_preds = self(x)
+            return self._losses(*self.examples(cls_scores, bbox_preds, batch_data_samples))
         return super().loss(x, batch_data_samples)
 
     def examples(self, cls_scores: list[Tensor], bbox_preds: list[Tensor], truth: Truth) -> tuple[Examples, Tensor]:
@@ -77,7 +81,7 @@ class GHMRetinaHead(RetinaHead):
             InputError: the head is configured to assign in another way than `ghm.targets` does.
         """
         if not covers(self):
-            raise InputError(f"train_cfg of the head must be {COVERED} for a Truth, got {self.train_cfg}")
+            raise InputError(f"{COVERED}, got {self.train_cfg}")
         grid, images = self._grid(cls_scores), len(cls_scores[0])
         sizes = [scores.numel() // (images * self.cls_out_channels) for scores in cls_scores]
         targets, positives = assign(truth, grid, sizes, self.assigner, self.num_classes, decoded=self.reg_decoded_bbox)
@@ -129,12 +133,13 @@ class GHMRetinaHead(RetinaHead):
 
     def _grid(self, maps: list[Tensor]) -> Grid:
         """The anchors of a pyramid of this shape, on the device of its maps; made once."""
-        shapes, device = tuple(tuple(level.shape[-2:]) for level in maps), maps[0].device
-        if (shapes, device) not in self._grids:
+        shapes, device = [(level.shape[2], level.shape[3]) for level in maps], maps[0].device
+        key = (*shapes, device)
+        if key not in self._grids:
             if len(self._grids) == MOST_GRIDS:
                 del self._grids[next(iter(self._grids))]
-            self._grids[shapes, device] = Grid.of(self.prior_generator, self.bbox_coder, shapes).to(device)
-        return self._grids[shapes, device]
+            self._grids[key] = Grid.of(self.prior_generator, self.bbox_coder, shapes).to(device)
+        return self._grids[key]
 
 
 def _flatten(maps: list[Tensor], channels: int) -> Tensor:

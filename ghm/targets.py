@@ -12,18 +12,18 @@ its anchors are done in blocks, twice: for the best IoU of each box, and then fo
 0 ignored, 1 background, 2 + g box g of its image. All targets are looked up by that number. Each operation on a value
 is mmdet's, so that results are, too, bit for bit.
 
-Shapes: B images, G boxes, P anchors of an image, L levels, K columns or rows of anchors, N = B * P examples in the
+Shapes: B images, G boxes, M = B * G, P anchors of an image, K columns or rows of anchors, N = B * P examples in the
 order of `ghm.head.Examples`; 2 is x, y; 4 is left, top, right, bottom, or centre x, y, width, height where so named.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
 from mmdet.models.task_modules import AnchorGenerator, BboxOverlaps2D, DeltaXYWHBBoxCoder, MaxIoUAssigner, PseudoSampler
 from mmdet.structures.bbox import get_box_tensor
-from mmdet.utils import InstanceList
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -54,7 +54,7 @@ class Truth(_Tensors):
     size_B2: Tensor  # int64, height and width of each image's valid part of the input: mmdet's `pad_shape`
 
     @classmethod
-    def of(cls, instances: InstanceList, metas: list[dict]) -> "Truth":
+    def of(cls, instances: Sequence[Any], metas: Sequence[dict]) -> "Truth":
         """From mmdet's `gt_instances` and `metainfo` of each image; boxes to be ignored are not in the former."""
         boxes = [get_box_tensor(objects.bboxes).float() for objects in instances]
         box_BG4 = pad_sequence(boxes, batch_first=True)
@@ -77,35 +77,28 @@ class Grid(_Tensors):
     area_P: Tensor
     column_P: Tensor  # int64
     row_P: Tensor
-    low_211K: Tensor  # left of the anchors of each column, top of each row
-    high_211K: Tensor
-    origin_21K: Tensor  # int64, where the position is that they belong to
+    low_21K: Tensor  # left of the anchors of each column, top of each row
+    high_21K: Tensor
+    origin_21K: Tensor  # the position that they belong to, whole pixels
     mean_4: Tensor  # of the coder of boxes
     std_4: Tensor
 
     @classmethod
     def of(cls, generator: AnchorGenerator, coder: DeltaXYWHBBoxCoder, shapes: list[tuple[int, int]]) -> "Grid":
         """The anchors that `generator` puts into levels of these heights and widths."""
-        corners = [get_box_tensor(level) for level in generator.grid_priors(shapes, device="cpu")]
-        lanes, places = ([], []), ([], [])  # for x and y, of each level
-        for corner, stride, (height, width) in zip(corners, generator.strides, shapes, strict=True):
-            corner_HWA4 = corner.view(height, width, -1, 4)
-            for axis, corner_XA4 in enumerate((corner_HWA4[0], corner_HWA4[:, 0])):
-                origin_XA = (torch.arange(len(corner_XA4)) * stride[axis])[:, None].expand(corner_XA4.shape[:2])
-                first = sum(len(lane) for lane in lanes[axis])
-                place_XA = first + torch.arange(origin_XA.numel()).view(origin_XA.shape)
-                places[axis].append(place_XA.unsqueeze(axis).expand(corner_HWA4.shape[:3]).flatten())
-                # Whole numbers of pixels, exact in float32.
-                lane_XA3 = torch.stack([corner_XA4[..., axis], corner_XA4[..., axis + 2], origin_XA.float()], dim=-1)
-                lanes[axis].append(lane_XA3.flatten(0, 1))
-        lane_2K3 = pad_sequence([torch.cat(lane) for lane in lanes], batch_first=True)
-        low_2K, high_2K, origin_2K = lane_2K3.movedim(-1, 0).contiguous()
-        corner_P4 = torch.cat(corners)
-        centre_P4 = _centre(corner_P4)
-        column_P, row_P = (torch.cat(place) for place in places)
-        area_P, scale_24 = centre_P4[:, 2] * centre_P4[:, 3], torch.tensor([coder.means, coder.stds])
-        lane = (low_2K[:, None, None], high_2K[:, None, None], origin_2K[:, None].long())
-        return cls(corner_P4, centre_P4, area_P, column_P, row_P, *lane, *scale_24.unbind())
+        corner_P4 = torch.cat([get_box_tensor(level) for level in generator.grid_priors(shapes, device="cpu")])
+        lanes, origins, first_21 = [], [], torch.zeros(2, 1, dtype=torch.int64)
+        for (height, width), stride, kinds in zip(shapes, generator.strides, generator.num_base_priors, strict=True):
+            y, x, kind = torch.meshgrid(*map(torch.arange, (height, width, kinds)), indexing="ij")
+            position_2P = torch.stack([x, y]).flatten(1)
+            lanes.append(first_21 + position_2P * kinds + kind.flatten())
+            origins.append(position_2P * torch.tensor(stride)[:, None])
+            first_21 = first_21 + torch.tensor([[width], [height]]) * kinds
+        lane_2P, origin_2P = torch.cat(lanes, dim=1), torch.cat(origins, dim=1)
+        span_32P = torch.cat([corner_P4.t().reshape(2, 2, -1), origin_2P[None]])  # all of a lane have the same
+        span_32K = torch.zeros(3, 2, int(first_21.max())).scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
+        centre_P4, scale_24 = _centre(corner_P4), torch.tensor([coder.means, coder.stds])
+        return cls(corner_P4, centre_P4, centre_P4[:, 2:].prod(1), *lane_2P, *span_32K[:, :, None], *scale_24)
 
 
 def covers(head: Any) -> bool:
@@ -120,7 +113,7 @@ def covers(head: Any) -> bool:
         and assigner.gt_max_assign_all
         and assigner.ignore_iof_thr <= 0
         and assigner.perm_repeat_gt_cfg is None
-        and calculator.dtype is None
+        and getattr(calculator, "dtype", None) is None
         and head.train_cfg["allowed_border"] < 0
         and head.train_cfg["pos_weight"] <= 0
     )
@@ -152,10 +145,10 @@ def assign(
     box_BG4 = pad(truth.box_BG4, (0, 0, 2, 0)) if decoded else pad(_centre(truth.box_BG4), (0, 0, 2, 0), value=1.0)
     target_N4 = box_BG4.flatten(0, 1).index_select(0, place_N)
     if not decoded:
-        (centre_N2, size_N2) = target_N4.split(2, 1)
         anchor_centre_N2, anchor_size_N2 = spread(grid.centre_P4, sizes, images).split(2, 1)
-        centre_N2.sub_(anchor_centre_N2).div_(anchor_size_N2)
-        size_N2.div_(anchor_size_N2).log_()
+        centre_N2, size_N2 = target_N4.split(2, 1)
+        shift_N2 = (centre_N2 - anchor_centre_N2).div_(anchor_size_N2)
+        target_N4 = torch.cat([shift_N2, (size_N2 / anchor_size_N2).log_()], dim=1)
         target_N4.sub_(grid.mean_4).div_(grid.std_4).mul_(positive_N4)
     return (label_N, (state_N > 0).float(), target_N4, positive_N4), positives
 
@@ -171,56 +164,58 @@ def _centre(corner: Tensor) -> Tensor:
     return torch.cat([(low + high) * 0.5, high - low], dim=-1)
 
 
-def _states(truth: Truth, grid: Grid, assigner: MaxIoUAssigner) -> Tensor:
+def _states(truth: Truth, grid: Grid, assigner: Any) -> Tensor:
     """What each anchor stands for: 0 ignored, 1 background, 2 + g box g of its image. int64, [B, P]"""
     images, boxes = truth.label_BG.shape
-    low_2BG1, high_2BG1 = truth.box_BG4.view(images, boxes, 2, 2, 1).permute(2, 3, 0, 1, 4).unbind()
+    low_2M1, high_2M1 = truth.box_BG4.reshape(-1, 2, 2, 1).permute(1, 2, 0, 3).unbind()
     # Only a box that is inside out has an area below 0. It shares nothing with an anchor, so any area gives IoU 0; and
     # with one of at least 0 no union is as small as mmdet's least, 1e-6.
-    area_BG1 = (high_2BG1 - low_2BG1).prod(0).clamp_(min=0)
-    shared_2BGK = torch.minimum(high_2BG1, grid.high_211K)
-    shared_2BGK.sub_(torch.maximum(low_2BG1, grid.low_211K)).clamp_(min=0)
+    area_M1 = (high_2M1 - low_2M1).prod(0).clamp_(min=0)
+    shared_2MK = torch.minimum(high_2M1, grid.high_21K).sub_(torch.maximum(low_2M1, grid.low_21K)).clamp_(min=0)
     valid_2BK = grid.origin_21K < truth.size_B2.t().flip(0)[..., None]
     # Outside the valid part an IoU is 0, which is no better than any other.
-    width_BGK, height_BGK = shared_2BGK.mul_(valid_2BK[:, :, None]).unbind()
-    number_G = torch.arange(2, 2 + boxes, dtype=torch.float32, device=area_BG1.device)
+    shared_2MK.view(2, images, boxes, -1).mul_(valid_2BK[:, :, None])
+    number_G = torch.arange(2, 2 + boxes, dtype=torch.float32, device=area_M1.device)
     number_BG1 = (number_G * (truth.label_BG >= 0))[..., None]
     at_once = max(1, BLOCK // (boxes * len(grid.area_P)))
-    parts = zip(*(part.split(at_once) for part in (width_BGK, height_BGK, area_BG1, number_BG1)), strict=True)
+    parts = zip(
+        number_BG1.split(at_once),
+        *(part.split(at_once * boxes) for part in (area_M1, *shared_2MK.unbind())),
+        strict=True,
+    )
     most_BP, which_BP, last_BP = _joined([_matches(grid, assigner, *part) for part in parts], dim=0)
     state_BP = which_BP.add_(2).mul_(most_BP >= assigner.pos_iou_thr).add_(most_BP < assigner.neg_iou_thr)
     state_BP = torch.where(last_BP > 0, last_BP.long(), state_BP)
-    valid_x_BK, valid_y_BK = valid_2BK.unbind()
+    valid_x_BK, valid_y_BK = valid_2BK.long().unbind()
     return state_BP.mul_(valid_x_BK.index_select(1, grid.column_P)).mul_(valid_y_BK.index_select(1, grid.row_P))
 
 
 def _matches(
-    grid: Grid, assigner: MaxIoUAssigner, width_BGK: Tensor, height_BGK: Tensor, area_BG1: Tensor, number_BG1: Tensor
+    grid: Grid, assigner: Any, number_BG1: Tensor, area_M1: Tensor, width_MK: Tensor, height_MK: Tensor
 ) -> tuple[Tensor, ...]:
     """The best IoU of each anchor, its first box of that, and the last number of a box whose best it is, or 0. [B, P]
 
     Args:
-        width_BGK, height_BGK: what each column and row shares with each box.
         number_BG1: of each box; 0 for what is none.
+        area_M1: of each box.
+        width_MK, height_MK: what each box shares with each column and row.
     """
-    at_once = max(1, BLOCK // area_BG1.numel())
+    at_once = max(1, BLOCK // len(area_M1))
     blocks: list[tuple[Tensor, ...]] = [(grid.column_P, grid.row_P, grid.area_P)]
     if len(grid.area_P) > at_once:
         blocks = list(zip(*(part.split(at_once) for part in blocks[0]), strict=True))
 
     def overlaps(column_P: Tensor, row_P: Tensor, area_P: Tensor) -> Tensor:
         """IoU, [B, G, P of the block]."""
-        common_BGP = width_BGK.index_select(2, column_P).mul_(height_BGK.index_select(2, row_P))
-        return common_BGP.div_((area_BG1 + area_P).sub_(common_BGP))
+        common_MP = width_MK.index_select(1, column_P).mul_(height_MK.index_select(1, row_P))
+        return common_MP.div_((area_M1 + area_P).sub_(common_MP)).view(*number_BG1.shape[:2], -1)
 
     only = overlaps(*blocks[0]) if len(blocks) == 1 else None
-    if assigner.match_low_quality:
-        bests = [(overlaps(*block) if only is None else only).amax(2, keepdim=True) for block in blocks]
-        best_BG1 = functools.reduce(torch.maximum, bests)
-        if assigner.min_pos_iou > 0:
-            best_BG1.masked_fill_(best_BG1 < assigner.min_pos_iou, NEVER)
-    else:
-        best_BG1 = torch.full_like(area_BG1, NEVER)
+    bests = [(overlaps(*block) if only is None else only).amax(2, keepdim=True) for block in blocks]
+    best_BG1 = functools.reduce(torch.maximum, bests)
+    least = assigner.min_pos_iou if assigner.match_low_quality else NEVER
+    if least > 0:
+        best_BG1.masked_fill_(best_BG1 < least, NEVER)
     found = []
     for block in blocks:
         iou_BGP = overlaps(*block) if only is None else only

@@ -44,7 +44,7 @@ class GHMR(HarmonisedLoss):
         pred: Tensor,
         target: Tensor,
         label_weight: Tensor,
-        avg_factor: float | None = None,
+        avg_factor: float | Tensor | None = None,
         reduction_override: Reduction | None = None,
         *,
         sizes: list[int] | None = None,
@@ -60,8 +60,8 @@ class GHMR(HarmonisedLoss):
         check_arguments(reduction=reduction)
         check_shapes(pred.shape, target=target, label_weight=label_weight)
         rows = self.populations(sizes, len(pred))
-        total_L = torch.stack([part.float().sum() for part in label_weight.split(rows)])
-        if ops.uses_kernels(pred) and pred.dim() == 2 and reduction != "none":
+        total_L = torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
+        if pred.dim() == 2 and reduction != "none":
             pred = pred.contiguous()  # the gradient has its layout
             count_LK = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
             loss = ops.ghm_r_loss(pred, target, label_weight, rows, self.factors(count_LK, total_L, reduction), self.mu)

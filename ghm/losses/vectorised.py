@@ -1,16 +1,21 @@
-"""GHM-C and Focal Loss from integer labels in plain PyTorch: in chunks that stay in the cache, without one-hot targets.
+"""GHM-C, GHM-R and Focal Loss in plain PyTorch: in chunks that stay in the cache, from labels without one-hot targets.
 
-Shapes: N examples (anchors), C classes, L populations, K unit regions, W slots, P rows that may hold a positive.
-`sizes` are the rows of each population, in order.
+Shapes: N examples (anchors), C classes or coordinates, L populations, K unit regions, W slots, P rows that may hold a
+positive. `sizes` are the rows of each population, in order. Predictions are contiguous.
 
 Nearly every logit belongs to a negative, and a row holds one positive at most. So each pass treats all logits as
-negative and mends the positives apart. The slot of a logit is its region; K too is the last region (a norm of 1), and
-W - 1 none: ignored, NaN, or a positive, which is looked up again. `ghm/losses/kernels.py` has the same functions.
+negative and mends the positives apart. The slot of an example is its region; K too is the last region (a norm of 1).
+The second half of the slots are positives. The last of either half are in no region: ignored, or NaN.
+`ghm/losses/kernels.py` has the same functions. On a CPU slots of 8 bits are counted and looked up two at a time, as one
+number of 16 bits, in half the time.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import pairwise
+from math import isnan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +24,10 @@ from torch.nn.functional import pad, softplus
 from ghm.losses.density import classification_gradient_norm, region_counts, region_edges, region_index
 
 CLASSIFICATION_END = 1 + 1e-6  # mmdet's last edge of GHM-C
-MOST_BINS = 2**15 - 2
-# Logits of a chunk: on a CPU its buffers share the cache, on a GPU launches must be few.
+MOST_BINS = 2**14 - 2
+ONE = torch.ones(())
+# Examples of a chunk: on a CPU its buffers share the cache, on a GPU launches must be few.
 CHUNK, DEVICE_CHUNK = 220_000, 1 << 24
-Positives = tuple[Tensor, Tensor, Tensor, Tensor]  # row, column, population and whether it is one at all, each [P]
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -31,8 +36,8 @@ def on_host(tensor: Tensor) -> bool:
 
 
 def slot_dtype(bins: int) -> torch.dtype:
-    """The dtype that holds the slots of up to `MOST_BINS` regions; W is one more than half its range."""
-    return torch.uint8 if bins <= 2**7 - 2 else torch.int16
+    """The dtype that holds the slots of up to `MOST_BINS` regions."""
+    return torch.int8 if bins <= 2**6 - 2 else torch.int16
 
 
 def ghm_c_count(
@@ -40,120 +45,189 @@ def ghm_c_count(
 ) -> tuple[Tensor, Tensor]:
     """Count the gradient norms of valid examples in each region: int64, [L, K]; and the slot of each logit, [N, C]."""
     slot_NC = torch.empty_like(logit_NC, dtype=slot_dtype(bins))
-    none = _none(slot_NC)
-    edge_E = region_edges(bins, end=CLASSIFICATION_END, device=logit_NC.device)
-    ignored_N = ~(weight_N > 0)
-    mask_N1 = (ignored_N * none).to(slot_NC.dtype)[:, None]
-    count_LW = torch.zeros(len(sizes), none + 1, dtype=torch.int64, device=logit_NC.device)
-    for level, rows, buffer in _chunks(logit_NC, sizes):
+    ignored_N1 = _ignored(weight_N, bins)[:, None]
+    for _, rows, norm in _chunks(logit_NC, sizes):
         slot = slot_NC[rows]
-        _regions(torch.sigmoid(logit_NC[rows].float(), out=buffer), edge_E, out=slot)
-        slot.bitwise_or_(mask_N1[rows])
-        count_LW[level] += _histogram(slot, none + 1)
-    row_P, column_P, level_P, positive_P = positives = _positives(label_N, ignored_N, sizes, logit_NC.shape[1])
-    wrong_P = slot_NC[row_P, column_P]
-    slot_NC[row_P, column_P] = torch.where(positive_P, none, wrong_P)
-    one_P, start_P = positive_P.long(), level_P * (none + 1)
-    count_LW.view(-1).scatter_add_(0, start_P + wrong_P, -one_P)
-    count_LW.view(-1).scatter_add_(0, start_P + _positive_slots(logit_NC, positives, edge_E, none), one_P)
-    count_LK = count_LW[:, :bins].clone()
-    count_LK[:, -1] += count_LW[:, bins]
-    return count_LK, slot_NC
+        _regions(torch.sigmoid(logit_NC[rows].float(), out=norm), bins, out=slot)
+        slot.bitwise_or_(ignored_N1[rows])
+    row_P, place_P, positive_P = _positives(label_N, logit_NC.shape[1])
+    right_P = slot_NC.new_empty(place_P.shape)
+    _regions(classification_gradient_norm(logit_NC.view(-1)[place_P].float(), ONE), bins, out=right_P)
+    slot_P = right_P.bitwise_or_(ignored_N1[row_P, 0]).bitwise_or_(_none(bins) + 1)
+    slot_NC.view(-1).index_copy_(0, place_P, torch.where(positive_P, slot_P, slot_NC.view(-1)[place_P]))
+    return _counts(torch.stack([_histogram(slot, bins) for slot in slot_NC.split(sizes)]), bins), slot_NC
 
 
-def ghm_c_loss(
+def ghm_c_loss_and_gradient(
     logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, slot_NC: Tensor, sizes: list[int], factor_LK: Tensor
-) -> Tensor:
-    """Sum cross entropy times the factor of its region over each population. float32, [L]"""
-    lookup, positives, factor_P = _factors(logit_NC, label_N, weight_N, slot_NC, sizes, factor_LK)
-    loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
-    for level, rows, buffer in _chunks(logit_NC, sizes):
-        loss_L[level] += _softplus(logit_NC[rows].float(), out=buffer).mul_(lookup(level, slot_NC[rows])).sum()
-    row_P, column_P, level_P, positive_P = positives
-    loss_P = torch.where(positive_P, softplus(-logit_NC[row_P, column_P].float()) * factor_P, 0.0)
-    return loss_L.scatter_add_(0, level_P, loss_P.double()).float()
+) -> tuple[Tensor, Tensor]:
+    """Sum cross entropy times the factor of its region over each population, and derive the sum by the logits.
 
-
-def ghm_c_gradient(
-    logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, slot_NC: Tensor, sizes: list[int], factor_LK: Tensor
-) -> Tensor:
-    """The derivative of `ghm_c_loss` by the logits, in their dtype, rounded once. [N, C]"""
-    lookup, positives, factor_P = _factors(logit_NC, label_N, weight_N, slot_NC, sizes, factor_LK)
+    float32, [L]; and in the dtype of the logits, rounded once, [N, C].
+    """
+    negative_LW, positive_LW = _by_slot(factor_LK)
+    lookup = _lookup(negative_LW)
     gradient_NC = torch.empty_like(logit_NC)
-    for level, rows, buffer in _chunks(logit_NC, sizes):
-        torch.sigmoid(logit_NC[rows].float(), out=buffer)
-        torch.mul(buffer, lookup(level, slot_NC[rows]), out=gradient_NC[rows])
-    row_P, column_P, _, positive_P = positives
-    slope_P = -torch.sigmoid(-logit_NC[row_P, column_P].float()) * factor_P
-    gradient_NC[row_P, column_P] = torch.where(positive_P, slope_P.to(logit_NC.dtype), gradient_NC[row_P, column_P])
-    return gradient_NC
+    loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
+    for level, rows, probability, entropy, spare in _chunks(logit_NC, sizes, buffers=3):
+        logit, factor = logit_NC[rows].float(), lookup(level, slot_NC[rows])
+        torch.sigmoid(logit, out=probability)
+        loss_L[level].add_(_softplus(logit, probability, out=entropy, spare=spare).mul_(factor).sum())
+        torch.mul(probability, factor, out=gradient_NC[rows])
+    row_P, place_P, _ = _positives(label_N, logit_NC.shape[1])
+    level_P = torch.zeros_like(row_P)
+    for size in sizes[:-1]:
+        row_P = row_P - size
+        level_P += row_P >= 0
+    factor_P = positive_LW[level_P, slot_NC.view(-1)[place_P].int()]
+    logit_P = -logit_NC.view(-1)[place_P].float()
+    loss_L.scatter_add_(0, level_P, (softplus(logit_P) * factor_P).double())
+    # All else is zero there.
+    gradient_NC.view(-1).index_add_(0, place_P, (logit_P.sigmoid() * -factor_P).to(logit_NC.dtype))
+    return loss_L.float(), gradient_NC
 
 
-def focal_loss(
-    logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, gamma: float, alpha: float, factor: Tensor
+def ghm_c_loss(*inputs: Any) -> Tensor:
+    """The first that `ghm_c_loss_and_gradient` gives."""
+    return ghm_c_loss_and_gradient(*inputs)[0]
+
+
+def ghm_c_gradient(*inputs: Any) -> Tensor:
+    """The second that `ghm_c_loss_and_gradient` gives."""
+    return ghm_c_loss_and_gradient(*inputs)[1]
+
+
+def ghm_r_count(
+    pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int], bins: int, mu: float
 ) -> Tensor:
-    """Sum Focal Loss times the weight of its row, times `factor`. float32, []"""
-    row_P, column_P, _, positive_P = _positives(label_N, weight_N == 0, [len(logit_NC)], logit_NC.shape[1])
+    """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K]."""
+    if few := few_rows(weight_ND > 0, sizes):
+        row_R, sizes = few
+        pred_ND, target_ND, weight_ND = pred_ND[row_R], target_ND[row_R], weight_ND[row_R]
+    count_LW = torch.zeros(len(sizes), 2 * _none(bins) + 2, dtype=torch.int64, device=pred_ND.device)
+    for level, rows, slope, length, spare in _chunks(pred_ND, sizes, buffers=3):
+        slot = _box_slots(
+            pred_ND[rows], target_ND[rows], weight_ND[rows], bins, mu, slope=slope, length=length, spare=spare
+        )
+        count_LW[level].add_(_histogram(slot, bins))
+    return _counts(count_LW, bins)
+
+
+def ghm_r_loss_and_gradient(
+    pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int], factor_LK: Tensor, mu: float
+) -> tuple[Tensor, Tensor]:
+    """Sum ASL1 times the factor of its region over each population, and derive the sum by the prediction.
+
+    float32, [L]; and in the dtype of the prediction, rounded once, [N, D].
+    """
+    if few := few_rows(weight_ND > 0, sizes):
+        row_R, sizes = few
+        loss_L, gradient_RD = ghm_r_loss_and_gradient(
+            pred_ND[row_R], target_ND[row_R], weight_ND[row_R], sizes, factor_LK, mu
+        )
+        gradient_ND = torch.zeros_like(pred_ND).index_copy_(0, row_R, gradient_RD)
+        return loss_L + 0 * pred_ND.sum(dtype=torch.float32), gradient_ND  # NaN wherever one is
+    lookup = _lookup(_by_slot(factor_LK)[0])
+    gradient_ND = torch.empty_like(pred_ND)
+    loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred_ND.device)
+    for level, rows, slope, length, spare in _chunks(pred_ND, sizes, buffers=3):
+        inputs = pred_ND[rows], target_ND[rows], weight_ND[rows]
+        factor = lookup(level, _box_slots(*inputs, factor_LK.shape[1], mu, slope=slope, length=length, spare=spare))
+        loss_L[level].add_(length.sub_(mu).mul_(factor).sum())
+        torch.mul(slope, factor, out=gradient_ND[rows])
+    return loss_L.float(), gradient_ND
+
+
+def ghm_r_loss(*inputs: Any) -> Tensor:
+    """The first that `ghm_r_loss_and_gradient` gives."""
+    return ghm_r_loss_and_gradient(*inputs)[0]
+
+
+def ghm_r_gradient(*inputs: Any) -> Tensor:
+    """The second that `ghm_r_loss_and_gradient` gives."""
+    return ghm_r_loss_and_gradient(*inputs)[1]
+
+
+def focal_loss_and_gradient(
+    logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, gamma: float, alpha: float, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum Focal Loss times the weight of its row, times `factor`, and derive the sum by the logits.
+
+    float32, []; and in the dtype of the logits, rounded once, [N, C].
+    """
+    row_P, place_P, positive_P = _positives(label_N, logit_NC.shape[1])
+    weight_N = weight_N.float()
+    factor_N1 = ((1 - alpha) * factor * weight_N)[:, None]
+    gradient_NC = torch.empty_like(logit_NC)
     loss = torch.zeros((), dtype=torch.float64, device=logit_NC.device)
-    for _, rows, buffer in _chunks(logit_NC, [len(logit_NC)]):
-        logit = logit_NC[rows].float()
-        _softplus(logit, out=buffer)
+    for _, rows, *buffers in _chunks(logit_NC, [len(logit_NC)], buffers=4):
+        value, slope = _focal(logit_NC[rows].float(), gamma, *buffers)
+        torch.mul(slope, factor_N1[rows], out=gradient_NC[rows])
         here = rows  # the positives of these rows
         if on_host(row_P):
             here = slice(*torch.searchsorted(row_P, torch.tensor([rows.start, rows.stop])).tolist())
-        position_P = row_P[here] - rows.start, column_P[here]
-        buffer[position_P] = buffer[position_P].masked_fill(positive_P[here], 0.0)
-        loss_N = buffer.mul_(_power(torch.sigmoid(logit), gamma)).sum(1)
-        loss += (1 - alpha) * torch.dot(loss_N, weight_N[rows].float())
-    logit_P = -logit_NC[row_P, column_P].float()
-    loss_P = alpha * _power(logit_P.sigmoid(), gamma) * softplus(logit_P) * weight_N[row_P].float()
-    return (factor * (loss + torch.where(positive_P, loss_P, 0.0).sum(dtype=torch.float64))).float()
+        position_P = place_P[here] - rows.start * logit_NC.shape[1]
+        value.view(-1)[position_P] = value.view(-1)[position_P].masked_fill(positive_P[here], 0.0)
+        loss += (1 - alpha) * torch.dot(value.sum(1), weight_N[rows])
+    logit_P = -logit_NC.view(-1)[place_P].float()
+    value_P, slope_P = _focal(logit_P, gamma, *logit_P.new_empty(4, len(logit_P)))
+    weight_P = alpha * weight_N[row_P]
+    loss += torch.where(positive_P, value_P * weight_P, 0.0).sum(dtype=torch.float64)
+    slope_P = (slope_P * -factor * weight_P).to(logit_NC.dtype)
+    gradient_NC.view(-1).index_copy_(0, place_P, torch.where(positive_P, slope_P, gradient_NC.view(-1)[place_P]))
+    return (factor * loss).float(), gradient_NC
 
 
-def focal_gradient(
-    logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, gamma: float, alpha: float, factor: Tensor
-) -> Tensor:
-    """The derivative of `focal_loss` by the logits, in their dtype, rounded once. [N, C]"""
-    factor_N = factor * weight_N.float()
-    gradient_NC = torch.empty_like(logit_NC)
-    for _, rows, buffer in _chunks(logit_NC, [len(logit_NC)]):
-        _focal_slope(logit_NC[rows].float(), gamma, out=buffer)
-        torch.mul(buffer, (1 - alpha) * factor_N[rows, None], out=gradient_NC[rows])
-    row_P, column_P, _, positive_P = _positives(label_N, weight_N == 0, [len(logit_NC)], logit_NC.shape[1])
-    logit_P = -logit_NC[row_P, column_P].float()
-    slope_P = -alpha * factor_N[row_P] * _focal_slope(logit_P, gamma, out=torch.empty_like(logit_P))
-    gradient_NC[row_P, column_P] = torch.where(positive_P, slope_P.to(logit_NC.dtype), gradient_NC[row_P, column_P])
-    return gradient_NC
+def focal_loss(*inputs: Any) -> Tensor:
+    """The first that `focal_loss_and_gradient` gives."""
+    return focal_loss_and_gradient(*inputs)[0]
 
 
-def _focal_slope(logit: Tensor, gamma: float, *, out: Tensor) -> Tensor:
-    """The derivative of p^gamma softplus(x) by x, p = sigmoid(x): p^gamma (gamma (1 - p) softplus(x) + p)."""
-    _softplus(logit, out=out)
-    probability = torch.sigmoid(logit)
-    out.addcmul_(out, probability, value=-1)  # (1 - p) softplus(x)
-    return out.mul_(gamma).add_(probability).mul_(_power(probability, gamma))
+def focal_gradient(*inputs: Any) -> Tensor:
+    """The second that `focal_loss_and_gradient` gives."""
+    return focal_loss_and_gradient(*inputs)[1]
 
 
-def _power(probability: Tensor, gamma: float) -> Tensor:
-    return probability * probability if gamma == 2 else probability**gamma
+def few_rows(used_N4: Tensor, sizes: list[int]) -> tuple[Tensor, list[int]] | None:
+    """The rows of boxes with a used coordinate, [R], and how many of each population, on a CPU where they are few."""
+    if not on_host(used_N4) or used_N4.shape[1] != 4:
+        return None
+    used_N = used_N4.contiguous().view(torch.int32).squeeze(1)
+    if 4 * int(used_N.count_nonzero()) >= len(used_N):
+        return None
+    row_R = used_N.nonzero().squeeze(1)
+    end_L = [0, *torch.searchsorted(row_R, torch.tensor(sizes).cumsum(0)).tolist()]
+    return row_R, [end - start for start, end in pairwise(end_L)]
 
 
-def _chunk_rows(logit_NC: Tensor) -> int:
-    return max(1, (CHUNK if on_host(logit_NC) else DEVICE_CHUNK) // max(1, logit_NC.shape[1]))
+def _focal(
+    logit: Tensor, gamma: float, probability: Tensor, power: Tensor, value: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    """p^gamma softplus(x), p = sigmoid(x), and its derivative by x: p^gamma (gamma (1 - p) softplus(x) + p)."""
+    torch.sigmoid(logit, out=probability)
+    _softplus(logit, probability, out=slope, spare=value)
+    if gamma == 2:
+        torch.mul(probability, probability, out=power)
+    else:
+        torch.pow(probability, gamma, out=power)
+    torch.mul(slope, power, out=value)
+    slope.addcmul_(slope, probability, value=-1).mul_(gamma).add_(probability).mul_(power)
+    return value, slope
 
 
-def _chunks(logit_NC: Tensor, sizes: list[int]) -> Iterator[tuple[int, slice, Tensor]]:
-    """Yield a population, rows of it, and float32 memory for their logits, which the next chunk gets too.
+def _chunks(prediction: Tensor, sizes: list[int], buffers: int = 1) -> Iterator[tuple[Any, ...]]:
+    """Yield a population, rows of it, and float32 memory for their examples, which the next chunk gets too.
 
     New memory for each chunk would cost more than what is done with it.
     """
-    rows = _chunk_rows(logit_NC)
-    buffer_NC = torch.empty(min(len(logit_NC), rows), logit_NC.shape[1], device=logit_NC.device)
+    rows = max(1, (CHUNK if on_host(prediction) else DEVICE_CHUNK) // max(1, prediction.shape[1]))
+    shape = (buffers, min(len(prediction), rows), prediction.shape[1])
+    memory = torch.empty(shape, device=prediction.device).unbind()
     start = 0
     for level, size in enumerate(sizes):
         for first in range(start, start + size, rows):
             last = min(first + rows, start + size)
-            yield level, slice(first, last), buffer_NC[: last - first]
+            yield level, slice(first, last), *(buffer[: last - first] for buffer in memory)
         start += size
 
 
@@ -169,102 +243,104 @@ def product_is_exact(bins: int) -> bool:
     return bool(((edge_E * bins).long() == here_E).all() and ((below_E * bins).long() == here_E - 1).all())
 
 
-def _regions(norm: Tensor, edge_E: Tensor, *, out: Tensor) -> None:
+def _regions(norm: Tensor, bins: int, *, out: Tensor) -> None:
     """Write the slot of every gradient norm; `norm` is used up."""
-    bins = len(edge_E) - 1
-    if on_host(norm) and product_is_exact(bins) and not norm.sum().isnan():
+    if on_host(norm) and product_is_exact(bins) and not isnan(norm.sum()):
         out.copy_(norm.mul_(bins))
     else:
+        edge_E = region_edges(bins, end=CLASSIFICATION_END, device=norm.device)
         index = region_index(norm, norm == norm, edge_E=edge_E)
-        out.copy_(index.masked_fill_(index == bins, _none(out)))
+        out.copy_(index.masked_fill_(index == bins, _none(bins)))
 
 
-def _histogram(slot: Tensor, width: int) -> Tensor:
+def _box_slots(
+    pred: Tensor, target: Tensor, weight: Tensor, bins: int, mu: float, slope: Tensor, length: Tensor, spare: Tensor
+) -> Tensor:
+    """The slot of every coordinate; writes d / sqrt(d^2 + mu^2), d = prediction - target, and its divisor."""
+    torch.sub(pred.float(), target.float(), out=slope)
+    torch.mul(slope, slope, out=length).add_(mu * mu).sqrt_()
+    slot = torch.empty(slope.shape, dtype=slot_dtype(bins), device=slope.device)
+    _regions(torch.abs(slope.div_(length), out=spare), bins, out=slot)
+    return slot.bitwise_or_(_ignored(weight, bins))
+
+
+def _none(bins: int) -> int:
+    """The slot of what is in no region, which is the slot of any norm with its bits set. W is twice one more."""
+    return (1 << (bins + 1).bit_length()) - 1
+
+
+def _ignored(weight: Tensor, bins: int) -> Tensor:
+    """The bits to set in the slots of examples with a weight: those of none where they are ignored."""
+    return (weight > 0).to(slot_dtype(bins)).sub_(1).bitwise_and_(_none(bins))
+
+
+def _histogram(slot: Tensor, bins: int) -> Tensor:
     """Count the slots, int64, [W]."""
-    slot = slot.view(-1)
+    slot, width = slot.view(-1), 2 * _none(bins) + 2
     if not on_host(slot):
         return region_counts(slot, bins=width)
-    if _pairs(slot) and len(slot) >= 2 * width * 256:
-        # Two slots at a time, as one number of 16 bits: half the work of the one loop here that has one thread.
+    if _pairs(slot) and len(slot) >= width * 256:
         count_WW = torch.bincount(slot.view(torch.int16), minlength=width * 256).view(-1, 256)[:, :width]
         return count_WW.sum(0) + count_WW.sum(1)
     return torch.bincount(slot, minlength=width)
 
 
+def _counts(count_LW: Tensor, bins: int) -> Tensor:
+    """The counts of the regions, of negatives and positives, [L, K], from those of the slots."""
+    count_LH = count_LW.unflatten(1, (2, -1)).sum(1)
+    count_LK = count_LH[:, :bins].clone()
+    count_LK[:, -1].add_(count_LH[:, bins])
+    return count_LK
+
+
 def _pairs(slot: Tensor) -> bool:
     """Whether slots can be read two at a time."""
-    return slot.dtype == torch.uint8 and slot.numel() % 2 == slot.storage_offset() % 2 == 0
+    return slot.dtype == torch.int8 and slot.numel() % 2 == slot.storage_offset() % 2 == 0
 
 
-def _lookup(factor_LW: Tensor, slot_NC: Tensor) -> Callable[[int, Tensor], Tensor]:
-    """Make the function that looks up the factors of a chunk of slots; its result lasts until the next call.
+def _by_slot(factor_LK: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor of each slot of a negative, 0 for positives, and the other way round, both [L, W]."""
+    half = _none(factor_LK.shape[1]) + 1
+    factor_LH = pad(torch.cat([factor_LK, factor_LK[:, -1:]], dim=1), (0, half - factor_LK.shape[1] - 1))
+    return pad(factor_LH, (0, half)), pad(factor_LH, (half, 0))
 
-    On a CPU many slots are looked up two at a time, as complex numbers, which takes half as long.
-    """
-    if not on_host(slot_NC) or slot_NC.dtype != torch.uint8 or slot_NC.numel() < CHUNK:
-        return lambda level, slot: torch.take(factor_LW[level], slot.long())
-    first_LWV = pad(factor_LW, (0, 256 - factor_LW.shape[1]))[:, None].expand(-1, factor_LW.shape[1], 256)
-    second_LWV = factor_LW[:, :, None].expand(first_LWV.shape)
-    pair = (first_LWV, second_LWV) if sys.byteorder == "little" else (second_LWV, first_LWV)
-    pair_LV = torch.complex(*(part.contiguous() for part in pair)).flatten(1)
-    length = _chunk_rows(slot_NC) * slot_NC.shape[1] // 2
-    index_V = torch.empty(length, dtype=torch.int64)
-    factor_V = torch.empty(length, dtype=torch.complex64)
+
+def _lookup(factor_LW: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """Make the function that looks up the factors of slots of a population, two at a time as complex numbers."""
+    levels, width = factor_LW.shape
+    if not on_host(factor_LW) or width > 128:
+        return lambda level, slot: factor_LW[level].index_select(0, slot.reshape(-1).int()).view(slot.shape)
+    pair_LWV = torch.empty(levels, width, 256, dtype=torch.complex64)
+    second = int(sys.byteorder == "little")  # the part that the high byte, a row of the table, stands for
+    table_LWW2 = torch.view_as_real(pair_LWV)[:, :, :width]
+    table_LWW2[..., second] = factor_LW[:, :, None]
+    table_LWW2[..., 1 - second] = factor_LW[:, None]
 
     def lookup(level: int, slot: Tensor) -> Tensor:
         if not _pairs(slot):
-            return torch.take(factor_LW[level], slot.long())
-        pair = slot.view(-1).view(torch.int16)
-        torch.take(pair_LV[level], index_V[: len(pair)].copy_(pair), out=factor_V[: len(pair)])
-        return factor_V[: len(pair)].view(torch.float32).view(slot.shape)
+            return factor_LW[level].index_select(0, slot.view(-1).int()).view(slot.shape)
+        pair = slot.view(-1).view(torch.int16).int()
+        return pair_LWV[level].view(-1).index_select(0, pair).view(torch.float32).view(slot.shape)
 
     return lookup
 
 
-def _softplus(logit: Tensor, *, out: Tensor) -> Tensor:
-    """log(1 + exp(x)), by two operators that are faster together than PyTorch's one, where nothing overflows."""
-    if on_host(logit) and logit.numel() and logit.amax() < 80:
-        return torch.log1p(torch.exp(logit, out=out), out=out)
-    return torch.ops.aten.softplus(logit, out=out)
+def _softplus(logit: Tensor, probability: Tensor, *, out: Tensor, spare: Tensor) -> Tensor:
+    """log(1 + exp(x)) from p = sigmoid(x), as max(x, 0) - log(1 - min(p, 1 - p)); exponentials are what costs most."""
+    torch.sub(ONE, probability, out=out)
+    torch.log1p(torch.minimum(out, probability, out=out).neg_(), out=out)
+    return torch.sub(torch.clamp(logit, min=0, out=spare), out, out=out)
 
 
-def _positives(label_N: Tensor, ignored_N: Tensor, sizes: list[int], classes: int) -> Positives:
-    """Find the positives: on a CPU only them, elsewhere one candidate a row, so that nothing waits for the device."""
-    positive_P = (label_N >= 0) & (label_N < classes) & ~ignored_N
+def _positives(label_N: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of positives, their places among all logits, and whether they are positives at all, each [P].
+
+    On a CPU only them, elsewhere one candidate a row, so that nothing waits for the device.
+    """
+    column_N = label_N.clamp(0, classes - 1).long()
+    positive_N = column_N == label_N
     if on_host(label_N):
-        row_P = positive_P.nonzero().squeeze(1)
-        column_P, positive_P = label_N[row_P], positive_P[row_P]
-    else:
-        row_P = torch.arange(len(label_N), device=label_N.device)
-        column_P = label_N.clamp(0, classes - 1)
-    level_P = torch.zeros_like(row_P)
-    start = 0
-    for size in sizes[:-1]:
-        start += size
-        level_P += row_P >= start
-    return row_P, column_P.long(), level_P, positive_P
-
-
-def _positive_slots(logit_NC: Tensor, positives: Positives, edge_E: Tensor, none: int) -> Tensor:
-    """The slot of every positive, int64, [P]."""
-    row_P, column_P, _, _ = positives
-    norm_P = classification_gradient_norm(logit_NC[row_P, column_P].float(), torch.ones((), device=logit_NC.device))
-    slot_P = region_index(norm_P, norm_P == norm_P, edge_E=edge_E)
-    return slot_P.masked_fill(slot_P == len(edge_E) - 1, none)
-
-
-def _factors(
-    logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, slot_NC: Tensor, sizes: list[int], factor_LK: Tensor
-) -> tuple[Callable[[int, Tensor], Tensor], Positives, Tensor]:
-    """What looks up the factors of a chunk of slots, the positives, and the factor of each of them, [P]."""
-    none, bins = _none(slot_NC), factor_LK.shape[1]
-    factor_LW = pad(torch.cat([factor_LK, factor_LK[:, -1:]], dim=1), (0, none - bins))
-    edge_E = region_edges(bins, end=CLASSIFICATION_END, device=logit_NC.device)
-    positives = _positives(label_N, ~(weight_N > 0), sizes, logit_NC.shape[1])
-    factor_P = factor_LW[positives[2], _positive_slots(logit_NC, positives, edge_E, none)]
-    return _lookup(factor_LW, slot_NC), positives, factor_P
-
-
-def _none(slot: Tensor) -> int:
-    """The slot of what is in no region, which is any slot with its bits set."""
-    return 2**7 - 1 if slot.dtype == torch.uint8 else 2**15 - 1
+        row_P = positive_N.nonzero().squeeze(1)
+        return row_P, row_P * classes + column_N[row_P], positive_N[row_P]
+    row_N = torch.arange(len(label_N), device=label_N.device)
+    return row_N, row_N * classes + column_N, positive_N
