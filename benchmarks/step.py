@@ -1,168 +1,396 @@
-"""A training step of RetinaNet R50-FPN at COCO's size: ours beside stock mmdet's head and losses, in one process.
+"""A training step, ours beside stock mmdet, in one process: where its time goes, its operators and waits, its memory.
 
-    python -m benchmarks.step --out DIR
+    python -m benchmarks.step --out DIR [--rounds N]
 
-Images are noise of 800 x 1344 pixels with 7 boxes each, 16 per step, and stay on the device: loading is not timed. Both
-detectors are those of the preset `coco_r50_1x` with random weights; the stock one has mmdet's `RetinaHead` and losses.
-A step is forward, target assignment, losses, backward, gradient clipping and SGD. In each round every setting takes
-STEPS steps, timed together; shown are the median of rounds, its ratio to stock mmdet in the same precision, and the
-peak of memory. On a CPU one small step shows that all of it runs.
+Stock mmdet has its own data set, preprocessor, `RetinaHead`, losses, optimiser wrapper and schedule, as its `Runner`
+puts them together, and the same weights and images. Blocks of steps of both take turns; shown are medians of blocks,
+and the median of the ratios of a block to the one beside it.
+
+- *default*: the default of `params.yaml` with its real images, from files to moved weights. Parts of a step come from a
+  second pass in which each is timed by itself.
+- *coco*, on a GPU: RetinaNet R50-FPN as in the preset `coco_r50_1x`, 16 images of noise of 800 x 1344 pixels with 7
+  boxes each, in memory: reading them is not timed. bf16 is mmdet's automatic mixed precision.
+- *operators*: what targets and losses dispatch for 16 images of 800 x 1333 pixels, and how often the host would wait
+  for a GPU; and a whole step of the default. Counted on a CPU, by the code that a GPU runs without kernels.
 """
 
 import argparse
+import copy
 import json
+import os
 import sys
+import tempfile
 import time
-from contextlib import nullcontext
-from functools import partial
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.registry import OPTIM_WRAPPERS, init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import faults
 from benchmarks.losses import context
 from ghm import config, params, sections
+from ghm.losses import vectorised
 from ghm.registry import MODELS
+from ghm.targets import Truth
+from ghm.training import batches
+from ghm.training.batches import Batch
+from ghm.training.engine import Engine
+from ghm.training.processes import Processes
 
 ROOT = Path(__file__).parents[1]
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-IMAGES, HEIGHT, WIDTH = (16, 800, 1344) if CUDA else (1, 64, 96)
-BOXES = 7
-ROUNDS, STEPS = (5, 4) if CUDA else (1, 1)
-STOCK = {"fl_sl1": ("FocalLoss", "SmoothL1Loss"), "ghmc_ghmr": ("GHMC", "GHMR")}
-OPTIONS = {  # of the reference's configs
-    "FocalLoss": {"use_sigmoid": True, "gamma": 2.0, "alpha": 0.25},
-    "SmoothL1Loss": {"beta": 0.11},
-    "GHMC": {"bins": 30, "momentum": 0.75, "use_sigmoid": True},
-    "GHMR": {"mu": 0.02, "bins": 10, "momentum": 0.7, "loss_weight": 10.0},
+VARIANTS = ("fl_sl1", "ghmc_ghmr")
+HEIGHT, WIDTH, SHOWN = 800, 1344, 1333  # of an image; its last pixels are padding
+STOCK = {  # of the reference's configs
+    "ghm.FocalLoss": dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25),
+    "ghm.SmoothL1Loss": dict(type="SmoothL1Loss", beta=0.11),
+    "ghm.GHMC": dict(type="GHMC", bins=30, momentum=0.75, use_sigmoid=True),
+    "ghm.GHMR": dict(type="GHMR", mu=0.02, bins=10, momentum=0.7, loss_weight=10.0),
 }
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
 
 
-def detector(variant: str, *, stock: bool) -> Any:
-    """RetinaNet as the preset describes it, ready to train."""
+class Count(TorchDispatchMode):
+    """Counts operators, and those that would have the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        self.operators[name] += 1
+        masks = [
+            index
+            for index in (args[1] if name.startswith(("aten.index.", "aten.index_put")) else [])
+            if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+        ]
+        # One value by a mask is a masked_fill, which does not wait.
+        if any(word in name for word in WAITS) or (masks and not ("index_put" in name and args[2].numel() == 1)):
+            self.waits[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted() -> Iterator[Count]:
+    """Operators of the block, by the path that a device takes."""
+    with patch.object(vectorised, "on_host", lambda _tensor: False), Count() as count:
+        yield count
+
+
+class Clock:
+    """Seconds of parts of a step, each without what is timed inside of it."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._inside: list[float] = []
+
+    def time(self, part: str, owner: Any, name: str) -> None:
+        """Time the method `name` of `owner` from now on."""
+        inner = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            self._inside.append(0.0)
+            result = inner(*args, **kwargs)
+            spent = time.perf_counter() - start
+            self.seconds[part] += spent - self._inside.pop()
+            if self._inside:
+                self._inside[-1] += spent
+            return result
+
+        setattr(owner, name, timed)
+
+
+class Ours:
+    """Our engine; `given` is a batch to be taken at each step, or None for the training images."""
+
+    def __init__(self, cfg: Any, given: Batch | None) -> None:
+        self.engine = Engine(cfg, Processes(), begins=True)
+        self.engine.model.train()
+        self.given, self.taken = given, 0
+        if given is None:
+            self.loader = batches.loader(cfg, Processes())
+            self.images = _endless(self.loader, lambda epoch: self.loader.batch_sampler.start(epoch, 0))
+
+    def load(self) -> Batch:
+        return self.given or next(self.images)
+
+    def step(self) -> None:
+        batch = self.load()
+        lr = config.learning_rate(self.engine.cfg.schedule, self.taken)
+        self.taken += 1
+        self.engine.step([batch], lr, [0.0, 0.0, 0.0]).read()
+
+    def watch(self, clock: Clock) -> None:
+        detector, head = self.engine.detector, self.engine.detector.bbox_head
+        clock.time("load", self, "load")
+        clock.time("transfer", batches, "prepare")
+        clock.time("forward", detector, "extract_feat")
+        clock.time("forward", head, "forward")
+        clock.time("targets", head, "examples")
+        clock.time("loss", head, "_losses")
+        clock.time("backward", self.engine, "_backward")
+        clock.time("optimiser", self.engine, "_update")
+
+
+class Stock:
+    """mmdet's training step, from its own parts and with the weights of ours."""
+
+    def __init__(self, cfg: Any, given: Batch | None, state: dict[str, Tensor]) -> None:
+        cfg = copy.deepcopy(cfg)
+        head = cfg.model.bbox_head
+        head.update(type="RetinaHead", loss_cls=STOCK[head.loss_cls.type], loss_bbox=STOCK[head.loss_bbox.type])
+        if head.norm_cfg:
+            head.norm_cfg = dict(head.norm_cfg, type="GN")
+        cfg.model.backbone.init_cfg = None
+        init_default_scope("mmdet")
+        self.model: Any = MODELS.build(cfg.model)
+        self.model.load_state_dict(state, strict=False)
+        self.model.to(DEVICE).train()
+        kind, dtype = (
+            ("AmpOptimWrapper", {"dtype": "bfloat16"}) if cfg.speed.precision == "bf16" else ("OptimWrapper", {})
+        )
+        optimizer = {name: value for name, value in cfg.optimizer.items() if name != "fused"}
+        self.wrapper: Any = OPTIM_WRAPPERS.build(
+            dict(type=kind, optimizer=_built(optimizer, self.model), clip_grad=dict(max_norm=cfg.grad_clip), **dtype)
+        )
+        self.given = _as_mmdet(given) if given else None
+        if given is None:
+            images = cfg.train_dataloader.dataset.dataset.to_dict()
+            theirs = [dict(type="LoadImageFromFile"), *images["pipeline"][1:-1], dict(type="PackDetInputs")]
+            images["pipeline"] = [dict(each, type=each["type"].removeprefix("ghm.")) for each in theirs]
+            settings = dict(batch_size=cfg.train_dataloader.batch_size, num_workers=0, dataset=images)
+            settings |= dict(sampler=dict(type="DefaultSampler"), batch_sampler=dict(type="AspectRatioBatchSampler"))
+            self.loader: Any = Runner.build_dataloader(settings, seed=cfg.randomness.seed)
+            self.images = _endless(self.loader, self.loader.batch_sampler.sampler.set_epoch)
+
+    def load(self) -> dict[str, Any]:
+        return dict(self.given) if self.given else next(self.images)
+
+    def step(self) -> None:
+        log = self.model.train_step(self.load(), self.wrapper)
+        log["loss"].item()  # as the hook does that stops at a loss that is not finite
+
+    def watch(self, clock: Clock) -> None:
+        model, head = self.model, self.model.bbox_head
+        clock.time("load", self, "load")
+        clock.time("transfer", model.data_preprocessor, "forward")
+        clock.time("forward", model, "extract_feat")
+        clock.time("forward", head, "forward")
+        clock.time("targets", head, "get_anchors")
+        clock.time("targets", head, "get_targets")
+        clock.time("loss", head, "loss_by_feat")
+        clock.time("backward", self.wrapper, "backward")
+        clock.time("optimiser", self.wrapper, "step")
+        clock.time("optimiser", self.wrapper, "zero_grad")
+
+
+def _endless(loader: Any, start: Callable[[int], Any]) -> Iterator[Any]:
+    epoch = 0
+    while True:
+        start(epoch)
+        yield from loader
+        epoch += 1
+
+
+def _built(optimizer: dict[str, Any], model: Any) -> torch.optim.Optimizer:
+    arguments = dict(optimizer)
+    return getattr(torch.optim, arguments.pop("type"))(model.parameters(), **arguments)
+
+
+def _as_mmdet(batch: Batch) -> dict[str, Any]:
+    samples = []
+    for box_G4, label_G, size in zip(*vars(batch.truth).values(), strict=True):
+        truth, shape = InstanceData(bboxes=box_G4[label_G >= 0], labels=label_G[label_G >= 0]), tuple(size.tolist())
+        samples.append(DetDataSample(metainfo={"img_shape": shape, "ori_shape": shape}, gt_instances=truth))
+    return {"inputs": [*batch.pixel_BHW3.permute(0, 3, 1, 2).contiguous()], "data_samples": samples}
+
+
+def noise(images: int, boxes: int, height: int, width: int, shown: int) -> Batch:
+    """Images of noise, `shown` pixels of each row inside, with boxes anywhere."""
+    generator = torch.Generator().manual_seed(0)
+    inside = torch.tensor([shown, height])
+    size = torch.rand(images, boxes, 2, generator=generator) * inside * 0.4 + 8
+    corner = torch.rand(images, boxes, 2, generator=generator) * (inside - size)
+    label = torch.randint(0, 80, (images, boxes), generator=generator)
+    truth = Truth(torch.cat([corner, corner + size], 2), label, torch.tensor([[height, width]] * images))
+    pixels = torch.randint(0, 256, (images, height, width, 3), generator=generator, dtype=torch.uint8)
+    return Batch(pixels, torch.tensor([[height, shown]] * images), truth, ["noise"] * images, [])
+
+
+def coco(variant: str, precision: str) -> Any:
+    """The config of the preset `coco_r50_1x` with random weights."""
     content = sections.read(ROOT / "params.yaml")
     for section, values in sections.read(ROOT / "presets" / "coco_r50_1x.yaml").items():
         content[section].update(values)
-    parameters = params.parse(content)
+    content["train"]["precision"] = precision
     manifest = {"name": "coco", "classes": [str(number) for number in range(80)], "category_ids": [*range(80)]}
     split = {"images": 117_266, "images_without_boxes": 0, "annotations": "none.json", "folder": "none"}
     manifest["splits"] = dict.fromkeys(("train", "val"), split)
-    cfg = config.build(parameters, variant, manifest, None, 0).model
-    if stock:
-        cls, box = STOCK[variant]
-        head = cfg.bbox_head
-        head.type = "RetinaHead"
-        head.loss_cls = {"type": cls, **OPTIONS[cls]}
-        head.loss_bbox = {"type": box, **OPTIONS[box]}
-    torch.manual_seed(0)
-    model = MODELS.build({**cfg, "_scope_": "mmdet"})
-    return model.to(DEVICE, memory_format=torch.preserve_format if stock else torch.channels_last).train()
+    return config.build(params.parse(content), variant, manifest, None, 0)
 
 
-def batch() -> tuple[Tensor, list[DetDataSample]]:
-    """Images, [B, 3, H, W], and their boxes."""
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for _ in range(IMAGES):
-        size = torch.rand(BOXES, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT]) * 0.4 + 8
-        corner = torch.rand(BOXES, 2, generator=generator) * (torch.tensor([WIDTH, HEIGHT]) - size)
-        truth = InstanceData(
-            bboxes=torch.cat([corner, corner + size], 1).to(DEVICE),
-            labels=torch.randint(0, 80, (BOXES,), generator=generator).to(DEVICE),
-        )
-        shape = (HEIGHT, WIDTH)
-        meta = {"img_shape": shape, "ori_shape": shape, "pad_shape": shape, "batch_input_shape": shape}
-        samples.append(DetDataSample(metainfo=meta, gt_instances=truth))
-    return torch.randn(IMAGES, 3, HEIGHT, WIDTH, generator=generator).to(DEVICE), samples
-
-
-def step(model: Any, optimizer: torch.optim.Optimizer, images: Tensor, samples: list, precision: str) -> None:
-    """One step of training."""
-    with torch.autocast(DEVICE, torch.bfloat16) if precision == "bf16" else nullcontext():
-        losses = model.loss(images, samples)
-        total = sum(
-            sum(value) if isinstance(value, list) else value for name, value in losses.items() if name != "positives"
-        )
-    optimizer.zero_grad()
-    torch.as_tensor(total).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
-    optimizer.step()
-
-
-def timed(run: partial) -> float:
+def synchronised(run: Callable[[], None], steps: int) -> float:
     """Milliseconds per step."""
     if CUDA:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         run()
     if CUDA:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / STEPS * 1e3
+    return (time.perf_counter() - start) / steps * 1e3
 
 
-def measured(variant: str, precision: str, images: Tensor, samples: list) -> list[dict[str, Any]]:
-    """Both detectors in turns."""
-    runs, rows, times, memory = {}, [], {}, {}
-    for name in ("ours", "mmdet"):
-        model = detector(variant, stock=name == "mmdet")
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)
-        laid_out = images.to(memory_format=torch.channels_last) if name == "ours" else images
-        run = partial(step, model, optimizer, laid_out, samples, precision)
+def compared(name: str, cfg: Any, given: Batch | None, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Ours and stock in turns, by whole steps and then by parts."""
+    ours = Ours(cfg, given)
+    state = {key: value.clone() for key, value in ours.engine.detector.state_dict().items()}
+    sides: dict[str, Any] = {"ours": ours}
+    rows: dict[str, dict[str, Any]] = {}
+    memory: dict[str, float] = {}
+    for side in ("ours", "mmdet"):
+        rows[side] = {"step": name, "precision": cfg.speed.precision, "of": side}
         try:
-            run()
+            if side == "mmdet":
+                sides[side] = Stock(cfg, given, state)
+            sides[side].step()
             if CUDA:
                 torch.cuda.reset_peak_memory_stats()
-            run()
+            synchronised(sides[side].step, 2)
         except RuntimeError as error:  # mmdet's GHM refuses to mix dtypes
-            rows.append({"variant": variant, "precision": precision, "of": name, "fails": str(error).splitlines()[0]})
+            rows[side]["fails"] = str(error).splitlines()[0]
+            del sides[side]
+        memory[side] = torch.cuda.max_memory_allocated() / 2**30 if CUDA else 0.0
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, run in sides.items():
+            times[side].append(synchronised(run.step, steps))
+    for side, run in sides.items():
+        row = rows[side]
+        row["ms"] = round(median(times[side]), 2)
+        if len(sides) == 2:
+            row["times mmdet"] = round(median(b / a for a, b in zip(times[side], times["mmdet"], strict=True)), 3)
+        row["blocks_ms"] = [round(value, 2) for value in times[side]]
+        if CUDA:
+            row["GiB"] = round(memory[side], 2)
             continue
-        runs[name], times[name] = run, []
-        memory[name] = round(torch.cuda.max_memory_allocated() / 2**30, 2) if CUDA else None
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            times[name].append(timed(run))
-    middle = {name: median(values) for name, values in times.items()}
-    for name in runs:
-        row = {"variant": variant, "precision": precision, "of": name, "ms per step": round(middle[name], 1)}
-        row["times mmdet"] = round(middle["mmdet"] / middle[name], 2) if "mmdet" in middle else None
-        rows.append({**row, "GiB": memory[name], "rounds_ms": [round(value, 1) for value in times[name]]})
+        clock = Clock()
+        run.watch(clock)
+        whole = synchronised(run.step, 2 * steps) * 2 * steps
+        parts = {part: spent * 1e3 / (2 * steps) for part, spent in clock.seconds.items()}
+        parts["rest"] = whole / (2 * steps) - sum(parts.values())
+        row["parts_ms"] = {part: round(value, 2) for part, value in parts.items()}
+        row["targets and loss, share"] = round((parts["targets"] + parts["loss"]) / sum(parts.values()), 3)
+    return list(rows.values())
+
+
+def operators(images: int = 16) -> list[dict[str, Any]]:
+    """Of targets and losses at COCO's size, forward, ours and mmdet's, and of a whole step of the default."""
+    rows: list[dict[str, Any]] = []
+    sizes = [(HEIGHT // stride, WIDTH // stride) for stride in (8, 16, 32)] + [(13, 21), (7, 11)]
+    for variant in VARIANTS:
+        for boxes in (7, 30):
+            cfg = coco(variant, "fp32")
+            ours, theirs = (MODELS.build({**head, "_scope_": "mmdet"}) for head in _heads(cfg))
+            batch = noise(images, boxes, 32, 32, 32)
+            truth = noise(images, boxes, HEIGHT, WIDTH, SHOWN).truth if images else batch.truth
+            maps = [[torch.zeros(images, 9 * depth, *size) for size in sizes] for depth in (1, 4)]
+            scores = [torch.randn(1, 9 * 80, 1, 1).expand(images, -1, *size) for size in sizes]
+            with torch.no_grad(), counted() as count:
+                ours._losses(*ours.examples(scores, maps[1], truth))
+            row = {"step": variant, "images": images, "boxes": boxes, "of": "ours"}
+            rows.append({**row, "operators": count.operators.total(), "waits": count.waits.total()})
+            small = [score[..., :8, :8] for score in scores], [delta[..., :8, :8] for delta in maps[1]]
+            samples = _as_mmdet(Batch(batch.pixel_BHW3, batch.size_B2, truth, batch.paths, []))["data_samples"]
+            metas = [dict(sample.metainfo, pad_shape=(HEIGHT, WIDTH)) for sample in samples]
+            with torch.no_grad(), Count() as count:  # as many of them for a map of any size
+                theirs.loss_by_feat(*small, [sample.gt_instances for sample in samples], metas)
+            rows.append({**row, "of": "mmdet", "operators": count.operators.total(), "waits": count.waits.total()})
     return rows
+
+
+def _heads(cfg: Any) -> list[dict[str, Any]]:
+    head = cfg.model.bbox_head.to_dict() | {"train_cfg": cfg.model.train_cfg.to_dict()}
+    small = head | dict(in_channels=8, feat_channels=8, stacked_convs=0)
+    theirs = dict(
+        type="RetinaHead", loss_cls=STOCK[head["loss_cls"]["type"]], loss_bbox=STOCK[head["loss_bbox"]["type"]]
+    )
+    return [small, small | theirs]
+
+
+def whole_step(variant: str, cfg: Any) -> dict[str, Any]:
+    """Operators and waits of a step of the default, from the arrival of a batch to the reading of its numbers."""
+    ours = Ours(cfg, None)
+    ours.step()
+    batch = ours.load()
+    with counted() as count:
+        ours.engine.step([batch], 1e-3, [0.0])
+    return {"step": variant, "of": "a whole step", "operators": count.operators.total(), "waits": count.waits.total()}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    keys = ["variant", "precision", "of", "ms per step", "times mmdet", "GiB"]
-    lines = [f"| {' | '.join(keys)} |", "|---|---|---|---:|---:|---:|"]
+    named = [key for row in rows for key in row if key not in ("blocks_ms", "parts_ms")]
+    named += [part for row in rows for part in row.get("parts_ms", {})]
+    keys = list(dict.fromkeys(named))
+    lines = [f"| {' | '.join(keys)} |", "|" + "---|" * len(keys)]
     for row in rows:
-        shown = [row.get(key) for key in keys]
-        if "fails" in row:
-            shown[3] = f"fails: {row['fails']}"
-        lines.append(f"| {' | '.join('-' if value is None else str(value) for value in shown)} |")
+        flat = {**row, **row.get("parts_ms", {})}
+        lines.append(f"| {' | '.join(str(flat.get(key, '-')) for key in keys)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    out, rounds = arguments.out.resolve(), arguments.rounds
     out.mkdir(parents=True, exist_ok=True)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    images, samples = batch()
-    rows: list[dict[str, Any]] = []
-    for precision in ("bf16", "TF32" if CUDA else "fp32"):
-        for variant in STOCK:
-            rows += measured(variant, precision, images, samples)
-            print(table(rows), file=sys.stderr, flush=True)
-            record = {**context(DEVICE), "images": IMAGES, "size": [HEIGHT, WIDTH], "boxes": BOXES, "rows": rows}
-            (out / "step.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            (out / "step.md").write_text(table(rows), encoding="utf-8")
-    print(table(rows))
+    results: dict[str, list[dict[str, Any]]] = {}
+
+    def keep(name: str, rows: list[dict[str, Any]]) -> None:
+        results.setdefault(name, []).extend(rows)
+        content = {**context(DEVICE), "threads": torch.get_num_threads(), "results": results}
+        file = "step" if CUDA else "step_cpu"
+        (out / f"{file}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = "\n".join(f"{name}\n\n{table(rows)}" for name, rows in results.items())
+        (out / f"{file}.md").write_text(text, encoding="utf-8")
+        print(f"{name}\n\n{table(rows)}", file=sys.stderr, flush=True)
+
+    if CUDA:
+        for precision in ("bf16", "fp32"):
+            for variant in VARIANTS:
+                keep("coco", compared(variant, coco(variant, precision), noise(16, 7, HEIGHT, WIDTH, SHOWN), rounds, 4))
+    with tempfile.TemporaryDirectory(prefix="ghm-step-") as folder:
+        faults.prepare(Path(folder) / "run", None, processes=1, images=400)
+        os.chdir(Path(folder) / "run")
+        content = sections.read(Path("params.yaml")) | {"train": sections.read(ROOT / "params.yaml")["train"]}
+        parameters = params.parse(content)
+        for variant in VARIANTS:
+            cfg = config.for_run(parameters, variant, 0)
+            cfg.train_dataloader.num_workers = 0
+            keep("default", compared(variant, cfg, None, rounds, 20))
+            if not CUDA:
+                keep("operators", [whole_step(variant, cfg)])
+        os.chdir(out)
+    if not CUDA:
+        keep("operators", operators())
 
 
 if __name__ == "__main__":

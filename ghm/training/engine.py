@@ -1,4 +1,4 @@
-"""What a step is made of: the model on its device, the loader of its images, optimiser, moving average of weights."""
+"""What a step is made of: the model on its device, the optimiser, a moving average of the weights."""
 
 import copy
 import logging
@@ -79,7 +79,6 @@ class Engine:
             self.detector.to(memory_format=torch.channels_last)
         self.detector.to("cuda" if torch.cuda.is_available() else "cpu")
         self.device = next(self.detector.parameters()).device.type
-        self.loader: Any = batches.loader(cfg, processes)
         self.detector.init_weights()
         if begins and cfg.load_from:
             _load_detector(self.detector, Path(cfg.load_from))

@@ -37,6 +37,7 @@ class Loop:
 
     Args:
         engine: with model and optimiser.
+        loader: see `batches.loader`.
         variant: of the parameters.
         folder: where checkpoints are written.
         processes: those that share the run.
@@ -47,6 +48,7 @@ class Loop:
     def __init__(
         self,
         engine: Engine,
+        loader: Any,
         parameters: Params,
         variant: str,
         folder: Path,
@@ -55,7 +57,7 @@ class Loop:
         progress: Progress | None,
         measure_ap: Callable[[Any], float] | None,
     ) -> None:
-        self.engine, self.parameters, self.variant = engine, parameters, variant
+        self.engine, self.loader, self.parameters, self.variant = engine, loader, parameters, variant
         self.folder, self.processes = folder, processes
         self.progress, self.measure_ap = progress, measure_ap
         self.bad_images = BadImages(parameters.data.max_bad_images)
@@ -84,7 +86,7 @@ class Loop:
                     self._run_epoch()
             finally:
                 # At its exit Python would send the loader's processes SIGTERM, which they ignore, and wait.
-                iterator: Any = self.engine.loader._iterator
+                iterator: Any = self.loader._iterator
                 if iterator is not None:
                     iterator._shutdown_workers()
 
@@ -92,9 +94,9 @@ class Loop:
         """Take the steps that this epoch still has, measure, and save."""
         self.engine.model.train()
         accumulate = self.parameters.train.accumulate
-        self.engine.loader.batch_sampler.start(self.epoch, self.step_in_epoch * accumulate)
+        self.loader.batch_sampler.start(self.epoch, self.step_in_epoch * accumulate)
         with randomness.undisturbed():  # a loader draws a seed for its workers, which have no use for it
-            batches = iter(self.engine.loader)
+            batches = iter(self.loader)
         while parts := list(itertools.islice(batches, accumulate)):
             self._take_step(parts)
             self._settle(1)
@@ -173,7 +175,7 @@ class Loop:
 
     def _measure_norms(self) -> None:
         assert self.progress
-        rows = gradient_norms.measure(self.engine.detector, self.engine.loader.dataset, self.epoch)
+        rows = gradient_norms.measure(self.engine.detector, self.loader.dataset, self.epoch)
         self.progress.record(GRADIENT_NORMS, rows)
 
     def _save(self) -> None:

@@ -24,7 +24,7 @@ from ghm import backbones, checkpoints, config, data, files, fingerprint, runs
 from ghm.errors import InputError
 from ghm.params import Params
 from ghm.runs import Record
-from ghm.training import cost, gradient_norms, guards, state
+from ghm.training import batches, cost, gradient_norms, guards, state
 from ghm.training.cost import Rest
 from ghm.training.engine import Engine
 from ghm.training.loop import Loop
@@ -220,7 +220,8 @@ def _fit(run: _Run) -> None:
             watched=gradient_norms.IMAGES + min(train.val_images, splits[run.parameters.splits()[0]]["images"]),
         )
     measure_ap = ValidationSample(run.cfg) if train.val_images else None
-    loop = Loop(engine, run.parameters, run.variant, run.folder, processes, progress=progress, measure_ap=measure_ap)
+    loader, of_run = batches.loader(run.cfg, processes), (run.parameters, run.variant, run.folder, processes)
+    loop = Loop(engine, loader, *of_run, progress=progress, measure_ap=measure_ap)
     with logging_redirect_tqdm(), closing(progress) if progress else nullcontext():
         loop.run(start)
     if progress:
