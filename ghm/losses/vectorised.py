@@ -99,8 +99,9 @@ def ghm_c_gradient(*inputs: Any) -> Tensor:
 
 def ghm_r_count(
     pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int], bins: int, mu: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K]."""
+    length_ND = torch.zeros_like(pred_ND, dtype=torch.float32)
     if few := few_rows(weight_ND > 0, sizes):
         row_R, sizes = few
         pred_ND, target_ND, weight_ND = pred_ND[row_R], target_ND[row_R], weight_ND[row_R]
@@ -110,11 +111,17 @@ def ghm_r_count(
             pred_ND[rows], target_ND[rows], weight_ND[rows], bins, mu, slope=slope, length=length, spare=spare
         )
         count_LW[level].add_(_histogram(slot, bins))
-    return _counts(count_LW, bins)
+    return _counts(count_LW, bins), length_ND
 
 
 def ghm_r_loss_and_gradient(
-    pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int], factor_LK: Tensor, mu: float
+    pred_ND: Tensor,
+    target_ND: Tensor,
+    weight_ND: Tensor,
+    length_ND: Tensor,
+    sizes: list[int],
+    factor_LK: Tensor,
+    mu: float,
 ) -> tuple[Tensor, Tensor]:
     """Sum ASL1 times the factor of its region over each population, and derive the sum by the prediction.
 
@@ -123,7 +130,7 @@ def ghm_r_loss_and_gradient(
     if few := few_rows(weight_ND > 0, sizes):
         row_R, sizes = few
         loss_L, gradient_RD = ghm_r_loss_and_gradient(
-            pred_ND[row_R], target_ND[row_R], weight_ND[row_R], sizes, factor_LK, mu
+            pred_ND[row_R], target_ND[row_R], weight_ND[row_R], length_ND[row_R], sizes, factor_LK, mu
         )
         gradient_ND = torch.zeros_like(pred_ND).index_copy_(0, row_R, gradient_RD)
         return loss_L + 0 * pred_ND.sum(dtype=torch.float32), gradient_ND  # NaN wherever one is
