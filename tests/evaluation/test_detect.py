@@ -61,7 +61,7 @@ def same(found: Rows, expected: Rows) -> bool:
         return False
     for image in both[0]:
         one, other = both[0][image], both[1][image]
-        near = (np.abs(one[:, None] - other) <= CLOSE).all(2)
+        near = np.all(np.abs(one[:, None] - other) <= CLOSE, axis=2)
         surely, of_other = (lines[:, 1] > lines[:, 1].min() + 1e-4 for lines in (one, other))
         if not (near.any(1)[surely].all() and near.any(0)[of_other].all()):
             return False
