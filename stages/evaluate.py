@@ -17,7 +17,7 @@ def main() -> None:
     parameters = params.load()
     parameters.variant(variant)
     command = [sys.executable, "-m", "stages.evaluate", variant]
-    with processes.join(parameters.machine.launcher, command) as job, guards.enough_memory(parameters):
+    with processes.join(parameters.machine.launcher, command) as job, guards.enough_memory(parameters, "evaluate"):
         metrics = evaluate(parameters, variant, Path("runs") / variant, Path("detections") / variant, job)
         if job.first:
             files.write_json(Path("metrics") / f"{variant}.json", {name: metrics[name] for name in HEADLINE})
