@@ -200,7 +200,7 @@ def _testing(params: Params, manifest: dict[str, Any]) -> dict[str, Any]:
     )
     return dict(
         test_dataloader=dict(
-            batch_size=params.train.batch_size,
+            batch_size=params.evaluate.batch_size,
             num_workers=params.machine.workers,
             sampler=dict(type="DefaultSampler", shuffle=False),
             collate_fn=dict(type="ghm.collate"),

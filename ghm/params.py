@@ -201,6 +201,8 @@ class Evaluate(Section):
     score_threshold: Share
     nms_iou: Share
     max_per_image: Count
+    batch_size: Count
+    precision: Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ghm.errors import InputError
 if TYPE_CHECKING:
     from ghm.training.samples import BadImages
 
+WAITING = 4  # batches of images, at most, that wait for others of their size
 _log = logging.getLogger(__name__)
 
 
@@ -85,8 +86,39 @@ class Detections:
         ]
 
 
+def by_size(samples: Iterable[Any], most: int, divisor: int) -> Iterator[list[Any]]:
+    """Put images together that are padded to the same size: each is padded as it would be alone.
+
+    Beside a larger one it would be padded further, which takes time and changes what is found. Sizes are those of the
+    images that were read, for annotations may be wrong.
+
+    Args:
+        samples: of mmdet's pipelines; what is no dict stands for an image that cannot be read, and comes alone.
+        most: images of a batch.
+        divisor: of the sides of a batch, `pad_size_divisor` of mmdet.
+
+    Yields:
+        Samples to collate. At most `WAITING * most` are held: images of one size should come after each other.
+    """
+    groups: dict[tuple[int, int], list[Any]] = {}  # the one that grew last comes last
+    held = 0
+    for sample in samples:
+        if not isinstance(sample, dict):
+            yield [sample]
+            continue
+        height, width = sample["inputs"].shape[-2:]
+        size = -(-height // divisor), -(-width // divisor)
+        groups[size] = [*groups.pop(size, []), sample]
+        held += 1
+        if len(groups[size]) == most or held == WAITING * most:
+            batch = groups.pop(size if len(groups[size]) == most else next(iter(groups)))
+            held -= len(batch)
+            yield batch
+    yield from groups.values()
+
+
 def predict(
-    model: Any, batches: Iterable[dict[str, Any]], bad_images: "BadImages | None" = None
+    model: Any, batches: Iterable[dict[str, Any]], bad_images: "BadImages | None" = None, precision: str = "fp32"
 ) -> Iterator[tuple[Any, Detections]]:
     """Detect on batches of images.
 
@@ -94,6 +126,7 @@ def predict(
         model: a detector of mmdet in evaluation mode, as `load` returns it.
         batches: mmdet's `inputs` and `data_samples`, and `unreadable`, as `ghm.collate` puts them together.
         bad_images: counts the images that cannot be read, and says when they are too many; None: leave them out.
+        precision: fp32, or of a detector with one stage bf16: of the network, by autocast; boxes stay float32.
 
     Yields:
         For each image that can be read, in order: mmdet's data sample (`img_id`, `img_path`, `ori_shape`) and the
@@ -112,7 +145,7 @@ def predict(
             continue
         try:
             with torch.no_grad():
-                samples = model.test_step(batch)
+                samples = model.test_step(batch) if precision == "fp32" else _test_in_bf16(model, batch)
         except NotImplementedError as error:
             raise InputError(str(error)) from error
         for sample in samples:
@@ -120,3 +153,14 @@ def predict(
             box_N4, score_N = (tensor.float().cpu().numpy() for tensor in (instances.bboxes, instances.scores))
             order_N = np.argsort(-score_N, kind="stable")
             yield sample, Detections(box_N4[order_N], score_N[order_N], instances.labels.cpu().numpy()[order_N])
+
+
+def _test_in_bf16(model: Any, batch: dict[str, Any]) -> list[Any]:
+    """`test_step` of mmdet's `SingleStageDetector`, of which backbone, neck and head are computed in bfloat16."""
+    batch = model.data_preprocessor(batch, False)
+    with torch.autocast(batch["inputs"].device.type, torch.bfloat16):
+        outputs = model(**batch, mode="tensor")
+    maps = [[level.float() for level in levels] for levels in outputs]
+    metas = [sample.metainfo for sample in batch["data_samples"]]
+    found = model.bbox_head.predict_by_feat(*maps, batch_img_metas=metas, rescale=True)
+    return model.add_pred_to_datasample(batch["data_samples"], found)

@@ -82,6 +82,7 @@ def test_variant_and_seed_change_the_key_of_12_hex_digits(workspace: Path):
         ("machine", {"workers": 7, "check_images": "all", "checkpoint_minutes": 1.0}),
         ("machine", {"launcher": "pytorch"}),
         ("evaluate", {"nms_iou": 0.1, "score_threshold": 0.3, "max_per_image": 7, "split": "val"}),
+        ("evaluate", {"batch_size": 3, "precision": "bf16"}),
     ],
 )
 def test_what_watches_starts_and_measures_keeps_the_key(workspace: Path, section: str, changes: dict[str, Any]):

@@ -166,6 +166,12 @@ def test_a_box_that_no_anchor_meets_takes_every_anchor_that_meets_no_box_as_in_m
     assert_mmdets_targets(head, [far], metas)
 
 
+def test_a_box_inside_out_whose_area_is_that_of_an_anchor_but_negative_is_no_case_of_its_own_as_in_mmdet():
+    boxes = torch.tensor([[30.0, 10.0, 6.0, 34.0], [8.0, 8.0, 30.0, 30.0]])  # anchors are of 24 x 24
+    truth = InstanceData(bboxes=boxes, labels=torch.tensor([1, 2]))
+    assert_mmdets_targets(built(), [truth], [dict(img_shape=(64, 64), pad_shape=(64, 64))])
+
+
 def test_truth_pads_boxes_to_the_same_number_and_takes_mmdets_kind_of_boxes():
     truth, metas = drawn(0, [3, 0, 1])
     found = Truth.of(truth, metas)

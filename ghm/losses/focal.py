@@ -75,7 +75,7 @@ class FocalLoss(nn.Module):
             return factor * self._dense(pred.float(), target, weight).sum()
         if weight is None:
             weight = torch.ones((), device=pred.device).expand(len(pred))
-        return ops.focal_loss(pred.contiguous(), target, weight, self.gamma, self.alpha, factor)
+        return ops.focal(pred.contiguous(), target, weight, self.gamma, self.alpha, factor)
 
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if target.shape != logit.shape:

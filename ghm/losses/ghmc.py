@@ -45,7 +45,7 @@ class GHMC(HarmonisedLoss):
         label_weight: Tensor,
         reduction_override: Reduction | None = None,
         *,
-        avg_factor: float | None = None,
+        avg_factor: float | Tensor | None = None,
         sizes: list[int] | None = None,
     ) -> Tensor:
         """Return the loss in float32. Other arguments, results and errors: see `HarmonisedLoss`.
@@ -68,7 +68,7 @@ class GHMC(HarmonisedLoss):
             pred = pred.contiguous()
             count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
             factor_LK = self.factors(count_LK, count_LK.sum(1), reduction)
-            loss = ops.ghm_c_loss(pred, target, label_weight, slot, rows, factor_LK)
+            loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
         return loss[0] if sizes is None and reduction != "none" else loss
 
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor, rows: list[int], reduction: Reduction) -> Tensor:

@@ -63,8 +63,9 @@ class GHMR(HarmonisedLoss):
         total_L = torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
         if pred.dim() == 2 and reduction != "none":
             pred = pred.contiguous()  # the gradient has its layout
-            count_LK = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
-            loss = ops.ghm_r_loss(pred, target, label_weight, rows, self.factors(count_LK, total_L, reduction), self.mu)
+            count_LK, length = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
+            factor_LK = self.factors(count_LK, total_L, reduction)
+            loss = ops.ghm_r(pred, target, label_weight, length, rows, factor_LK, self.mu)
         else:
             difference = pred.float() - target.float()
             norm = regression_gradient_norm(difference.detach(), mu=self.mu)

@@ -2,11 +2,13 @@
 
 Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K unit regions.
 
-A program takes ROWS rows of one population, in tiles of TILE / WIDTH rows and WIDTH columns. Labels and weights are
-read once a row and never expanded, counts are private to the program until it ends, and one launch covers all
-populations. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
+A program is one warp, so that nothing in it waits. It takes a block of rows of one population, in tiles of TILE / WIDTH
+rows and WIDTH columns. Labels and weights are read once a row and never expanded, counts are private to the program
+until it ends, and one launch covers all populations. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,27 +17,113 @@ import triton.language as tl
 from torch import Tensor
 
 from ghm.losses import kernel_parts as parts
-from ghm.losses.vectorised import product_is_exact
+from ghm.losses.vectorised import product_is_exact, slot_dtype
 
-ROWS, TILE = 512, 1024
+TILE = 256  # 8 values a thread
+PROGRAMS = 64  # of each multiprocessor, of which 32 run at a time
 MOST_POPULATIONS = 8
 SIZES = [f"size_{level}" for level in range(MOST_POPULATIONS)]
-# What a kernel is compiled for. COUNT writes counts, LOSS sums, GRADIENT derivatives.
-COUNT, LOSS, GRADIENT = map(tl.constexpr, range(3))
+# What a kernel is compiled for. COUNT writes counts, LOSS sums, GRADIENT derivatives, LOSS_AND_GRADIENT both.
+COUNT, LOSS, GRADIENT, LOSS_AND_GRADIENT = map(tl.constexpr, range(4))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=["block", *SIZES])
 def _ghm_c_kernel(
-    logit, label, weight, table, out,
+    logit, label, weight, table, total, out, block,
     size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7,
-    PASS: tl.constexpr, L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr, SLOTS: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    PASS: tl.constexpr, L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr, EASY: tl.constexpr,
+    SLOTS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
     histogram = tl.zeros([SLOTS], dtype=tl.int32)
+    easy = 0
     part = tl.zeros([TILE // WIDTH, WIDTH], dtype=tl.float32)
-    for begin in range(0, ROWS, TILE // WIDTH):
-        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
+    begin = 0
+    while begin < rows:
+        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, C, TILE // WIDTH)
+        counts = inside & (factor > 0)
+        target = tl.where(counts, target, -1)
+        several = tl.sum(counts.to(tl.int32))
+        for left in range(0, C, WIDTH):
+            column = left + tl.arange(0, WIDTH)[None, :]
+            mask, valid = inside & (column < C), counts & (column < C)
+            place = first * C + row * C + column
+            positive = target == column
+            if PASS == COUNT:
+                x = tl.load(logit + place, mask=valid, other=-100.0).to(tl.float32)
+                # Most tiles hold nothing but sure negatives, which are all in the first region.
+                if tl.max((positive | ~(x < EASY)).to(tl.int32)) == 0:
+                    easy += several * tl.minimum(WIDTH, C - left)
+                else:
+                    norm = parts.gradient_norm(parts.probability(x)[0], positive)
+                    region = parts.region(norm, K, EXACT)
+                    histogram += parts.histogram(region, valid & (norm == norm), SLOTS, TILE)
+            else:
+                x = tl.load(logit + place, mask=mask, other=0.0).to(tl.float32)
+                probability, small = parts.probability(x)
+                norm = parts.gradient_norm(probability, positive)
+                weigh = parts.gather(table + level * K, parts.region(norm, K, EXACT), valid)
+                if PASS != GRADIENT:
+                    part += tl.where(mask, parts.cross_entropy(x, positive, small) * weigh, 0.0)
+                if PASS != LOSS:
+                    slope = parts.error(x, norm, positive, small) * tl.where(positive, -weigh, weigh)
+                    tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
+        begin += TILE // WIDTH
+    if PASS == COUNT:
+        slot = tl.arange(0, SLOTS)
+        histogram += tl.where(slot == 0, easy, 0)
+        tl.atomic_add(total + level * K + slot, histogram.to(tl.int64), mask=slot < K)
+    elif PASS != GRADIENT:
+        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
+
+
+@triton.jit(do_not_specialize=["block", *SIZES])
+def _ghm_r_kernel(
+    pred, target, weight, table, total, out, mu, mu_square, block,
+    size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7,
+    PASS: tl.constexpr, L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr,
+    SLOTS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
+    histogram = tl.zeros([SLOTS], dtype=tl.int32)
+    part = tl.zeros([TILE], dtype=tl.float32)
+    begin = 0
+    while begin < rows * C:
+        place = begin + tl.arange(0, TILE)
+        inside = place < rows * C
+        d, valid = parts.differences(pred, target, weight, first * C + place, inside)
+        length = tl.sqrt_rn(d * d + mu_square)
+        norm = tl.abs(tl.div_rn(d, length))
+        region = parts.region(norm, K, EXACT)
+        if PASS == COUNT:
+            histogram += parts.histogram(region, valid & (norm == norm), SLOTS, TILE)
+        else:
+            weigh = parts.gather(table + level * K, region, valid)
+            if PASS != GRADIENT:
+                part += tl.where(inside, (length - mu) * weigh, 0.0)
+            if PASS != LOSS:
+                slope = d / length * weigh
+                tl.store(out + first * C + place, slope.to(out.dtype.element_ty), mask=inside)
+        begin += TILE
+    if PASS == COUNT:
+        slot = tl.arange(0, SLOTS)
+        tl.atomic_add(total + level * K + slot, histogram.to(tl.int64), mask=slot < K)
+    elif PASS != GRADIENT:
+        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
+
+
+@triton.jit(do_not_specialize=["block", *SIZES])
+def _focal_kernel(
+    logit, label, weight, scale, total, out, gamma, alpha, block,
+    size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7,
+    PASS: tl.constexpr, SQUARE: tl.constexpr, L: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    _, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
+    upstream = tl.load(scale)
+    part = tl.zeros([TILE // WIDTH, WIDTH], dtype=tl.float32)
+    begin = 0
+    while begin < rows:
+        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, C, TILE // WIDTH)
         for left in range(0, C, WIDTH):
             column = left + tl.arange(0, WIDTH)[None, :]
             mask = inside & (column < C)
@@ -43,182 +131,169 @@ def _ghm_c_kernel(
             x = tl.load(logit + place, mask=mask, other=0.0).to(tl.float32)
             positive = target == column
             probability, small = parts.probability(x)
-            region = parts.region(tl.abs(probability - tl.where(positive, 1.0, 0.0)), K, EXACT)
-            if PASS == COUNT:
-                histogram += parts.histogram(region, mask & (factor > 0), K, SLOTS, TILE)
-            else:
-                weigh = parts.factor(table + level * K, region, mask & (factor > 0), K)
-                if PASS == LOSS:
-                    part += tl.where(mask, parts.cross_entropy(x, positive, small) * weigh, 0.0)
-                else:
-                    slope = parts.error(x, positive, small) * tl.where(positive, -weigh, weigh)
-                    tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
-    if PASS == COUNT:
-        slot = tl.arange(0, SLOTS)
-        tl.atomic_add(out + level * K + slot, histogram.to(tl.int64), mask=slot < K)
-    if PASS == LOSS:
-        tl.atomic_add(out + level, tl.sum(part.to(tl.float64)))
+            norm = parts.gradient_norm(probability, positive)
+            error, entropy = parts.error(x, norm, positive, small), parts.cross_entropy(x, positive, small)
+            weigh = tl.where(positive, alpha, 1 - alpha) * parts.power(error, gamma, SQUARE) * factor * upstream
+            if PASS != GRADIENT:
+                part += tl.where(mask, entropy * weigh, 0.0)
+            if PASS != LOSS:
+                other = parts.error(x, parts.gradient_norm(probability, target != column), target != column, small)
+                slope = (gamma * other * entropy + error) * tl.where(positive, -weigh, weigh)
+                tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
+        begin += TILE // WIDTH
+    if PASS != GRADIENT:
+        tl.atomic_add(total, tl.sum(part.to(tl.float64)))
 
 
-@triton.jit(do_not_specialize=SIZES)
-def _ghm_r_kernel(
-    pred, target, weight, table, out, mu, mu_square,
+@triton.jit(do_not_specialize=["block", "stride", *SIZES])
+def _multiply_kernel(
+    gradient, upstream, stride, block,
     size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7,
-    PASS: tl.constexpr, L: tl.constexpr, C: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr, SLOTS: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    L: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, ROWS, L)
-    histogram = tl.zeros([SLOTS], dtype=tl.int32)
-    part = tl.zeros([TILE], dtype=tl.float32)
-    for begin in range(0, ROWS * C, TILE):
-        place = begin + tl.arange(0, TILE)
-        inside = place < rows * C
-        d, valid = parts.differences(pred, target, weight, first * C + place, inside)
-        length = tl.sqrt_rn(d * d + mu_square)
-        region = parts.region(tl.abs(tl.div_rn(d, length)), K, EXACT)
-        if PASS == COUNT:
-            histogram += parts.histogram(region, valid, K, SLOTS, TILE)
-        else:
-            weigh = parts.factor(table + level * K, region, valid, K)
-            if PASS == LOSS:
-                part += tl.where(inside, (length - mu) * weigh, 0.0)
-            else:
-                slope = d / length * weigh
-                tl.store(out + first * C + place, slope.to(out.dtype.element_ty), mask=inside)
-    if PASS == COUNT:
-        slot = tl.arange(0, SLOTS)
-        tl.atomic_add(out + level * K + slot, histogram.to(tl.int64), mask=slot < K)
-    if PASS == LOSS:
-        tl.atomic_add(out + level, tl.sum(part.to(tl.float64)))
-
-
-@triton.jit
-def _focal_kernel(
-    logit, label, weight, scale, out, gamma, alpha, size,
-    PASS: tl.constexpr, SQUARE: tl.constexpr, C: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * ROWS
-    rows = tl.minimum(size - first, ROWS)
-    upstream = tl.load(scale)
-    part = tl.zeros([TILE // WIDTH, WIDTH], dtype=tl.float32)
-    for begin in range(0, ROWS, TILE // WIDTH):
-        row, inside, target, factor = parts.rows_of_tile(label, weight, first, begin, rows, TILE // WIDTH)
-        for left in range(0, C, WIDTH):
-            column = left + tl.arange(0, WIDTH)[None, :]
-            mask = inside & (column < C)
-            place = first * C + row * C + column
-            x = tl.load(logit + place, mask=mask, other=0.0).to(tl.float32)
-            positive = target == column
-            _, small = parts.probability(x)
-            error, entropy = parts.error(x, positive, small), parts.cross_entropy(x, positive, small)
-            power = parts.power(error, gamma, SQUARE)
-            if PASS == LOSS:
-                part += tl.where(mask, tl.where(positive, alpha, 1 - alpha) * power * entropy * factor, 0.0)
-            else:
-                slope = gamma * parts.error(x, target != column, small) * entropy + error
-                value = tl.where(positive, -alpha, 1 - alpha) * power * slope * factor * upstream
-                tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
-    if PASS == LOSS:
-        tl.atomic_add(out, tl.sum(part.to(tl.float64)))
+    level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
+    factor = tl.load(upstream + level * stride).to(tl.float32)
+    if factor != 1.0:
+        begin = 0
+        while begin < rows * C:
+            place = begin + tl.arange(0, TILE)
+            inside = place < rows * C
+            value = tl.load(gradient + first * C + place, mask=inside, other=0.0).to(tl.float32) * factor
+            tl.store(gradient + first * C + place, value.to(gradient.dtype.element_ty), mask=inside)
+            begin += TILE
 
 
 def _width(columns: int) -> int:
-    """The columns of a tile: the power of two that leaves the fewest lanes idle, at least 4 where there are as many."""
-    widths = [2**power for power in range(7) if 2**power >= min(4, triton.next_power_of_2(columns))]
-    return min(widths, key=lambda width: (triton.cdiv(columns, width) * width, -width))
+    """The columns of a tile: a power of two that leaves few lanes idle, and at least 4 or 16 neighbours in memory."""
+    least = min(16 if columns > 64 else 4, triton.next_power_of_2(columns))
+    return min(
+        (2**power for power in range(7) if 2**power >= least),
+        key=lambda width: (triton.cdiv(columns, width) * width, -width),
+    )
 
 
-def _launch(
-    kernel: triton.JITFunction, which: Any, inputs: tuple[Tensor, ...], rest: tuple, sizes: list[int], bins: int,
-    **options: bool,
-) -> None:  # fmt: skip
-    """Run a pass over all populations at once; `inputs` are the prediction, and what there is of each example.
+def _block(rows: int, tile_rows: int, device: torch.device) -> int:
+    """The rows of a program: whole tiles, and as many programs as keep the device busy to the end."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return triton.cdiv(triton.cdiv(rows, PROGRAMS * processors), tile_rows) * tile_rows
+
+
+def _launch(kernel: triton.JITFunction, tensors: list[Tensor], numbers: tuple, sizes: list[int], **fixed: Any) -> None:
+    """Run a pass over all populations at once; the first of the tensors has the rows and columns.
 
     Raises:
         ValueError: more populations than the kernels take.
     """
     if len(sizes) > MOST_POPULATIONS:
         raise ValueError(f"sizes must name at most {MOST_POPULATIONS} populations, got {len(sizes)}")
-    programs, columns = sum(triton.cdiv(size, ROWS) for size in sizes), inputs[0].shape[1]
-    if programs and columns:
-        arguments = [tensor.contiguous() for tensor in inputs]
+    columns = tensors[0].shape[1]
+    width = _width(columns)
+    block = _block(sum(sizes), TILE // width, tensors[0].device)
+    if block and columns:
+        programs = sum(triton.cdiv(size, block) for size in sizes)
         padded = sizes + [0] * (MOST_POPULATIONS - len(sizes))
-        slots = triton.next_power_of_2(bins + 1)  # one more for what is in no region
-        shape = {"L": len(sizes), "C": columns, "K": bins, "SLOTS": slots, "WIDTH": _width(columns)}
-        fixed = {"PASS": which, "EXACT": product_is_exact(bins), "ROWS": ROWS, "TILE": TILE}
-        with torch.cuda.device_of(inputs[0]):  # Triton launches on the current device
-            kernel[(programs,)](*arguments, *rest, *padded, **fixed, **shape, **options)
+        fixed |= {"L": len(sizes), "C": columns, "TILE": TILE, "num_warps": 1}
+        if "WIDTH" in kernel.arg_names:
+            fixed["WIDTH"] = width
+        with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
+            kernel[(programs,)](*tensors, *numbers, block, *padded, **fixed)
+
+
+def _run(
+    kernel: triton.JITFunction, which: Any, inputs: tuple, table: Tensor, numbers: tuple, sizes: list[int], **fixed: Any
+) -> tuple[Tensor, Tensor]:
+    """The sums in float64, one a population, and the gradient; only what the pass makes of them is filled in."""
+    total = torch.zeros(table.shape[:-1], dtype=torch.float64, device=table.device)
+    gradient = total if which == LOSS else torch.empty_like(inputs[0])
+    tensors = [tensor.contiguous() for tensor in (*inputs, table)] + [total, gradient]
+    _launch(kernel, tensors, numbers, sizes, PASS=which, **fixed)
+    return total, gradient
+
+
+def _count(
+    kernel: triton.JITFunction, inputs: tuple, numbers: tuple, sizes: list[int], bins: int, **fixed: Any
+) -> Tensor:
+    count_LK = torch.zeros(len(sizes), bins, dtype=torch.int64, device=inputs[0].device)
+    tensors = [tensor.contiguous() for tensor in inputs] + 3 * [count_LK]
+    _launch(kernel, tensors, numbers, sizes, PASS=COUNT, **fixed)
+    return count_LK
+
+
+def _regions(bins: int) -> dict[str, Any]:
+    return {"K": bins, "EXACT": product_is_exact(bins), "SLOTS": triton.next_power_of_2(bins)}
+
+
+def _logits(bins: int) -> dict[str, Any]:
+    """Of logits below EASY the sigmoid is less than 1 / bins, by far more than any rounding of it."""
+    return {**_regions(bins), "EASY": -math.log(bins - 1) - 1e-3 if bins > 1 else 1e38}
+
+
+def _passes(
+    run: Callable[..., tuple[Tensor, Tensor]],
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """The functions `..._loss`, `..._gradient` and `..._loss_and_gradient`."""
+
+    def loss(*inputs: Any) -> Tensor:
+        return run(LOSS, *inputs)[0].float()
+
+    def gradient(*inputs: Any) -> Tensor:
+        return run(GRADIENT, *inputs)[1]
+
+    def both(*inputs: Any) -> tuple[Tensor, Tensor]:
+        total, slope = run(LOSS_AND_GRADIENT, *inputs)
+        return total.float(), slope
+
+    return loss, gradient, both
 
 
 def ghm_c_count(logit: Tensor, label: Tensor, weight: Tensor, sizes: list[int], bins: int) -> tuple[Tensor, Tensor]:
     """Counts, [L, K]; nothing is kept for the other passes, which find the regions again."""
-    count_LK = torch.zeros(len(sizes), bins, dtype=torch.int64, device=logit.device)
-    _launch(_ghm_c_kernel, COUNT, (logit, label, weight), (count_LK, count_LK), sizes, bins)
-    return count_LK, torch.empty(0, dtype=torch.uint8, device=logit.device)
+    count_LK = _count(_ghm_c_kernel, (logit, label, weight), (), sizes, bins, **_logits(bins))
+    return count_LK, logit.new_empty(0, dtype=slot_dtype(bins))
 
 
-def ghm_c_loss(
-    logit: Tensor, label: Tensor, weight: Tensor, _slot: Tensor, sizes: list[int], factor_LK: Tensor
-) -> Tensor:
-    total_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit.device)
-    rest = (factor_LK.contiguous(), total_L)
-    _launch(_ghm_c_kernel, LOSS, (logit, label, weight), rest, sizes, factor_LK.shape[1])
-    return total_L.float()
+def ghm_r_count(
+    pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float
+) -> tuple[Tensor, Tensor]:
+    """Counts, [L, K]; nothing is kept here, either."""
+    fixed = {**_regions(bins), "enable_fp_fusion": False}
+    count_LK = _count(_ghm_r_kernel, (pred, target, weight), (mu, mu * mu), sizes, bins, **fixed)
+    return count_LK, pred.new_empty(0, dtype=torch.float32)
 
 
-def ghm_c_gradient(
-    logit: Tensor, label: Tensor, weight: Tensor, _slot: Tensor, sizes: list[int], factor_LK: Tensor
-) -> Tensor:
-    gradient = torch.empty_like(logit)
-    rest = (factor_LK.contiguous(), gradient)
-    _launch(_ghm_c_kernel, GRADIENT, (logit, label, weight), rest, sizes, factor_LK.shape[1])
-    return gradient
+def _ghm_c(
+    which: Any, logit: Tensor, label: Tensor, weight: Tensor, _slot: Tensor, sizes: list[int], factor_LK: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _run(_ghm_c_kernel, which, (logit, label, weight), factor_LK, (), sizes, **_logits(factor_LK.shape[1]))
 
 
-def ghm_r_count(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float) -> Tensor:
-    """Counts of the gradient norms of ASL1, [L, K]."""
-    count_LK = torch.zeros(len(sizes), bins, dtype=torch.int64, device=pred.device)
-    rest = (count_LK, count_LK, mu, mu * mu)
-    _launch(_ghm_r_kernel, COUNT, (pred, target, weight), rest, sizes, bins, enable_fp_fusion=False)
-    return count_LK
+def _ghm_r(
+    which: Any,
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    _length: Tensor,
+    sizes: list[int],
+    factor_LK: Tensor,
+    mu: float,
+) -> tuple[Tensor, Tensor]:
+    fixed = {**_regions(factor_LK.shape[1]), "enable_fp_fusion": False}
+    return _run(_ghm_r_kernel, which, (pred, target, weight), factor_LK, (mu, mu * mu), sizes, **fixed)
 
 
-def ghm_r_loss(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], factor_LK: Tensor, mu: float) -> Tensor:
-    """ASL1 times the factor of its region, summed over each population, [L]."""
-    total_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred.device)
-    rest = (factor_LK.contiguous(), total_L, mu, mu * mu)
-    _launch(_ghm_r_kernel, LOSS, (pred, target, weight), rest, sizes, factor_LK.shape[1], enable_fp_fusion=False)
-    return total_L.float()
+def _focal(
+    which: Any, logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    inputs, sizes = (logit, label, weight), [len(logit)]
+    return _run(_focal_kernel, which, inputs, factor, (gamma, alpha), sizes, SQUARE=gamma == 2)
 
 
-def ghm_r_gradient(
-    pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], factor_LK: Tensor, mu: float
-) -> Tensor:
-    """The derivative of `ghm_r_loss` by the prediction, [N, D]."""
-    gradient = torch.empty_like(pred)
-    rest = (factor_LK.contiguous(), gradient, mu, mu * mu)
-    _launch(_ghm_r_kernel, GRADIENT, (pred, target, weight), rest, sizes, factor_LK.shape[1], enable_fp_fusion=False)
-    return gradient
+ghm_c_loss, ghm_c_gradient, ghm_c_loss_and_gradient = _passes(_ghm_c)
+ghm_r_loss, ghm_r_gradient, ghm_r_loss_and_gradient = _passes(_ghm_r)
+focal_loss, focal_gradient, focal_loss_and_gradient = _passes(_focal)
 
 
-def focal_loss(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64, device=logit.device)
-    _launch_focal(LOSS, logit, label, weight, (factor.contiguous(), total), gamma, alpha)
-    return (total * factor).float()
-
-
-def focal_gradient(logit: Tensor, label: Tensor, weight: Tensor, gamma: float, alpha: float, factor: Tensor) -> Tensor:
-    gradient = torch.empty_like(logit)
-    _launch_focal(GRADIENT, logit, label, weight, (factor.contiguous(), gradient), gamma, alpha)
-    return gradient
-
-
-def _launch_focal(
-    which: Any, logit: Tensor, label: Tensor, weight: Tensor, rest: tuple, gamma: float, alpha: float
-) -> None:
-    if logit.numel():
-        arguments = (logit, label.contiguous(), weight.contiguous(), *rest, gamma, alpha, len(logit))
-        constants = {"PASS": which, "SQUARE": gamma == 2, "C": logit.shape[1], "WIDTH": _width(logit.shape[1])}
-        with torch.cuda.device_of(logit):
-            _focal_kernel[(triton.cdiv(len(logit), ROWS),)](*arguments, **constants, ROWS=ROWS, TILE=TILE)
+def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
+    """Multiply the rows of each population by its `upstream`, [L] or []; nothing is read or written where that is 1."""
+    stride = upstream.stride(0) if upstream.dim() else 0
+    _launch(_multiply_kernel, [gradient, upstream], (stride,), sizes)

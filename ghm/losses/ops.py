@@ -1,8 +1,9 @@
 """The passes of the losses as PyTorch operators: differentiable, opaque to `torch.compile`, on CUDA by Triton.
 
-Three passes read the logits: `count`, `loss` (forward) and `gradient` (backward). Nothing of the size of the logits is
-written before the gradient itself, which already holds the factor that arrives from above: a loss scale of mixed
-precision is in it before it is rounded to the dtype of the logits.
+A step reads the predictions twice: to count, and for loss and gradient in one pass of forward. Backward multiplies that
+gradient by what arrives from above, on the device, and leaves it as it is where that is 1. Three passes are left where
+this would not do: in float16, where what arrives is a loss scale that must be in the gradient before it is rounded; in
+a second backward; and where no gradient is wanted, which needs the loss alone.
 
 Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K unit regions.
 """
@@ -51,70 +52,121 @@ def uses_kernels(tensor: Tensor) -> bool:
 
 
 def _operator(name: str, schema: str) -> Any:
-    """An operator that Triton's kernels or plain PyTorch run: the function `name` of one of the two modules."""
+    """An operator that Triton's kernels or plain PyTorch run: the function `name` of one of the two modules.
+
+    Plain PyTorch makes `..._loss` and `..._gradient` together, as the one is a by-product of the other.
+    """
+    stem, _, result = name.rpartition("_")
 
     def run(prediction: Tensor, *rest: Any) -> Any:
-        if not uses_kernels(prediction):
-            return getattr(vectorised, name)(prediction, *rest)
-        from ghm.losses import kernels  # not before: it needs Triton
+        if uses_kernels(prediction):
+            from ghm.losses import kernels  # not before: it needs Triton
 
-        return getattr(kernels, name)(prediction, *rest)
+            return getattr(kernels, name)(prediction, *rest)
+        if hasattr(vectorised, name):
+            return getattr(vectorised, name)(prediction, *rest)
+        both = getattr(vectorised, f"{stem}_loss_and_gradient")(prediction, *rest)
+        return both[("loss", "gradient").index(result)]
 
     return custom_op(f"ghm::{name}", run, mutates_args=(), schema=schema)
 
 
-def _differentiable(loss: Any, gradient: Any) -> None:
-    """Make `gradient`, which takes the same arguments, the derivative of `loss` by its first argument.
+@custom_op(
+    "ghm::multiply", mutates_args={"gradient"}, schema="(Tensor(a!) gradient, Tensor upstream, int[] sizes) -> ()"
+)
+def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
+    """Multiply the rows of each population by its `upstream`, [L] or []; nothing is written where that is 1."""
+    if uses_kernels(gradient):
+        from ghm.losses import kernels
+
+        kernels.multiply(gradient, upstream, sizes)
+    elif not (vectorised.on_host(upstream) and bool((upstream == 1).all())):
+        for part, factor in zip(gradient.split(sizes), upstream.reshape(-1), strict=True):
+            part.copy_(part.float().mul_(factor))
+
+
+class _Passes:
+    """The operators of a loss, and the loss as a differentiable function of its first argument.
 
     The last tensor among the arguments is the factor, [] or, for the sums of L populations, [L, K]: what arrives from
-    above is multiplied into it.
+    above can be multiplied into it.
     """
 
-    def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
-        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+    def __init__(self, name: str, arguments: str) -> None:
+        self.loss = _operator(f"{name}_loss", f"({arguments}) -> Tensor")
+        self.gradient = _operator(f"{name}_gradient", f"({arguments}) -> Tensor")
+        self.both = _operator(f"{name}_loss_and_gradient", f"({arguments}) -> (Tensor, Tensor)")
+        self.loss.register_fake(_empty_loss)
+        self.gradient.register_fake(lambda prediction, *_: torch.empty_like(prediction))
+        self.both.register_fake(
+            lambda prediction, *rest: (_empty_loss(prediction, *rest), torch.empty_like(prediction))
+        )
+        self.loss.register_autograd(self._again, setup_context=_save)
+        self.both.register_autograd(self._backward, setup_context=_save_gradient)
 
-    def backward(ctx: Any, upstream: Tensor) -> tuple:
+    def __call__(self, prediction: Tensor, *rest: Any) -> Tensor:
+        """The loss, float32; in one pass with its gradient where that is wanted."""
+        if torch.is_grad_enabled() and prediction.requires_grad and prediction.dtype != torch.float16:
+            return self.both(prediction, *rest)[0]
+        return self.loss(prediction, *rest)
+
+    def _backward(self, ctx: Any, upstream: Tensor, _: None) -> tuple:
+        gradient, ctx.gradient = ctx.gradient, None
+        # The first backward gave it away; and one to be differentiated, which it cannot be, must know where it is from.
+        if gradient is None or torch.is_grad_enabled():
+            return self._again(ctx, upstream)
+        if type(gradient) is not Tensor:  # while `torch.compile` traces, for which it is an output of forward
+            gradient = gradient.clone()
+        sizes = [value for value in ctx.rest if isinstance(value, list)]
+        multiply(gradient, upstream, sizes[0] if sizes else [len(gradient)])
+        return gradient, *[None] * (len(ctx.rest) - 1)
+
+    def _again(self, ctx: Any, upstream: Tensor) -> tuple:
         *tensors, factor = ctx.saved_tensors
         tensors = iter([*tensors, factor * (upstream[:, None] if factor.dim() else upstream)])
         arguments = [next(tensors) if value is None else value for value in ctx.rest]
-        return gradient(*arguments), *[None] * (len(arguments) - 1)
-
-    def empty_loss(prediction: Tensor, *rest: Any) -> Tensor:
-        factor = [value for value in rest if isinstance(value, Tensor)][-1]
-        return prediction.new_empty(factor.shape[:-1], dtype=torch.float32)
-
-    loss.register_autograd(backward, setup_context=setup)
-    loss.register_fake(empty_loss)
-    gradient.register_fake(lambda prediction, *_: torch.empty_like(prediction))
+        return self.gradient(*arguments), *[None] * (len(arguments) - 1)
 
 
-_GHM_C = "(Tensor logit, Tensor label, Tensor weight, Tensor slot, int[] sizes, Tensor factor) -> Tensor"
-_FOCAL = "(Tensor logit, Tensor label, Tensor weight, float gamma, float alpha, Tensor factor) -> Tensor"
-_GHM_R = "(Tensor pred, Tensor target, Tensor weight, int[] sizes, Tensor factor, float mu) -> Tensor"
-ghm_c_count = _operator(
-    "ghm_c_count", "(Tensor logit, Tensor label, Tensor weight, int[] sizes, int bins) -> (Tensor, Tensor)"
-)
-ghm_c_loss, ghm_c_gradient = _operator("ghm_c_loss", _GHM_C), _operator("ghm_c_gradient", _GHM_C)
-focal_loss, focal_gradient = _operator("focal_loss", _FOCAL), _operator("focal_gradient", _FOCAL)
-# With kernels alone: elsewhere `ghm.losses.GHMR` composes PyTorch's operators.
-ghm_r_count = _operator(
-    "ghm_r_count", "(Tensor pred, Tensor target, Tensor weight, int[] sizes, int bins, float mu) -> Tensor"
-)
-ghm_r_loss, ghm_r_gradient = _operator("ghm_r_loss", _GHM_R), _operator("ghm_r_gradient", _GHM_R)
-_differentiable(ghm_c_loss, ghm_c_gradient)
-_differentiable(focal_loss, focal_gradient)
-_differentiable(ghm_r_loss, ghm_r_gradient)
+def _save(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
+    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+
+def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the gradient's own derivative
+    ctx.gradient = output[1]  # among the saved tensors it could not be written to
+
+
+def _empty_loss(prediction: Tensor, *rest: Any) -> Tensor:
+    factor = [value for value in rest if isinstance(value, Tensor)][-1]
+    return prediction.new_empty(factor.shape[:-1], dtype=torch.float32)
+
+
+_GHM_C = "Tensor logit, Tensor label, Tensor weight, "
+_GHM_R = "Tensor pred, Tensor target, Tensor weight, "
+# Each count and what it keeps of each value for the passes that follow, so that they need not find it again.
+ghm_c_count = _operator("ghm_c_count", f"({_GHM_C} int[] sizes, int bins) -> (Tensor, Tensor)")
+ghm_r_count = _operator("ghm_r_count", f"({_GHM_R} int[] sizes, int bins, float mu) -> (Tensor, Tensor)")
+ghm_c = _Passes("ghm_c", f"{_GHM_C} Tensor slot, int[] sizes, Tensor factor")
+ghm_r = _Passes("ghm_r", f"{_GHM_R} Tensor length, int[] sizes, Tensor factor, float mu")
+focal = _Passes("focal", "Tensor logit, Tensor label, Tensor weight, float gamma, float alpha, Tensor factor")
+
+
+def _empty_counts(prediction: Tensor, sizes: list[int], bins: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    kept = (
+        prediction.new_empty(0, dtype=dtype) if uses_kernels(prediction) else torch.empty_like(prediction, dtype=dtype)
+    )
+    return prediction.new_empty(len(sizes), bins, dtype=torch.int64), kept
 
 
 @ghm_c_count.register_fake
 def _(logit: Tensor, label: Tensor, weight: Tensor, sizes: list[int], bins: int) -> tuple[Tensor, Tensor]:
-    count_LK = logit.new_empty(len(sizes), bins, dtype=torch.int64)
-    if uses_kernels(logit):
-        return count_LK, logit.new_empty(0, dtype=torch.uint8)
-    return count_LK, torch.empty_like(logit, dtype=vectorised.slot_dtype(bins))
+    return _empty_counts(logit, sizes, bins, vectorised.slot_dtype(bins))
 
 
 @ghm_r_count.register_fake
-def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float) -> Tensor:
-    return pred.new_empty(len(sizes), bins, dtype=torch.int64)
+def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float) -> tuple[Tensor, Tensor]:
+    return _empty_counts(pred, sizes, bins, torch.float32)

@@ -5,7 +5,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -97,18 +97,23 @@ def non_finite(
 
 
 @contextmanager
-def enough_memory(parameters: Params) -> Iterator[None]:
-    """Turn what PyTorch, NumPy and the data loader say when memory runs out into an InputError: what to lower."""
+def enough_memory(parameters: Params, section: Literal["train", "evaluate"] = "train") -> Iterator[None]:
+    """Turn what PyTorch, NumPy and the data loader say when memory runs out into an InputError: what to lower.
+
+    Args:
+        section: whose batch size and precision are in use.
+    """
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
         is_short = isinstance(error, MemoryError | torch.OutOfMemoryError) or SHORT_OF_MEMORY.search(str(error))
         if not is_short:
             raise
-        train, machine, is_gpu = parameters.train, parameters.machine, "CUDA" in str(error)
-        lower = [f"train.batch_size (now {train.batch_size})", f"train.image_scale (now {list(train.image_scale)})"]
+        used, train, machine = getattr(parameters, section), parameters.train, parameters.machine
+        is_gpu = "CUDA" in str(error)
+        lower = [f"{section}.batch_size (now {used.batch_size})", f"train.image_scale (now {list(train.image_scale)})"]
         lower += [f"machine.workers (now {machine.workers})"] * (machine.workers > 0 and not is_gpu)
-        half = ", or set train.precision: bf16" if is_gpu and train.precision == "fp32" else ""
+        half = f", or set {section}.precision: bf16" if is_gpu and used.precision == "fp32" else ""
         raise InputError(
             f"{'the GPU' if is_gpu else 'this computer'} has not enough memory: lower {', '.join(lower)}{half}; "
             f"what was done up to the last checkpoint is kept ({' '.join(str(error).split())[:SAID]})"

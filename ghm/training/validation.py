@@ -10,7 +10,7 @@ from mmengine.config import Config
 from pycocotools.cocoeval import COCOeval
 
 from ghm import truth
-from ghm.predict import predict
+from ghm.predict import by_size, predict
 from ghm.registry import DATASETS
 from ghm.training.samples import collate
 
@@ -29,12 +29,12 @@ class ValidationSample:
         count = min(cfg.validation.images, len(self.dataset))
         self.chosen = np.unique(np.linspace(0, len(self.dataset) - 1, count).astype(int)).tolist()
         self.batch_size = min(cfg.train_dataloader.batch_size, AT_ONCE)
+        self.divisor = cfg.model.data_preprocessor.pad_size_divisor
         self.truth = truth.index(truth.read(Path(cfg.validation.annotations)))
 
     def __call__(self, detector: Any) -> float:
         """AP at IoU 0.50:0.95, a fraction; -1 where the images have no boxes. An unreadable image has no detections."""
-        starts = range(0, len(self.chosen), self.batch_size)
-        batches = (collate([self.dataset[n] for n in self.chosen[start : start + self.batch_size]]) for start in starts)
+        batches = map(collate, by_size((self.dataset[n] for n in self.chosen), self.batch_size, self.divisor))
         category_ids = self.dataset.dataset.cat_ids
         results = [
             row for sample, found in predict(detector, batches) for row in found.coco(sample.img_id, category_ids)

@@ -15,6 +15,7 @@ from ghm.evaluation import run as evaluation
 from ghm.evaluation.bootstrap import Resampled
 from ghm.evaluation.judge import SUMMARY, judge, voc_ap50
 from ghm.params import Params
+from ghm.training.processes import Processes
 from tests.evaluation.cases import Case, pycocotools
 
 VARIANT = "ghmc_ghmr"
@@ -37,7 +38,9 @@ def annotations(given: Params, split: str = "test") -> Path:
 def detecting(given: Params, monkeypatch: pytest.MonkeyPatch) -> Params:
     """Instead of a network: most true boxes, some pixels aside, and an image left out of the name of the seed."""
 
-    def detect(params: Params, variant: str, seed: int, model: Path, split: str) -> tuple[list[Any], list[str]]:
+    def detect(
+        params: Params, variant: str, seed: int, model: Path, split: str, _processes: Processes
+    ) -> tuple[list[Any], list[str]]:
         assert (variant, model) == (VARIANT, RUNS / f"seed_{seed}" / "model.pth")
         rng = np.random.default_rng([seed, split == "test"])
         boxes = json.loads(annotations(params, split).read_text())["annotations"]
@@ -134,7 +137,8 @@ def test_the_score_is_chosen_on_the_validation_split_and_on_the_reported_one_whe
     def best(split: str) -> list[tuple[str, float]]:
         found = []
         for seed in SEEDS:
-            rows, _ = evaluation.detect(detecting, VARIANT, seed, RUNS / f"seed_{seed}" / "model.pth", split)
+            model = RUNS / f"seed_{seed}" / "model.pth"
+            rows, _ = evaluation.detect(detecting, VARIANT, seed, model, split, Processes())
             Path("found.json").write_text(json.dumps(rows))
             found.append((split, outcome.best_score(judge(annotations(detecting, split), Path("found.json")))))
         return found

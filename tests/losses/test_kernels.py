@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -15,7 +16,7 @@ from ghm.losses import density, kernels, vectorised
 from ghm.losses import kernel_parts as parts
 
 K, L = 30, 4
-SIZES = [700, 0, 40, 1]
+SIZES = [70, 0, 9, 1]
 
 
 @triton.jit
@@ -25,41 +26,89 @@ def _regions_kernel(norm, out, size, K: tl.constexpr, EXACT: tl.constexpr, BLOCK
     tl.store(out + place, region, mask=place < size)
 
 
+def regions(norm: torch.Tensor, bins: int, exact: bool) -> torch.Tensor:
+    found = torch.full(norm.shape, -1, dtype=torch.int32)
+    _regions_kernel[(triton.cdiv(len(norm), 512),)](norm, found, len(norm), K=bins, EXACT=exact, BLOCK=512)
+    return found.long()
+
+
 @pytest.mark.parametrize("bins", [1, 2, 7, 10, 20, 30, 49, 101, 1000])
 def test_a_region_is_that_of_the_definition_on_every_edge_and_beside_it(interpreter: None, bins: int) -> None:
     edge_E = torch.arange(bins + 1) / bins
     norm = torch.cat([edge_E, torch.nextafter(edge_E, torch.tensor(2.0)), torch.nextafter(edge_E, torch.tensor(-1.0))])
-    norm = torch.cat([norm[(norm >= 0) & (norm <= 1)], torch.rand(500), torch.tensor([float("nan")])])
+    norm = torch.cat([norm[(norm >= 0) & (norm <= 1)], torch.rand(500)])
     expected = density.region_index(
         norm, norm == norm, edge_E=density.region_edges(bins, end=vectorised.CLASSIFICATION_END)
     )
     for exact in {False, vectorised.product_is_exact(bins)}:
-        found = torch.full(norm.shape, -1, dtype=torch.int32)
-        _regions_kernel[(triton.cdiv(len(norm), 512),)](norm, found, len(norm), K=bins, EXACT=exact, BLOCK=512)
-        assert torch.equal(found.long(), expected)
+        assert torch.equal(regions(norm, bins, exact), expected)
+        assert 0 <= regions(torch.full((1,), torch.nan), bins, exact) < bins  # it will be looked up
 
 
-def step(classes: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@pytest.mark.parametrize("bins", [*range(1, 130), 999, 1000, 30_000, vectorised.MOST_BINS])
+def test_the_corrected_product_with_one_over_k_is_the_rounded_quotient(bins: int) -> None:
+    """What `quotient` does where it is compiled: float64 holds what its fused products have before they are rounded."""
+    k = np.arange(bins, dtype=np.float64)
+    inverse = np.float64(np.float32(1 / bins))
+    near = (k * inverse).astype(np.float32).astype(np.float64)
+    rest = (k - near * bins).astype(np.float32).astype(np.float64)
+    assert np.array_equal((near + rest * inverse).astype(np.float32), (k / bins).astype(np.float32))
+
+
+def step(classes: int, dtype: torch.dtype, rows: int = sum(SIZES)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, labels and weights; the first of a few rows are sure negatives, which a count need not look at."""
     torch.manual_seed(classes)
-    logit = (torch.randn(sum(SIZES), classes) * 3 - 1).to(dtype)
-    label = torch.randint(-1, classes + 1, (sum(SIZES),))
-    return logit, label, torch.tensor([0.0, 1.0, 0.5])[torch.randint(0, 3, (sum(SIZES),))]
+    logit = torch.randn(rows, classes) * 3 - 1
+    logit[: rows // 4] -= 9
+    label = torch.randint(-1, classes + 1, (rows,))
+    label[: rows // 5] = classes
+    return logit.to(dtype), label, torch.tensor([0.0, 1.0, 0.5])[torch.randint(0, 3, (rows,))]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("classes", [1, 2, 5, 10, 17])
-def test_kernels_are_what_plain_pytorch_is(interpreter: None, classes: int, dtype: torch.dtype) -> None:
+def assert_passes_agree(name: str, inputs: tuple) -> None:
+    """The one pass of the kernels is their two, and is what plain PyTorch makes."""
+    loss, gradient = getattr(kernels, f"{name}_loss_and_gradient")(*inputs)
+    assert torch.equal(getattr(kernels, f"{name}_loss")(*inputs), loss)
+    assert torch.equal(getattr(kernels, f"{name}_gradient")(*inputs), gradient)
+    assert gradient.dtype == inputs[0].dtype and loss.dtype == torch.float32
+    torch.testing.assert_close((loss, gradient), getattr(vectorised, f"{name}_loss_and_gradient")(*inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [1, 2, 5, 17, 20])
+def test_kernels_are_what_plain_pytorch_is(
+    interpreter: None, monkeypatch: pytest.MonkeyPatch, classes: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(kernels, "PROGRAMS", 2)  # several tiles to a program
     logit, label, weight = step(classes, dtype)
-    count_LK, slot = vectorised.ghm_c_count(logit, label, weight, SIZES, K)
-    assert torch.equal(kernels.ghm_c_count(logit, label, weight, SIZES, K)[0], count_LK)
-    assert count_LK.sum() == (weight > 0).sum() * classes
-    inputs = (logit, label, weight, slot, SIZES, torch.rand(L, K))
-    torch.testing.assert_close(kernels.ghm_c_loss(*inputs), vectorised.ghm_c_loss(*inputs))
-    torch.testing.assert_close(kernels.ghm_c_gradient(*inputs), vectorised.ghm_c_gradient(*inputs))
+    for bins in (1, K, 40):
+        count_LK, slot = vectorised.ghm_c_count(logit, label, weight, SIZES, bins)
+        assert torch.equal(kernels.ghm_c_count(logit, label, weight, SIZES, bins)[0], count_LK)
+        assert count_LK.sum() == (weight > 0).sum() * classes
+        assert_passes_agree("ghm_c", (logit, label, weight, slot, SIZES, torch.rand(L, bins)))
     for gamma in (2.0, 1.5, 0.0):
-        focal = (logit, label, weight, gamma, 0.25, torch.tensor(0.3))
-        torch.testing.assert_close(kernels.focal_loss(*focal), vectorised.focal_loss(*focal))
-        torch.testing.assert_close(kernels.focal_gradient(*focal), vectorised.focal_gradient(*focal))
+        assert_passes_agree("focal", (logit, label, weight, gamma, 0.25, torch.tensor(0.3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("coordinates", [1, 4, 5])
+def test_kernels_of_boxes_are_what_plain_pytorch_is(interpreter: None, coordinates: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(coordinates)
+    pred, target = (torch.randn(sum(SIZES), coordinates).mul(0.03).to(dtype) for _ in range(2))
+    weight = torch.tensor([0.0, 1.0, 0.5])[torch.randint(0, 3, pred.shape)]
+    for bins in (1, 10, 40):
+        count_LK, length = vectorised.ghm_r_count(pred, target, weight, SIZES, bins, 0.02)
+        assert torch.equal(kernels.ghm_r_count(pred, target, weight, SIZES, bins, 0.02)[0], count_LK)
+        assert_passes_agree("ghm_r", (pred, target, weight, length, SIZES, torch.rand(L, bins), 0.02))
+
+
+@pytest.mark.parametrize("classes", [80, 81, 1203])
+def test_kernels_of_many_classes_are_what_plain_pytorch_is(interpreter: None, classes: int) -> None:
+    sizes = [20, 0, 3, 1]
+    logit, label, weight = step(classes, torch.bfloat16, sum(sizes))
+    count_LK, slot = vectorised.ghm_c_count(logit, label, weight, sizes, K)
+    assert torch.equal(kernels.ghm_c_count(logit, label, weight, sizes, K)[0], count_LK)
+    assert_passes_agree("ghm_c", (logit, label, weight, slot, sizes, torch.rand(L, K)))
 
 
 def test_every_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,13 +126,14 @@ def test_every_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.Mo
 
         def __init__(self, name: str) -> None:
             self.name = name
+            self.arg_names: list[str] = []
 
         def __getitem__(self, _grid: tuple) -> "Spy":
             return self
 
         def __call__(self, first: torch.Tensor, *_arguments: object, **constants: Any) -> None:
             assert [id(tensor) for tensor in entered] == [id(first)], self.name
-            started.append((self.name, int(constants["PASS"])))
+            started.append((self.name, int(constants.get("PASS", 0))))
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     names = [name for name in vars(kernels) if name.endswith("_kernel")]
@@ -94,17 +144,22 @@ def test_every_kernel_starts_on_the_device_of_its_tensors(monkeypatch: pytest.Mo
     kernels.ghm_c_count(logit, label, weight, SIZES, K)
     kernels.ghm_c_loss(logit, label, weight, slot, SIZES, factor_LK)
     kernels.ghm_c_gradient(logit, label, weight, slot, SIZES, factor_LK)
-    kernels.focal_loss(logit, label, weight, 2.0, 0.25, torch.ones(()))
-    kernels.focal_gradient(logit, label, weight, 2.0, 0.25, torch.ones(()))
+    kernels.ghm_c_loss_and_gradient(logit, label, weight, slot, SIZES, factor_LK)
+    kernels.multiply(logit, torch.ones(L), SIZES)
+    for name in ("loss", "gradient", "loss_and_gradient"):
+        getattr(kernels, f"focal_{name}")(logit, label, weight, 2.0, 0.25, torch.ones(()))
     box = (logit, torch.zeros_like(logit), torch.ones_like(logit))
     kernels.ghm_r_count(*box, SIZES, K, 0.02)
-    kernels.ghm_r_loss(*box, SIZES, factor_LK, 0.02)
-    kernels.ghm_r_gradient(*box, SIZES, factor_LK, 0.02)
-    passes = [(name, which) for name in names for which in range(3)]
-    assert sorted(started) == sorted(set(passes) - {("_focal_kernel", int(kernels.COUNT))})
+    for name in ("loss", "gradient", "loss_and_gradient"):
+        getattr(kernels, f"ghm_r_{name}")(*box, slot, SIZES, factor_LK, 0.02)
+    passes = {(name, which) for name in names[:3] for which in range(4)} - {("_focal_kernel", int(kernels.COUNT))}
+    assert sorted(started) == sorted(passes | {("_multiply_kernel", 0)})
 
 
-@pytest.mark.parametrize(("columns", "width"), [(1, 1), (2, 2), (3, 4), (10, 4), (17, 4), (20, 4), (64, 64), (80, 16)])
+WIDTHS = {1: 1, 2: 2, 3: 4, 10: 4, 17: 4, 20: 4, 64: 64, 80: 16, 81: 32, 91: 32, 1203: 64}
+
+
+@pytest.mark.parametrize(("columns", "width"), WIDTHS.items())
 def test_a_tile_leaves_few_lanes_idle(columns: int, width: int) -> None:
     assert kernels._width(columns) == width
 
@@ -120,20 +175,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from ghm.losses import kernels
 
-constants = dict(L=5, C=80, K=30, EXACT=True, SLOTS=32, ROWS=512, TILE=1024, WIDTH=16, SQUARE=False)
+constants = dict(L=5, C=80, K=30, EXACT=True, SLOTS=32, TILE=256, WIDTH=16, SQUARE=False, EASY=-3.0)
 for dtype in ("*fp32", "*bf16"):
     names = [name for name in vars(kernels) if name.endswith("_kernel")]
-    passes = [(name, which) for name in names for which in range(name == "_focal_kernel", 3)]
-    assert len(passes) == 8, passes
+    passes = [(name, which) for name in names for which in range(name == "_focal_kernel", 4)]
+    assert len(passes) == 15, passes
     for kernel, which in ((getattr(kernels, name), which) for name, which in passes):
-        types = dict.fromkeys(("logit", "pred", "target"), dtype) | dict.fromkeys(("weight", "table", "scale"), "*fp32")
-        types |= {"label": "*i64", "out": ("*i64", "*fp64", dtype)[which]}
+        types = dict.fromkeys(("logit", "pred", "target", "out", "gradient"), dtype)
+        types |= dict.fromkeys(("weight", "table", "scale", "upstream"), "*fp32")
+        types |= {"label": "*i64", "total": ("*i64", "*fp64")[which > 0]}
         signature, fixed = {}, {}
         for place, name in enumerate(kernel.arg_names):
             if name in constants or name == "PASS":
                 signature[name], fixed[(place,)] = "constexpr", constants.get(name, which)
             else:
-                signature[name] = types.get(name, "i32" if name.startswith("size") else "fp32")
+                signature[name] = types.get(name, "i32" if name.startswith(("size", "block", "stride")) else "fp32")
         source = ASTSource(kernel, signature=signature, constexprs=fixed, attrs={})
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
         assert "ld.local" not in compiled.asm["ptx"], f"{kernel} spills"

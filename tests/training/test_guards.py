@@ -93,6 +93,15 @@ def test_the_memory_of_a_gpu_is_named_and_bfloat16_beside_what_to_lower():
     assert "or set train.precision: bf16;" in said and "machine.workers" not in said
 
 
+def test_an_evaluation_without_memory_is_told_to_lower_its_own_batch_size():
+    parameters = params.load(ROOT / "params.yaml")
+    given = replace(parameters, evaluate=replace(parameters.evaluate, batch_size=5))
+    with pytest.raises(InputError) as caught, guards.enough_memory(given, "evaluate"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert "lower evaluate.batch_size (now 5), train.image_scale" in str(caught.value)
+    assert "or set evaluate.precision: bf16;" in str(caught.value)
+
+
 def test_other_errors_are_left_as_they_are():
     with pytest.raises(RuntimeError, match="shapes"), guards.enough_memory(params.load(ROOT / "params.yaml")):
         raise RuntimeError("shapes do not fit")

@@ -1,5 +1,6 @@
 """Laws of AP so far: it is that of pycocotools on the chosen images, and measuring it leaves no trace."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,10 +36,12 @@ class Oracle:
         self.boxes = content["annotations"]
         self.labels = {entry["id"]: label for label, entry in enumerate(content["categories"])}
         self.sizes: list[int] = []
+        self.shapes: list[set[Any]] = []
 
     def test_step(self, batch: dict[str, Any]) -> list[Any]:
         assert not torch.is_grad_enabled()
         self.sizes.append(len(batch["inputs"]))
+        self.shapes.append({image.shape for image in batch["inputs"]})
         assert batch.keys() == {"inputs", "data_samples"}
         for sample in batch["data_samples"]:
             generator = np.random.default_rng(sample.img_id)
@@ -95,6 +98,21 @@ def test_one_process_never_has_more_than_four_images_at_once(cfg: Config, batch_
     model = Oracle(cfg)
     ValidationSample(cfg)(model)
     assert model.sizes == sizes
+
+
+def test_no_image_is_measured_beside_one_of_another_padded_size(cfg: Config, tmp_path: Path):
+    cfg.train_dataloader.batch_size = 4
+    sample, model = ValidationSample(cfg), Oracle(cfg)
+    expected = ap(cfg, sample, tmp_path)
+    whole, numbers = sample.dataset.dataset.pipeline, itertools.count()
+
+    def narrowed(info: dict[str, Any]) -> dict[str, Any]:
+        read = whole(info)
+        return {**read, "inputs": read["inputs"][..., : 33 if next(numbers) % 2 else 32]}
+
+    sample.dataset.dataset.pipeline = narrowed
+    assert sample(model) == pytest.approx(expected, abs=1e-12)
+    assert model.sizes == [4, 4] and [len(shapes) for shapes in model.shapes] == [1, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
