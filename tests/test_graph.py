@@ -15,7 +15,7 @@ DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: stage.get("do", stage) for name, stage in DVC["stages"].items()}
 LOSSES = {name for loss in losses.__all__ for name in fingerprint.loss_sources(f"ghm.{loss}")}
 # Found by their registered names, not imported.
-REGISTERED = ["head.py", "losses/*.py", "training/samples.py"]
+REGISTERED = ["head.py", "losses/*.py", "norms.py", "training/samples.py"]
 # Run through by a training run, and without effect on a weight.
 WITHOUT_EFFECT = (
     *("augment.py", "backbones.py", "data/", "pretraining.py"),  # what they make is in the fingerprint
@@ -89,7 +89,7 @@ def test_every_file_that_a_training_run_goes_through_shapes_its_weights_or_is_sa
 def test_a_stage_lists_files_that_it_runs_through(stage: str):
     start = [ROOT / "stages" / f"{stage}.py"]
     if stage in ("inspect", "evaluate"):
-        start += [ROOT / "ghm" / name for name in ("head.py", "training/samples.py")]
+        start += [ROOT / "ghm" / name for name in ("head.py", "norms.py", "training/samples.py")]
     needed = imported(start)
     assert listed(stage) <= needed
     room = {"inspect": "inspection/", "evaluate": "evaluation/", "report": "report/"}.get(stage, "backbones.py")
