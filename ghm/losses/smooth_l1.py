@@ -47,7 +47,7 @@ class SmoothL1Loss(nn.Module):
         total = divisor(pred, reduction, avg_factor)
         everything = pred.detach()
         few = None if weight is None or reduction == "none" else few_rows(weight)
-        if few is not None:
+        if few is not None and weight is not None:
             pred, target, weight = pred[few], target[few], weight[few]
         loss = smooth_l1_loss(pred.float(), target.float(), beta=self.beta, reduction="none")
         if weight is not None:

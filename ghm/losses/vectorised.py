@@ -215,8 +215,8 @@ def _chunks(prediction: Tensor, sizes: list[int], buffers: int = 1) -> Iterator[
     rows = max(1, (CHUNK if host else DEVICE_CHUNK) // max(1, columns))
     shape = (buffers, min(len(prediction), rows), columns)
     if host:
-        if getattr(_kept, "memory", torch.empty(0)).numel() < prod(shape):
-            _kept.memory = torch.empty(prod(shape))
+        if getattr(_kept, "memory", ONE).numel() < max(2, prod(shape)):
+            _kept.memory = torch.empty(max(2, prod(shape)))
         memory = _kept.memory[: prod(shape)].view(shape).unbind()
     else:
         memory = torch.empty(shape, device=prediction.device).unbind()

@@ -188,3 +188,12 @@ def test_the_number_of_operators_does_not_depend_on_the_number_of_regions(loss: 
             forward_and_backward(module)
         traces.append(trace.operators)
     assert traces[0] == traces[1]
+
+
+def test_both_losses_of_five_levels_are_at_most_110_operators_forward() -> None:
+    sizes, label = [20, 10, 5, 4, 1], torch.randint(0, 5, (40,))
+    modules = GHMC(momentum=0.75), GHMR(momentum=0.7)
+    with NoWaiting() as trace:
+        modules[0](torch.randn(40, 4, requires_grad=True), label, torch.ones(40), sizes=sizes)
+        modules[1](torch.randn(40, 4, requires_grad=True), torch.zeros(40, 4), torch.ones(40, 4), sizes=sizes)
+    assert len(trace.operators) <= 110
