@@ -9,9 +9,9 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .PHONY: repro test bench lint format preset look fit study help environment
 
-repro: environment  ## run the pipeline, then print the table
+repro: environment  ## run the pipeline, then print the table; JOBS=1: one training run at a time
 	@python -m ghm.check
-	dvc repro
+	@python -m ghm.repro $(JOBS)
 	@awk '/^\|/ {print; table = 1; next} table {exit}' reports/ap_table.md
 	@echo 'Details: reports/ap_table.md'
 

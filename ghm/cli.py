@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ghm.errors import InputError
 
@@ -12,6 +14,10 @@ from ghm.errors import InputError
 # is one starts nothing: what is claimed afterwards can still be made all that CUDA shows.
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
+TIMES = "GHM_TIMES"  # names a file that is told how long each stage took
+_STARTED = time.monotonic()  # imports take seconds
 
 
 def run(main: Callable[[], None]) -> None:
@@ -23,3 +29,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    finally:
+        if TIMES in os.environ and "DVC_STAGE" in os.environ and os.environ.get("RANK", "0") == "0":
+            with Path(os.environ[TIMES]).open("a", encoding="utf-8") as file:
+                file.write(f"{os.environ['DVC_STAGE']} {time.monotonic() - _STARTED:.1f}\n")

@@ -26,6 +26,7 @@ WITHOUT_EFFECT = (
     *("training/run.py", "training/state.py"),  # so do these
     *("__init__.py", "losses/__init__.py", "registry.py", "training/__init__.py"),  # they name others
     *("cli.py", "devices.py", "errors.py", "training/processes.py", "words.py"),  # they start and speak
+    "side_by_side.py",  # so does this
 )
 
 

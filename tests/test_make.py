@@ -19,7 +19,12 @@ text = Path("input.md").read_text()
 Path("reports").mkdir(exist_ok=True)
 Path("reports/ap_table.md").write_text(text)
 """
-STAGES = "stages:\n  report: {cmd: python report.py, deps: [input.md], outs: [reports/ap_table.md: {cache: false}]}\n"
+STAGES = """stages:
+  data: {cmd: "true", always_changed: true}
+  inspect: {cmd: "true", deps: [params.yaml]}
+  backbone: {cmd: "true", deps: [params.yaml]}
+  report: {cmd: python report.py, deps: [input.md], outs: [reports/ap_table.md: {cache: false}]}
+"""
 TABLE = "| variant |  AP |\n|:--------|----:|\n| a       | 1.0 |"
 
 
@@ -133,7 +138,7 @@ def test_a_python_that_is_none_makes_no_environment(tmp_path: Path):
 
 @pytest.fixture
 def pipeline(copy: Copy) -> Copy:
-    """One stage in the place of the pipeline, and the packages that run these tests beside what is pinned."""
+    """Small stages in the place of the pipeline, and the packages that run these tests beside what is pinned."""
     packages = next((copy.root / ".venv" / "lib").glob("python*/site-packages"))
     (packages / "outer.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")) + "\n")
     dvc = copy.root / ".venv" / "bin" / "dvc"
@@ -164,11 +169,12 @@ def test_a_preset_takes_a_folder_with_spaces_or_none(tmp_path: Path, monkeypatch
 
 
 def test_repro_prints_one_table_whether_the_report_ran_or_not(pipeline: Copy):
-    for words in ("Running stage 'report'", "didn't change, skipping"):
-        printed = pipeline.ok("repro")
+    for jobs, words in ((2, "Running stage 'report'"), (2, "didn't change, skipping"), (1, "'report' didn't change")):
+        printed = pipeline.ok("repro", f"JOBS={jobs}")
         assert words in printed
         assert printed.count(TABLE) == printed.count("| variant") == 1
         assert printed.endswith("Details: reports/ap_table.md\n")
+    assert pipeline.refused("repro", "JOBS=two") == "error: JOBS must be a whole number, 1 or more, got 'two'"
     (pipeline.root / "input.md").write_text("otherwise")
     (pipeline.root / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("bins: 30", "bins: 0"))
     assert pipeline.refused("repro").startswith("error: ghmc.bins must be a whole number, 1 or greater, got 0")

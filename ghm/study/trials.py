@@ -4,12 +4,11 @@ A trial trains as the pipeline does: the run stays in `.state` under its fingerp
 stage that asks for it finds it.
 """
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from ghm import files, fingerprint, runs, sections
 from ghm.errors import InputError
+from ghm.side_by_side import Programs, environment
 from ghm.study.definition import PARAMS, Cell, applied
 from ghm.words import count
 
@@ -71,9 +71,8 @@ def run_all(wanted: Iterable[Trial], splits: Sequence[str], jobs: int) -> None:
         InputError: trials failed; their logs are named. The others are finished first.
     """
     distinct = list(dict.fromkeys(wanted))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ThreadPoolExecutor(jobs) as pool:
-        succeeded = pool.map(lambda trial: _run(trial, splits, threads), distinct)
+    with Programs() as programs, ThreadPoolExecutor(jobs) as pool:
+        succeeded = pool.map(lambda trial: _run(trial, splits, programs, environment(jobs)), distinct)
         bar = tqdm(succeeded, total=len(distinct), unit="training run", disable=None)
         failed = [trial.folder / LOG for trial, success in zip(distinct, bar, strict=True) if not success]
     if failed:
@@ -81,7 +80,7 @@ def run_all(wanted: Iterable[Trial], splits: Sequence[str], jobs: int) -> None:
         raise InputError(f"{len(failed)} of {count(len(distinct), 'training run')} failed: {logs}")
 
 
-def _run(trial: Trial, splits: Sequence[str], threads: int) -> bool:
+def _run(trial: Trial, splits: Sequence[str], programs: Programs, environment: Mapping[str, str]) -> bool:
     trial.folder.mkdir(parents=True, exist_ok=True)
     with files.locked(trial.folder / ".lock", f"the training run {trial.folder}"):
         YAML(typ="safe").dump(trial.content, trial.folder / PARAMS)
@@ -91,16 +90,11 @@ def _run(trial: Trial, splits: Sequence[str], threads: int) -> bool:
             if all(trial.content[section] == root[section] for section in shaping) and not link.exists():
                 link.unlink(missing_ok=True)  # its target has moved
                 link.symlink_to(Path(shared).absolute())
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "GHM_STATE": str(runs.state_folder().absolute()),
-        }
+        where = {"PYTHONPATH": str(Path(__file__).parents[2]), "GHM_STATE": str(runs.state_folder().absolute())}
+        command = [sys.executable, "-m", "ghm.study.trial", trial.variant, *splits]
         with (trial.folder / LOG).open("a", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "ghm.study.trial", trial.variant, *splits]
-            ended = subprocess.run(command, cwd=trial.folder, env=environment, stdout=log, stderr=log, check=False)
-    return ended.returncode == 0
+            hear = partial(print, file=log, flush=True)
+            return programs.run(command, hear, cwd=trial.folder, env={**environment, **where}) == 0
 
 
 def _last_line(log: Path) -> str:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ghm import files
 from ghm.params import Params
+from ghm.side_by_side import AT_ONCE
 from ghm.training import state
 from ghm.words import count
 
@@ -54,7 +55,9 @@ class Rest:
         """
         evaluation = STARTUP * (1 + JUDGED) + self.images * per_image * TESTED
         report = STARTUP * (1 + REPORTED * self.variants)
-        return self.trainings * (STARTUP + whole) + self.evaluations * evaluation + report
+        at_once = int(os.environ.get(AT_ONCE, "1"))
+        trainings = max(0, self.trainings - (at_once - 1))  # those beside this run end with it
+        return (trainings * (STARTUP + whole) + self.evaluations * evaluation) / at_once + report
 
     def __str__(self) -> str:
         """What it is, for people."""

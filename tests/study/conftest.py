@@ -4,8 +4,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,8 @@ from ruamel.yaml import YAML
 
 from ghm import files, runs
 from ghm.evaluation.bootstrap import METRICS, Resampled
+from ghm.side_by_side import Programs
 from ghm.study import __main__ as command
-from ghm.study import trials
 
 ROOT = Path(__file__).parents[2]
 REPORTS = Path("reports/studies")
@@ -34,14 +32,15 @@ class Trainer:
         self.level: Level = lambda variant, params: (50.0, 50.0)
         self.trained: list[str] = []
 
-    def run(self, command: list[str], *, cwd: Path, stdout: Any, **_: Any) -> CompletedProcess[str]:
+    def run(self, command: list[str], hear: Callable[[str], None], *, cwd: Path, **_: Any) -> int:
         variant, *splits = command[3:]
         params = YAML(typ="safe").load(cwd / "params.yaml")
         self.trained.append(f"{cwd.parent.name}/{cwd.name}")
         level = self.level(variant, params)
         if isinstance(level, str):
-            stdout.write(f"Traceback\n{level}\n\n")
-            return CompletedProcess(command, 1)
+            for line in ("Traceback", level, ""):
+                hear(line)
+            return 1
         seed = params["seeds"][0]
         for split, ap in zip(splits, level, strict=True):
             self._judge(runs.detections_folder(variant, seed, cwd / split), ap / 100, IMAGES[split])
@@ -52,7 +51,7 @@ class Trainer:
             processes=1, unreadable_images=0,
         )  # fmt: skip
         record.write(runs.run_folder(variant, seed, cwd))
-        return CompletedProcess(command, 0)
+        return 0
 
     def _judge(self, folder: Path, ap: float, images: int) -> None:
         shared_B = np.random.default_rng(0).normal(0, SPREAD, 1000)
@@ -69,7 +68,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     for name in ("studies", "data", "weights"):
         (tmp_path / name).mkdir()
     stand_in = Trainer()
-    monkeypatch.setattr(trials, "subprocess", SimpleNamespace(run=stand_in.run))
+    monkeypatch.setattr(Programs, "run", lambda _, *arguments, **named: stand_in.run(*arguments, **named))
     monkeypatch.chdir(tmp_path)
     return stand_in
 

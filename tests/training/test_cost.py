@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ghm import params, runs, training
 from ghm.errors import InputError
 from ghm.evaluation.run import evaluate
+from ghm.side_by_side import AT_ONCE
 from ghm.training import cost, run
 from ghm.training.processes import Processes
 from tests.trained import RUN, VARIANT
@@ -65,6 +66,16 @@ def test_the_last_thing_to_do_is_the_evaluation_of_the_run_and_the_report():
     more = replace(last, trainings=1, evaluations=2)
     assert str(more) == "1 more training run, 2 evaluations and the report"
     assert more.seconds(600, 0.1) - last.seconds(600, 0.1) > 600
+
+
+def test_what_is_trained_beside_a_run_ends_with_it_and_the_rest_is_shared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cost, "STARTUP", 0.0)
+    rest = cost.Rest("1 of 4", trainings=3, evaluations=4, variants=4, images=100)
+    alone = rest.seconds(600, 0.1)
+    monkeypatch.setenv(AT_ONCE, "2")
+    assert rest.seconds(600, 0.1) == (alone - 600) / 2
+    monkeypatch.setenv(AT_ONCE, "8")
+    assert rest.seconds(600, 0.1) < 10
 
 
 def test_the_memory_is_that_of_this_process():

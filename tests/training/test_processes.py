@@ -6,8 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 
 from ghm.errors import InputError
 from ghm.training import processes
-from tests.gpus import GPUS, ROOT, claimed_by, holder_of, kill, nvidia_smi
+from tests.gpus import GPUS, ROOT, claimed_by, holder_of, kill, nvidia_smi, until
 
 JOB = (
     "RANK",
@@ -100,13 +98,6 @@ def _end(folder: Path, started: list[subprocess.Popen]) -> Ended:
     return Ended([process.returncode for process in started], "".join(errors), heard)
 
 
-def _until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def _runs(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -169,12 +160,12 @@ def test_a_launcher_holds_free_gpus_for_its_processes(failed: Ended):
 
 def test_processes_end_with_their_launcher(tmp_path: Path):
     launcher = _start(tmp_path, "pytorch", "sleep")
-    _until((tmp_path / "0.json").exists)
+    until((tmp_path / "0.json").exists)
     process, parent = json.loads((tmp_path / "0.json").read_text())["ids"]
     assert parent == launcher.pid
     assert _runs(process)
     launcher.kill()
-    _until(lambda: not _runs(process), 5)
+    until(lambda: not _runs(process), 5)
     kill(launcher)
 
 
