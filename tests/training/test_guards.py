@@ -154,9 +154,8 @@ class Case:
         (terms["loss_cls"] + terms["loss_bbox"]).backward()
         norms = {name: weight.grad.norm() for name, weight in self.model.named_parameters() if weight.grad is not None}
         self.gradients = [name for name, norm in norms.items() if not norm.isfinite()]
-        return self.message(
-            {**{name: float(value.detach()) for name, value in terms.items()}, "grad_norm": float(sum(norms.values()))}
-        )
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        return self.message({**values, "grad_norm": float(sum(norms.values()))})
 
     def message(self, values: dict[str, float], step: int = 1, **changed: Any) -> str:
         parameters = replace(self.parameters, train=replace(self.parameters.train, **changed))
