@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 import triton
 from tqdm import tqdm
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
@@ -66,7 +67,7 @@ def disassembled(kernel: CompiledKernel) -> tuple[list[Instruction], dict[str, i
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
+        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
     use = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED):(\d+)", text)}
