@@ -47,13 +47,17 @@ def region_counts(index: Tensor, *, bins: int) -> Tensor:
     return count[:bins]
 
 
-def moving_average(average_K: Tensor, count_K: Tensor, *, momentum: float) -> Tensor:
-    """Section "EMA": S_j = momentum * S_j + (1 - momentum) * R_j.
+def moving_averages(average_K: Tensor, count_LK: Tensor, *, momentum: float) -> list[Tensor]:
+    """Section "EMA": S_j = momentum * S_j + (1 - momentum) * R_j, by each population in turn. L of [K]
 
     Deviation: the paper moves every region; here, as in the reference code and in mmdet, an empty one keeps its S_j.
     """
-    moved_K = momentum * average_K + (1 - momentum) * count_K
-    return torch.where(count_K > 0, moved_K, average_K)
+    keep_LK = torch.where(count_LK > 0, momentum, 1.0)
+    gain_LK = (1 - momentum) * count_LK
+    moved = [average_K]
+    for keep_K, gain_K in zip(keep_LK.unbind(), gain_LK.unbind(), strict=True):
+        moved.append((keep_K * moved[-1]).add_(gain_K))  # addcmul would round once
+    return moved[1:]
 
 
 def region_weights(
@@ -72,6 +76,6 @@ def region_weights(
         smoothing: examples added to every occupied region, 0 or more.
     """
     occupied_LK = count_LK > 0
-    regions_L = occupied_LK.sum(-1) if normalizer == "valid_bins" else torch.full_like(total_L, count_LK.shape[-1])
-    weight_LK = total_L[..., None] / ((density_LK + smoothing) * regions_L[..., None])
+    regions = occupied_LK.sum(-1, keepdim=True) if normalizer == "valid_bins" else count_LK.shape[-1]
+    weight_LK = total_L[..., None] / ((density_LK + smoothing) * regions)
     return torch.where(occupied_LK, weight_LK, 0.0)

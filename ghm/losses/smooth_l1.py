@@ -1,9 +1,11 @@
 """Smooth L1 by PyTorch's fused operator. Shapes: N examples (anchors), D coordinates."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from ghm.losses.checks import Reduction, check_arguments, check_shapes, divisor
+from ghm.losses.vectorised import few_rows
 
 
 class SmoothL1Loss(nn.Module):
@@ -43,7 +45,15 @@ class SmoothL1Loss(nn.Module):
         check_arguments(reduction=reduction)
         check_shapes(pred.shape, target=target, weight=weight)
         total = divisor(pred, reduction, avg_factor)
+        everything = pred.detach()
+        few = None if weight is None or reduction == "none" else few_rows(weight)
+        if few is not None and weight is not None:
+            pred, target, weight = pred[few], target[few], weight[few]
         loss = smooth_l1_loss(pred.float(), target.float(), beta=self.beta, reduction="none")
         if weight is not None:
             loss = loss * weight
-        return self.loss_weight * loss if reduction == "none" else self.loss_weight * loss.sum() / total
+        if reduction == "none":
+            return self.loss_weight * loss
+        # As with weights of zero the loss is NaN where any prediction is.
+        summed = loss.sum() if few is None else loss.sum() + 0 * everything.sum(dtype=torch.float32)
+        return self.loss_weight * summed / total

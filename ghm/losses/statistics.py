@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
 from ghm.losses.checks import Normalizer, Reduction, Statistics, check_arguments
-from ghm.losses.density import moving_average, region_counts, region_edges, region_index, region_weights
+from ghm.losses.density import moving_averages, region_counts, region_edges, region_index, region_weights
 
 
 class HarmonisedLoss(nn.Module):
@@ -144,20 +144,18 @@ class HarmonisedLoss(nn.Module):
         density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
         total_L = total_L.clamp(min=1)
         options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
-        return region_weights(density_LK, count_LK, total_L, **options), total_L / world
+        return region_weights(density_LK, count_LK, total_L, **options), total_L if world == 1 else total_L / world
 
     def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
         """What stands for the density in each region of each population, [L, K]; the buffers hold the last."""
-        density_LK, moved_K, mass_K = [], average_K, self.acc_mass
-        for count_K in count_LK.unbind():
-            moved_K = moving_average(moved_K, count_K, momentum=self.momentum)
-            if mass_K is not None:
-                mass_K = moving_average(mass_K, (count_K > 0).float(), momentum=self.momentum)
-            density_LK.append(moved_K if mass_K is None else moved_K / mass_K.clamp(min=1 - self.momentum))
-        average_K.copy_(moved_K)
-        if self.acc_mass is not None and mass_K is not None:
-            self.acc_mass.copy_(mass_K)
-        return torch.stack(density_LK)
+        moved = moving_averages(average_K, count_LK, momentum=self.momentum)
+        density_LK = torch.stack(moved)
+        average_K.copy_(moved[-1])
+        if self.acc_mass is None:
+            return density_LK
+        masses = moving_averages(self.acc_mass, count_LK > 0, momentum=self.momentum)
+        self.acc_mass.copy_(masses[-1])
+        return density_LK / torch.stack(masses).clamp(min=1 - self.momentum)
 
     def factors(self, count_LK: Tensor, total_L: Tensor, reduction: Reduction) -> Tensor:
         """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]"""

@@ -11,10 +11,11 @@ number of 16 bits, in half the time.
 """
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise
-from math import isnan
+from math import isnan, prod
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from ghm.losses.density import classification_gradient_norm, region_counts, regi
 CLASSIFICATION_END = 1 + 1e-6  # mmdet's last edge of GHM-C
 MOST_BINS = 2**14 - 2
 ONE = torch.ones(())
+_kept = threading.local()  # the memory of a chunk on a CPU
 # Examples of a chunk: on a CPU its buffers share the cache, on a GPU launches must be few.
-CHUNK, DEVICE_CHUNK = 220_000, 1 << 24
+CHUNK, DEVICE_CHUNK = 100_000, 1 << 24
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -69,8 +71,9 @@ def ghm_c_loss_and_gradient(
     lookup = _lookup(negative_LW)
     gradient_NC = torch.empty_like(logit_NC)
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
-    for level, rows, probability, entropy, spare in _chunks(logit_NC, sizes, buffers=3):
-        logit, factor = logit_NC[rows].float(), lookup(level, slot_NC[rows])
+    for level, rows, probability, entropy, factor, spare in _chunks(logit_NC, sizes, buffers=4):
+        logit = logit_NC[rows].float()
+        lookup(level, slot_NC[rows], factor, spare)
         torch.sigmoid(logit, out=probability)
         loss_L[level].add_(_softplus(logit, probability, out=entropy, spare=spare).mul_(factor).sum())
         torch.mul(probability, factor, out=gradient_NC[rows])
@@ -87,29 +90,21 @@ def ghm_c_loss_and_gradient(
     return loss_L.float(), gradient_NC
 
 
-def ghm_c_loss(*inputs: Any) -> Tensor:
-    """The first that `ghm_c_loss_and_gradient` gives."""
-    return ghm_c_loss_and_gradient(*inputs)[0]
-
-
-def ghm_c_gradient(*inputs: Any) -> Tensor:
-    """The second that `ghm_c_loss_and_gradient` gives."""
-    return ghm_c_loss_and_gradient(*inputs)[1]
-
-
 def ghm_r_count(
     pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int], bins: int, mu: float
 ) -> tuple[Tensor, Tensor]:
-    """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K]."""
-    length_ND = torch.zeros_like(pred_ND, dtype=torch.float32)
-    if few := few_rows(weight_ND > 0, sizes):
-        row_R, sizes = few
-        pred_ND, target_ND, weight_ND = pred_ND[row_R], target_ND[row_R], weight_ND[row_R]
+    """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K].
+
+    With it sqrt(d^2 + mu^2) of each, d = prediction - target, float32, [N, D], which `ghm_r_loss_and_gradient` takes:
+    of the rows that it looks at, as the first.
+    """
+    length_ND = torch.empty_like(pred_ND, dtype=torch.float32)
     count_LW = torch.zeros(len(sizes), 2 * _none(bins) + 2, dtype=torch.int64, device=pred_ND.device)
-    for level, rows, slope, length, spare in _chunks(pred_ND, sizes, buffers=3):
-        slot = _box_slots(
-            pred_ND[rows], target_ND[rows], weight_ND[rows], bins, mu, slope=slope, length=length, spare=spare
-        )
+    _, pred_ND, target_ND, weight_ND, sizes = _valid_rows(pred_ND, target_ND, weight_ND, sizes)
+    for level, rows, slope, spare in _chunks(pred_ND, sizes, buffers=2):
+        torch.sub(pred_ND[rows].float(), target_ND[rows].float(), out=slope)
+        length = torch.mul(slope, slope, out=length_ND[rows]).add_(mu * mu).sqrt_()
+        slot = _box_slots(slope.div_(length), weight_ND[rows], bins, spare)
         count_LW[level].add_(_histogram(slot, bins))
     return _counts(count_LW, bins), length_ND
 
@@ -127,32 +122,20 @@ def ghm_r_loss_and_gradient(
 
     float32, [L]; and in the dtype of the prediction, rounded once, [N, D].
     """
-    if few := few_rows(weight_ND > 0, sizes):
-        row_R, sizes = few
-        loss_L, gradient_RD = ghm_r_loss_and_gradient(
-            pred_ND[row_R], target_ND[row_R], weight_ND[row_R], length_ND[row_R], sizes, factor_LK, mu
-        )
-        gradient_ND = torch.zeros_like(pred_ND).index_copy_(0, row_R, gradient_RD)
-        return loss_L + 0 * pred_ND.sum(dtype=torch.float32), gradient_ND  # NaN wherever one is
+    everything = pred_ND
+    row_R, pred_ND, target_ND, weight_ND, sizes = _valid_rows(pred_ND, target_ND, weight_ND, sizes)
     lookup = _lookup(_by_slot(factor_LK)[0])
     gradient_ND = torch.empty_like(pred_ND)
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred_ND.device)
-    for level, rows, slope, length, spare in _chunks(pred_ND, sizes, buffers=3):
-        inputs = pred_ND[rows], target_ND[rows], weight_ND[rows]
-        factor = lookup(level, _box_slots(*inputs, factor_LK.shape[1], mu, slope=slope, length=length, spare=spare))
-        loss_L[level].add_(length.sub_(mu).mul_(factor).sum())
+    for level, rows, slope, factor, spare in _chunks(pred_ND, sizes, buffers=3):
+        torch.sub(pred_ND[rows].float(), target_ND[rows].float(), out=slope).div_(length_ND[rows])
+        lookup(level, _box_slots(slope, weight_ND[rows], factor_LK.shape[1], spare), factor, spare)
+        loss_L[level].add_(torch.sub(length_ND[rows], mu, out=spare).mul_(factor).sum())
         torch.mul(slope, factor, out=gradient_ND[rows])
-    return loss_L.float(), gradient_ND
-
-
-def ghm_r_loss(*inputs: Any) -> Tensor:
-    """The first that `ghm_r_loss_and_gradient` gives."""
-    return ghm_r_loss_and_gradient(*inputs)[0]
-
-
-def ghm_r_gradient(*inputs: Any) -> Tensor:
-    """The second that `ghm_r_loss_and_gradient` gives."""
-    return ghm_r_loss_and_gradient(*inputs)[1]
+    if row_R is None:
+        return loss_L.float(), gradient_ND
+    loss_L += 0 * everything.sum(dtype=torch.float32)  # NaN where any prediction is, like a sum over all
+    return loss_L.float(), torch.zeros_like(everything).index_copy_(0, row_R, gradient_ND)
 
 
 def focal_loss_and_gradient(
@@ -185,26 +168,27 @@ def focal_loss_and_gradient(
     return (factor * loss).float(), gradient_NC
 
 
-def focal_loss(*inputs: Any) -> Tensor:
-    """The first that `focal_loss_and_gradient` gives."""
-    return focal_loss_and_gradient(*inputs)[0]
-
-
-def focal_gradient(*inputs: Any) -> Tensor:
-    """The second that `focal_loss_and_gradient` gives."""
-    return focal_loss_and_gradient(*inputs)[1]
-
-
-def few_rows(used_N4: Tensor, sizes: list[int]) -> tuple[Tensor, list[int]] | None:
-    """The rows of boxes with a used coordinate, [R], and how many of each population, on a CPU where they are few."""
-    if not on_host(used_N4) or used_N4.shape[1] != 4:
+def few_rows(weight_ND: Tensor) -> Tensor | None:
+    """The rows with a weight other than zero on a CPU where they are few, [R]; else None, which stands for all."""
+    if not on_host(weight_ND) or torch.compiler.is_compiling():
         return None
-    used_N = used_N4.contiguous().view(torch.int32).squeeze(1)
+    # Comparisons, and sums of short rows, take ten times as long.
+    used_N = weight_ND.float().abs() @ torch.ones(weight_ND.shape[1])
     if 4 * int(used_N.count_nonzero()) >= len(used_N):
         return None
-    row_R = used_N.nonzero().squeeze(1)
-    end_L = [0, *torch.searchsorted(row_R, torch.tensor(sizes).cumsum(0)).tolist()]
-    return row_R, [end - start for start, end in pairwise(end_L)]
+    return used_N.nonzero().squeeze(1)
+
+
+def _valid_rows(
+    pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int]
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, list[int]]:
+    """Leave out rows without weight where nearly all are, and say which are left; all are where that is None."""
+    row_R = None if _all_valid(weight_ND) else few_rows(weight_ND)
+    if row_R is None:
+        return None, pred_ND, target_ND, weight_ND, sizes
+    end_L = torch.searchsorted(row_R, torch.tensor([0, *sizes]).cumsum(0)).tolist()
+    sizes = [end - start for start, end in pairwise(end_L)]
+    return row_R, pred_ND[row_R], target_ND[row_R], weight_ND[row_R], sizes
 
 
 def _focal(
@@ -225,11 +209,17 @@ def _focal(
 def _chunks(prediction: Tensor, sizes: list[int], buffers: int = 1) -> Iterator[tuple[Any, ...]]:
     """Yield a population, rows of it, and float32 memory for their examples, which the next chunk gets too.
 
-    New memory for each chunk would cost more than what is done with it.
+    New memory costs more than what is done with it, so that each thread keeps its own on a CPU.
     """
-    rows = max(1, (CHUNK if on_host(prediction) else DEVICE_CHUNK) // max(1, prediction.shape[1]))
-    shape = (buffers, min(len(prediction), rows), prediction.shape[1])
-    memory = torch.empty(shape, device=prediction.device).unbind()
+    columns, host = prediction.shape[1], on_host(prediction)
+    rows = max(1, (CHUNK if host else DEVICE_CHUNK) // max(1, columns))
+    shape = (buffers, min(len(prediction), rows), columns)
+    if host:
+        if getattr(_kept, "memory", ONE).numel() < max(2, prod(shape)):
+            _kept.memory = torch.empty(max(2, prod(shape)))
+        memory = _kept.memory[: prod(shape)].view(shape).unbind()
+    else:
+        memory = torch.empty(shape, device=prediction.device).unbind()
     start = 0
     for level, size in enumerate(sizes):
         for first in range(start, start + size, rows):
@@ -260,15 +250,16 @@ def _regions(norm: Tensor, bins: int, *, out: Tensor) -> None:
         out.copy_(index.masked_fill_(index == bins, _none(bins)))
 
 
-def _box_slots(
-    pred: Tensor, target: Tensor, weight: Tensor, bins: int, mu: float, slope: Tensor, length: Tensor, spare: Tensor
-) -> Tensor:
-    """The slot of every coordinate; writes d / sqrt(d^2 + mu^2), d = prediction - target, and its divisor."""
-    torch.sub(pred.float(), target.float(), out=slope)
-    torch.mul(slope, slope, out=length).add_(mu * mu).sqrt_()
+def _box_slots(slope: Tensor, weight: Tensor, bins: int, spare: Tensor) -> Tensor:
+    """The slot of every coordinate by its slope, the derivative of ASL1."""
     slot = torch.empty(slope.shape, dtype=slot_dtype(bins), device=slope.device)
-    _regions(torch.abs(slope.div_(length), out=spare), bins, out=slot)
-    return slot.bitwise_or_(_ignored(weight, bins))
+    _regions(torch.abs(slope, out=spare), bins, out=slot)
+    return slot if _all_valid(weight) else slot.bitwise_or_(_ignored(weight, bins))
+
+
+def _all_valid(weight: Tensor) -> bool:
+    """Whether it is known that no example is ignored."""
+    return on_host(weight) and weight.numel() > 0 and weight.amin().item() > 0
 
 
 def _none(bins: int) -> int:
@@ -312,22 +303,28 @@ def _by_slot(factor_LK: Tensor) -> tuple[Tensor, Tensor]:
     return pad(factor_LH, (0, half)), pad(factor_LH, (half, 0))
 
 
-def _lookup(factor_LW: Tensor) -> Callable[[int, Tensor], Tensor]:
-    """Make the function that looks up the factors of slots of a population, two at a time as complex numbers."""
+def _lookup(factor_LW: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+    """Make the function that looks up the factors of slots of a population, two at a time as complex numbers.
+
+    It writes to its third argument; what is in the fourth is lost.
+    """
     levels, width = factor_LW.shape
-    if not on_host(factor_LW) or width > 128:
-        return lambda level, slot: factor_LW[level].index_select(0, slot.reshape(-1).int()).view(slot.shape)
-    pair_LWV = torch.empty(levels, width, 256, dtype=torch.complex64)
+    pair_LWV = torch.empty(levels, width, 256 if width <= 128 else 0, dtype=torch.complex64, device=factor_LW.device)
     second = int(sys.byteorder == "little")  # the part that the high byte, a row of the table, stands for
     table_LWW2 = torch.view_as_real(pair_LWV)[:, :, :width]
-    table_LWW2[..., second] = factor_LW[:, :, None]
-    table_LWW2[..., 1 - second] = factor_LW[:, None]
+    if width <= 128:
+        table_LWW2[..., second] = factor_LW[:, :, None]
+        table_LWW2[..., 1 - second] = factor_LW[:, None]
+    factor_l, pair_l = factor_LW.unbind(), pair_LWV.flatten(1).unbind()
 
-    def lookup(level: int, slot: Tensor) -> Tensor:
-        if not _pairs(slot):
-            return factor_LW[level].index_select(0, slot.view(-1).int()).view(slot.shape)
-        pair = slot.view(-1).view(torch.int16).int()
-        return pair_LWV[level].view(-1).index_select(0, pair).view(torch.float32).view(slot.shape)
+    def lookup(level: int, slot: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+        table, target = factor_l[level], out.view(-1)
+        slot = slot.view(-1)
+        if on_host(slot) and _pairs(slot):
+            table, target, slot = pair_l[level], target.view(torch.complex64), slot.view(torch.int16)
+        index = spare.view(-1).view(torch.int32)[: len(slot)]
+        torch.index_select(table, 0, index.copy_(slot), out=target)
+        return out
 
     return lookup
 

@@ -100,11 +100,22 @@ def test_counts_times_regions_are_the_exact_density_at_the_centre_of_a_region(re
         assert float(count_K[k]) * regions == pytest.approx(exact, rel=1e-12)
 
 
-def test_the_moving_average_moves_occupied_regions_only() -> None:
+def test_the_moving_average_moves_occupied_regions_only_by_each_population_in_turn() -> None:
     average_K = torch.tensor([4.0, 4.0, 0.0])
-    moved_K = density.moving_average(average_K, torch.tensor([0, 8, 8]), momentum=0.75)
-    assert moved_K.tolist() == [4.0, 5.0, 2.0]
+    moved = density.moving_averages(average_K, torch.tensor([[0, 8, 8], [4, 0, 8]]), momentum=0.75)
+    assert [moved_K.tolist() for moved_K in moved] == [[4.0, 5.0, 2.0], [4.0, 5.0, 3.5]]
     assert average_K.tolist() == [4.0, 4.0, 0.0]
+
+
+@settings(max_examples=60)
+@given(momentum=st.floats(0.01, 0.99), data=st.data())
+def test_the_moving_average_is_rounded_after_each_operation(momentum: float, data: st.DataObject) -> None:
+    count = data.draw(st.lists(st.lists(st.integers(0, 10**8), min_size=9, max_size=9), min_size=1, max_size=5))
+    average_K = torch.tensor(data.draw(st.lists(st.floats(0, 2**30, width=32), min_size=9, max_size=9)))
+    moved = density.moving_averages(average_K, torch.tensor(count), momentum=momentum)
+    for count_K, moved_K in zip(map(torch.tensor, count), moved, strict=True):
+        average_K = torch.where(count_K > 0, momentum * average_K + (1 - momentum) * count_K, average_K)
+        assert torch.equal(moved_K, average_K)
 
 
 @settings(max_examples=60)
@@ -177,3 +188,12 @@ def test_the_number_of_operators_does_not_depend_on_the_number_of_regions(loss: 
             forward_and_backward(module)
         traces.append(trace.operators)
     assert traces[0] == traces[1]
+
+
+def test_both_losses_of_five_levels_are_at_most_110_operators_forward() -> None:
+    sizes, label = [20, 10, 5, 4, 1], torch.randint(0, 5, (40,))
+    modules = GHMC(momentum=0.75), GHMR(momentum=0.7)
+    with NoWaiting() as trace:
+        modules[0](torch.randn(40, 4, requires_grad=True), label, torch.ones(40), sizes=sizes)
+        modules[1](torch.randn(40, 4, requires_grad=True), torch.zeros(40, 4), torch.ones(40, 4), sizes=sizes)
+    assert len(trace.operators) <= 110

@@ -92,16 +92,38 @@ def test_focal_arithmetic_is_float32_and_the_gradient_has_the_dtype_of_the_logit
 
 
 @pytest.mark.parametrize(
-    "options", [{"avg_factor": 7.0}, {"reduction_override": "sum"}, {"reduction_override": "none"}]
+    "options",
+    [
+        {"avg_factor": 7.0},
+        {"avg_factor": torch.tensor(7.0)},
+        {"reduction_override": "sum"},
+        {"reduction_override": "none"},
+    ],
 )
-@pytest.mark.parametrize("weighted", [True, False])
-def test_smooth_l1_is_that_of_mmdet(options: dict, weighted: bool) -> None:
+@pytest.mark.parametrize("weighted", [1.0, 0.5, 0.02, None])
+def test_smooth_l1_is_that_of_mmdet(options: dict, weighted: float | None) -> None:
     torch.manual_seed(0)
     pred, target = torch.randn(50, 4), torch.randn(50, 4)
-    weight = torch.rand(50, 4).round() if weighted else None
+    weight = None if weighted is None else (torch.rand(50, 4) < weighted).float() * torch.randn(50, 4)
     arguments: dict[str, Any] = {"beta": 0.11, "loss_weight": 1.5}
     theirs = run(peer("SmoothL1Loss", **arguments), pred, target, weight, **options)
     torch.testing.assert_close(run(SmoothL1Loss(**arguments), pred, target, weight, **options), theirs)
+
+
+def test_smooth_l1_without_weights_is_zero_with_a_graph() -> None:
+    for size in (0, 5):
+        loss, gradient = run(SmoothL1Loss(), torch.ones(size, 4), torch.zeros(size, 4), torch.zeros(size, 4))
+        assert loss == 0 and torch.equal(gradient, torch.zeros(size, 4))
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_prediction_that_is_not_finite_shows_in_smooth_l1_whatever_its_weight(few: bool) -> None:
+    weight = torch.eye(50)[:, :4] if few else torch.ones(50, 4)
+    weight[7] = 0
+    for value in (float("nan"), float("inf")):
+        pred = torch.zeros(50, 4)
+        pred[7] = value
+        assert SmoothL1Loss()(pred, torch.zeros(50, 4), weight).isnan()
 
 
 def test_wrong_calls_are_refused() -> None:

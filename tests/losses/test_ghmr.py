@@ -45,6 +45,23 @@ def test_a_common_factor_on_the_weights_cancels_out(passes: str, scale: float) -
     torch.testing.assert_close(scaled, plain)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.9])
+@pytest.mark.parametrize("chunk", [7, 100_000])
+def test_rows_without_weight_are_left_out_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, share: float, chunk: int
+) -> None:
+    """Few rows with weight, or many, in chunks of any length, are what mmdet makes of all."""
+    monkeypatch.setattr("ghm.losses.vectorised.CHUNK", chunk)
+    torch.manual_seed(0)
+    ours, theirs = ghmr(momentum=0.7), peer(momentum=0.7)
+    for _ in range(3):
+        pred, target = torch.randn(300, 4) * 0.03, torch.randn(300, 4) * 0.03
+        weight = (torch.rand(300, 1) < share) * torch.randn(300, 4)
+        assert_same_step(ours, theirs, (pred, target, weight))
+    pred[(weight == 0).all(1).nonzero()[0]] = float("nan")
+    assert ours(pred, target, weight).isnan()
+
+
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match="must be of shape"):
         ghmr()(torch.zeros(4, 4), torch.zeros(4, 1), torch.ones(4, 4))
