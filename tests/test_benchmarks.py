@@ -31,6 +31,8 @@ TABLES = {
     "scale": ("scale", [1]),
     "losses": ("losses_cpu", [1, 5]),
     "step": ("step", [2, 3, 4, 5]),
+    "kernels": ("kernels", [1, 2, 3, 4, 5, 6]),
+    "kernel steps": ("kernels", [0, 1, 2, 3, 4]),
 }
 
 

@@ -121,3 +121,42 @@ def test_the_losses_load_torch_and_what_torch_brings_alone() -> None:
     imported, used = (set(line.split()) for line in done.stdout.splitlines())
     assert not others & imported
     assert not others & used
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["ghm_c", "ghm_r", "focal"])
+def test_backward_gives_the_gradient_times_what_arrives_as_often_as_it_is_asked(
+    passes: str, name: str, dtype: torch.dtype
+) -> None:
+    operator, inputs = arguments()[f"{name}_gradient"]
+    loss = getattr(ops, name)
+    pred = inputs[0].to(dtype).requires_grad_()
+    sizes = [len(pred)] if name == "focal" else SIZES
+    plain = operator(pred.detach(), *inputs[1:]).float()
+    tolerance: dict[str, Any] = {"rtol": 1e-6, "atol": 0.0} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-6}
+    for upstream in (torch.ones(len(sizes)), torch.tensor([0.3, 1.0, 2.0])[: len(sizes)], torch.zeros(len(sizes))):
+        upstream = upstream[0] if name == "focal" else upstream
+        value = loss(pred, *inputs[1:])
+        row_N1 = upstream.reshape(-1).repeat_interleave(torch.tensor(sizes))[:, None]
+        (first,) = torch.autograd.grad(value, pred, upstream, retain_graph=True)
+        before = first.clone()
+        (second,) = torch.autograd.grad(value, pred, 2 * upstream)
+        assert torch.equal(first, before) and first.dtype == dtype
+        torch.testing.assert_close(first.float(), row_N1 * plain, **tolerance)
+        torch.testing.assert_close(second.float(), 2 * row_N1 * plain, **tolerance)
+
+
+def test_where_no_gradient_is_wanted_the_loss_pass_runs_alone(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, inputs = arguments()["ghm_c_loss_and_gradient"]
+    expected = ops.ghm_c(*inputs).detach()
+    monkeypatch.delattr(ops.ghm_c, "both")
+    with torch.no_grad():
+        torch.testing.assert_close(ops.ghm_c(*inputs), expected)
+    torch.testing.assert_close(ops.ghm_c(inputs[0].detach(), *inputs[1:]), expected)
+
+
+def test_a_gradient_that_shall_be_differentiated_is_refused(passes: str) -> None:
+    _, inputs = arguments()["ghm_c_loss_and_gradient"]
+    (gradient,) = torch.autograd.grad(ops.ghm_c(*inputs).sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        gradient.sum().backward()
