@@ -73,6 +73,9 @@ def test_value_and_gradients_are_pytorchs(
     assume(images != 1 or depth * height * width > 1)  # PyTorch refuses what would be constant
     ours, theirs = pair(groups * depth, groups, seed)
     x = LAYOUTS[layout]((torch.randn(images, groups * depth, height, width) + 1) * spread)
+    if not is_own(ours, x):
+        torch.testing.assert_close(results(ours, x), results(theirs, x), rtol=0, atol=0)
+        return
     # Where the values of a group lie close together, the gradient is the small difference of large numbers.
     values = x.double().reshape(images * groups, depth * height * width)
     atol = 1e-4 * max([1.0, *((group.var(correction=0) + ours.eps).rsqrt().item() for group in values)])
