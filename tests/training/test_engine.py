@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.faults import Trainer, differences
 from ghm import config, params
-from ghm.runs import LOG
+from ghm.runs import LOG, MODEL
 from ghm.training import batches, engine
 from ghm.training.batches import Batch
 from ghm.training.engine import Engine, Numbers
@@ -258,8 +258,27 @@ def test_a_killed_run_whose_steps_have_parts_goes_on_to_the_same_bits_in_as_many
     assert list(differences(workspace, alone)) == []
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_parts_of_one_image_are_the_same_training_in_one_process_and_in_two(
+    workspace: Path, change: Change, trainer: Trainer, torchrun: Trainer, other: Callable[[], Path]
+):
+    change(
+        variants__ghmc_ghmr={"cls": "focal", "box": "smooth_l1"},  # GHM's averages would be of a process
+        model__norm_eval=True,
+        train__optimizer="sgd",
+        train__accumulate=4,
+        train__val_images=0,
+    )
+    alone = other()
+    trainer.finish(alone)
+    change(train__accumulate=2, machine__launcher="pytorch")
+    torchrun.finish(workspace)
+    one, two = (pd.read_csv(result(folder) / LOG) for folder in (alone, workspace))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-3)
+    one, two = (torch.load(result(folder) / MODEL, weights_only=True)["state_dict"] for folder in (alone, workspace))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "accumulate"), [("fp32", 1), ("fp16", 2)])
 @pytest.mark.parametrize("variant", ["ghmc_ghmr", "ghmc_smooth", "fl_sl1"])
 def test_the_host_waits_for_nothing_between_the_arrival_of_a_batch_and_the_numbers_of_its_step(
     bench: Callable[..., Bench],
