@@ -22,6 +22,7 @@ from ghm import targets
 from ghm.errors import InputError
 from ghm.losses import ops, vectorised
 from ghm.targets import Truth
+from tests.waits import all_counted
 
 CLASSES = 80
 LOSSES = {
@@ -239,16 +240,37 @@ def test_targets_and_losses_of_sixteen_images_are_few_operators(
     assert len(trace.operators) <= 250
 
 
+@pytest.mark.parametrize("decoded", [False, True])
+def test_no_target_waits_for_the_device(decoded: bool):
+    head, (scores, deltas), truth = on_device("fl_sl1", 30)
+    head.reg_decoded_bbox = decoded
+    with OnDevice() as trace:
+        head.examples(scores, deltas, truth)
+    assert trace.operators
+
+
 @pytest.mark.parametrize("variant", ["ghmc_ghmr", "ghmc_sl1", "fl_sl1"])
-def test_nothing_between_a_batch_on_the_device_and_its_losses_waits(variant: str, monkeypatch: pytest.MonkeyPatch):
-    head, inputs, truth = on_device(variant, 30)
-    for name in ("ghm_c", "ghm_r", "focal"):  # the operators without their wrapping
-        both = getattr(vectorised, f"{name}_loss_and_gradient")
-        monkeypatch.setattr(ops, name, lambda *arguments, both=both: both(*arguments)[0])
-    for name in ("ghm_c_count", "ghm_r_count"):
-        monkeypatch.setattr(ops, name, getattr(vectorised, name))
-    with OnDevice(), torch.no_grad():
-        head._losses(*head.examples(*inputs, truth))
+def test_nothing_between_a_batch_on_the_device_and_its_losses_waits(variant: str):
+    """Losses by plain PyTorch as it runs on a device. It keeps some constants of the host, so `meta` would not do."""
+    head = built(variant)
+    scores, deltas = ([level.requires_grad_() for level in levels] for levels in maps(head, 4, 96, 128))
+    truth = Truth.of(*drawn(0, [5, 0, 30, 2]))
+    head.examples(scores, deltas, truth)  # makes the anchors
+    with all_counted() as count:
+        losses = head._losses(*head.examples(scores, deltas, truth))
+        torch.stack([*losses["loss_cls"], *losses["loss_bbox"]]).sum().backward()
+    assert count.operators["aten.sigmoid.out"] and not count.waits
+
+
+@pytest.mark.parametrize("variant", ["ghmc_ghmr", "fl_sl1"])
+def test_the_losses_as_they_run_on_a_cpu_would_wait(variant: str, monkeypatch: pytest.MonkeyPatch):
+    """Shows that the count of the law above sees what it looks for."""
+    head = built(variant)
+    batch = head.examples(*maps(head, 2, 96, 128), Truth.of(*drawn(0, [5, 2])))
+    with all_counted() as count:
+        monkeypatch.setattr(vectorised, "on_host", lambda _tensor: True)
+        head._losses(*batch)
+    assert count.waits["aten.nonzero.default"]
 
 
 def test_mmdets_own_targets_would_wait():
