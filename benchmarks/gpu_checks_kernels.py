@@ -55,9 +55,9 @@ def boxes(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 def error(found: Any, expected: Any) -> float:
     """Norm of the difference over the norm of what is expected, both tensors."""
-    found, expected = found.detach(), expected.detach()
-    difference = found.double().cpu() - expected.double().cpu()
-    return float(difference.norm() / expected.double().norm().clamp(min=1e-30).cpu())
+    expected = expected.detach().double()
+    difference = found.detach().double().to(expected.device) - expected
+    return float(difference.norm() / expected.norm().clamp(min=1e-30))
 
 
 def at_most(limit: float, value: float) -> str:

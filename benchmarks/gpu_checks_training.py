@@ -107,7 +107,7 @@ def group_norm_is_pytorchs() -> str:
         pairs = zip((value, *gradients), (expected, *slopes), strict=True)
         worst = max(worst, *(error(found, wanted) for found, wanted in pairs))
         layouts.append("kept" if value.is_contiguous(memory_format=layout) else "lost")
-    return f"{at_most(1e-6, worst)}, NCHW {layouts[0]}, channels_last {layouts[1]}"
+    return f"{at_most(1e-5, worst)}, NCHW {layouts[0]}, channels_last {layouts[1]}"
 
 
 def a_detector_finds_what_it_finds_on_the_cpu() -> str:
