@@ -1,6 +1,6 @@
 """Images a second of a training run with each switch of precision and speed, and its memory.
 
-    python -m benchmarks.speed --out DIR [--preset tiny]
+    python -m benchmarks.speed --out DIR [--preset tiny] [--budget SECONDS]
 
 Trains `ghmc_ghmr` on 400 images of `digits` in one process: for one epoch, then for three, and divides the images of
 the two more by the seconds that they took, so that starting, compiling and the first measurements do not count. The
@@ -11,7 +11,9 @@ shows that the settings run; speed is for a GPU.
 import argparse
 import dataclasses
 import os
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ IMAGES = 400
 EPOCHS = (1, 3)
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32, TF32": {},
-    "bf16": {"precision": "bf16"},
     "bf16, compile": {"precision": "bf16", "compile": True},
+    "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
     "fp32": {"tf32": False},
     "fp32, TF32, not channels_last": {"channels_last": False},
@@ -38,6 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset")
+    parser.add_argument(
+        "--budget", type=float, default=float("inf"), help="seconds after which no further one is begun"
+    )
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -45,7 +50,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ghm-speed-") as folder:
         faults.prepare(Path(folder) / "run", arguments.preset, processes=1, images=None if arguments.preset else IMAGES)
         os.chdir(Path(folder) / "run")
+        start = time.monotonic()
         for name, changes in SETTINGS.items():
+            if rows and time.monotonic() - start > arguments.budget:
+                print(f"out of time: {name} not measured", file=sys.stderr)
+                continue
             rows.append({"setting": name, **measured(changes)})
             device = "cuda" if torch.cuda.is_available() else "cpu"
             files.write_json(out / "training_speed.json", {**context(device), "rows": rows})
