@@ -151,14 +151,14 @@ class Stock:
     """mmdet's training step, from its own parts and with the weights of ours."""
 
     def __init__(self, cfg: Any, given: Batch | None, state: dict[str, Tensor]) -> None:
-        cfg = copy.deepcopy(cfg)
-        head = cfg.model.bbox_head
-        head.update(type="RetinaHead", loss_cls=STOCK[head.loss_cls.type], loss_bbox=STOCK[head.loss_bbox.type])
-        if head.norm_cfg:
-            head.norm_cfg = dict(head.norm_cfg, type="GN")
-        cfg.model.backbone.init_cfg = None
+        model = copy.deepcopy(cfg.model.to_dict())
+        head = model["bbox_head"]
+        head |= {"type": "RetinaHead", **{name: STOCK[head[name]["type"]] for name in ("loss_cls", "loss_bbox")}}
+        if head["norm_cfg"]:
+            head["norm_cfg"]["type"] = "GN"
+        model["backbone"]["init_cfg"] = None
         init_default_scope("mmdet")
-        self.model: Any = MODELS.build(cfg.model)
+        self.model: Any = MODELS.build(model)
         self.model.load_state_dict(state, strict=False)
         self.model.to(DEVICE).train()
         kind, dtype = (
@@ -311,6 +311,7 @@ def operators(images: int = 16) -> list[dict[str, Any]]:
             truth = noise(images, boxes, HEIGHT, WIDTH, SHOWN).truth if images else batch.truth
             maps = [[torch.zeros(images, 9 * depth, *size) for size in sizes] for depth in (1, 4)]
             scores = [torch.randn(1, 9 * 80, 1, 1).expand(images, -1, *size) for size in sizes]
+            ours.examples(scores, maps[1], truth)  # makes the anchors, once for every shape
             with torch.no_grad(), counted() as count:
                 ours._losses(*ours.examples(scores, maps[1], truth))
             row = {"step": variant, "images": images, "boxes": boxes, "of": "ours"}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghm.losses import ops
+from ghm.losses import ops, vectorised
 from ghm.losses.checks import Reduction, check_arguments, check_shapes
 from ghm.losses.density import regression_gradient_norm
 from ghm.losses.statistics import HarmonisedLoss
@@ -60,10 +60,16 @@ class GHMR(HarmonisedLoss):
         check_arguments(reduction=reduction)
         check_shapes(pred.shape, target=target, label_weight=label_weight)
         rows = self.populations(sizes, len(pred))
+        everything = pred.detach()
+        few_R = None if reduction == "none" else vectorised.few_rows(label_weight)
+        if few_R is not None:  # in training, those of positive anchors
+            rows = vectorised.sizes_of_rows(few_R, rows)
+            pred, target, label_weight = (part.index_select(0, few_R) for part in (pred, target, label_weight))
         total_L = torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
         if pred.dim() == 2 and reduction != "none":
+            count = vectorised.ghm_r_count if ops.is_plain(pred) else ops.ghm_r_count
             pred = pred.contiguous()  # the gradient has its layout
-            count_LK, length = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
+            count_LK, length = count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
             factor_LK = self.factors(count_LK, total_L, reduction)
             loss = ops.ghm_r(pred, target, label_weight, length, rows, factor_LK, self.mu)
         else:
@@ -71,4 +77,6 @@ class GHMR(HarmonisedLoss):
             norm = regression_gradient_norm(difference.detach(), mu=self.mu)
             asl1 = (difference * difference + self.mu * self.mu).sqrt() - self.mu
             loss = self.harmonise(asl1, norm, label_weight > 0, total_L, rows, reduction)
+        if few_R is not None:
+            loss = loss + 0 * everything.sum(dtype=torch.float32)  # NaN where any prediction is, like a sum over all
         return loss[0] if sizes is None and reduction != "none" else loss

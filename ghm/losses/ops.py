@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
+from torch.nn import Parameter
 
 from ghm.losses import vectorised
 
@@ -51,6 +52,12 @@ def uses_kernels(tensor: Tensor) -> bool:
     return TRITON and tensor.is_cuda and not LACKING
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether plain PyTorch may run as it is, without an operator around it: on a CPU, where nothing traces."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) not in (Tensor, Parameter)
+    return not is_traced and vectorised.on_host(tensor) and not uses_kernels(tensor)
+
+
 def _operator(name: str, schema: str) -> Any:
     """An operator that Triton's kernels or plain PyTorch run: the function `name` of one of the two modules.
 
@@ -69,6 +76,21 @@ def _operator(name: str, schema: str) -> Any:
         return both[("loss", "gradient").index(result)]
 
     return custom_op(f"ghm::{name}", run, mutates_args=(), schema=schema)
+
+
+class _Plain(torch.autograd.Function):
+    """A loss on a CPU, with its gradient made in forward."""
+
+    @staticmethod
+    def forward(ctx: Any, passes: "_Passes", prediction: Tensor, *rest: Any) -> Tensor:  # type: ignore[override]
+        loss, gradient = passes.function(prediction, *rest)
+        _save_gradient(ctx, (prediction, *rest), (loss, gradient))
+        ctx.passes = passes
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple:  # type: ignore[override]
+        return None, *ctx.passes.backward(ctx, upstream)
 
 
 @custom_op(
@@ -96,21 +118,23 @@ class _Passes:
         self.loss = _operator(f"{name}_loss", f"({arguments}) -> Tensor")
         self.gradient = _operator(f"{name}_gradient", f"({arguments}) -> Tensor")
         self.both = _operator(f"{name}_loss_and_gradient", f"({arguments}) -> (Tensor, Tensor)")
+        self.function = getattr(vectorised, f"{name}_loss_and_gradient")
         self.loss.register_fake(_empty_loss)
         self.gradient.register_fake(lambda prediction, *_: torch.empty_like(prediction))
         self.both.register_fake(
             lambda prediction, *rest: (_empty_loss(prediction, *rest), torch.empty_like(prediction))
         )
         self.loss.register_autograd(self._again, setup_context=_save)
-        self.both.register_autograd(self._backward, setup_context=_save_gradient)
+        self.both.register_autograd(self.backward, setup_context=_save_gradient)
 
     def __call__(self, prediction: Tensor, *rest: Any) -> Tensor:
         """The loss, float32; in one pass with its gradient where that is wanted."""
         if torch.is_grad_enabled() and prediction.requires_grad and prediction.dtype != torch.float16:
-            return self.both(prediction, *rest)[0]
+            return _Plain.apply(self, prediction, *rest) if is_plain(prediction) else self.both(prediction, *rest)[0]
         return self.loss(prediction, *rest)
 
-    def _backward(self, ctx: Any, upstream: Tensor, _: None) -> tuple:
+    def backward(self, ctx: Any, upstream: Tensor, _: None = None) -> tuple:
+        """The gradients of the arguments, the first of which is made already."""
         gradient, ctx.gradient = ctx.gradient, None
         # The first backward gave it away; and one to be differentiated, which it cannot be, must know where it is from.
         if gradient is None or torch.is_grad_enabled():
@@ -118,7 +142,8 @@ class _Passes:
         if type(gradient) is not Tensor:  # while `torch.compile` traces, for which it is an output of forward
             gradient = gradient.clone()
         sizes = [value for value in ctx.rest if isinstance(value, list)]
-        multiply(gradient, upstream, sizes[0] if sizes else [len(gradient)])
+        if not (is_plain(upstream) and bool((upstream == 1).all())):
+            multiply(gradient, upstream, sizes[0] if sizes else [len(gradient)])
         return gradient, *[None] * (len(ctx.rest) - 1)
 
     def _again(self, ctx: Any, upstream: Tensor) -> tuple:

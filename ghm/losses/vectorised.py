@@ -95,12 +95,10 @@ def ghm_r_count(
 ) -> tuple[Tensor, Tensor]:
     """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K].
 
-    With it sqrt(d^2 + mu^2) of each, d = prediction - target, float32, [N, D], which `ghm_r_loss_and_gradient` takes:
-    of the rows that it looks at, as the first.
+    With it sqrt(d^2 + mu^2) of each, d = prediction - target, float32, [N, D], which `ghm_r_loss_and_gradient` takes.
     """
     length_ND = torch.empty_like(pred_ND, dtype=torch.float32)
     count_LW = torch.zeros(len(sizes), 2 * _none(bins) + 2, dtype=torch.int64, device=pred_ND.device)
-    _, pred_ND, target_ND, weight_ND, sizes = _valid_rows(pred_ND, target_ND, weight_ND, sizes)
     for level, rows, slope, spare in _chunks(pred_ND, sizes, buffers=2):
         torch.sub(pred_ND[rows].float(), target_ND[rows].float(), out=slope)
         length = torch.mul(slope, slope, out=length_ND[rows]).add_(mu * mu).sqrt_()
@@ -122,8 +120,6 @@ def ghm_r_loss_and_gradient(
 
     float32, [L]; and in the dtype of the prediction, rounded once, [N, D].
     """
-    everything = pred_ND
-    row_R, pred_ND, target_ND, weight_ND, sizes = _valid_rows(pred_ND, target_ND, weight_ND, sizes)
     lookup = _lookup(_by_slot(factor_LK)[0])
     gradient_ND = torch.empty_like(pred_ND)
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred_ND.device)
@@ -132,10 +128,7 @@ def ghm_r_loss_and_gradient(
         lookup(level, _box_slots(slope, weight_ND[rows], factor_LK.shape[1], spare), factor, spare)
         loss_L[level].add_(torch.sub(length_ND[rows], mu, out=spare).mul_(factor).sum())
         torch.mul(slope, factor, out=gradient_ND[rows])
-    if row_R is None:
-        return loss_L.float(), gradient_ND
-    loss_L += 0 * everything.sum(dtype=torch.float32)  # NaN where any prediction is, like a sum over all
-    return loss_L.float(), torch.zeros_like(everything).index_copy_(0, row_R, gradient_ND)
+    return loss_L.float(), gradient_ND
 
 
 def focal_loss_and_gradient(
@@ -179,16 +172,10 @@ def few_rows(weight_ND: Tensor) -> Tensor | None:
     return used_N.nonzero().squeeze(1)
 
 
-def _valid_rows(
-    pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int]
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor, list[int]]:
-    """Leave out rows without weight where nearly all are, and say which are left; all are where that is None."""
-    row_R = None if _all_valid(weight_ND) else few_rows(weight_ND)
-    if row_R is None:
-        return None, pred_ND, target_ND, weight_ND, sizes
+def sizes_of_rows(row_R: Tensor, sizes: list[int]) -> list[int]:
+    """How many of the rows, in order, are in each population."""
     end_L = torch.searchsorted(row_R, torch.tensor([0, *sizes]).cumsum(0)).tolist()
-    sizes = [end - start for start, end in pairwise(end_L)]
-    return row_R, pred_ND[row_R], target_ND[row_R], weight_ND[row_R], sizes
+    return [end - start for start, end in pairwise(end_L)]
 
 
 def _focal(

@@ -78,7 +78,7 @@ def prepare(detector: Any, batch: Batch) -> tuple[Tensor, Truth]:
     image_B3HW = batch.pixel_BHW3.to(device, non_blocking=True).permute(0, 3, 1, 2)
     image_B3HW = (image_B3HW.float() - processor.mean).div_(processor.std)
     height, width = image_B3HW.shape[2:]
-    if (batch.size_B2 != torch.tensor([height, width])).any():
+    if batch.size_B2.tolist() != [[height, width]] * len(batch):
         size_B211 = batch.size_B2.to(device, non_blocking=True)[:, :, None, None]
         row_H1, column_W = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
         image_B3HW.masked_fill_((row_H1 >= size_B211[:, :1]) | (column_W >= size_B211[:, 1:]), 0.0)

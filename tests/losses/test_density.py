@@ -180,7 +180,10 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, momentum:
 
 
 @pytest.mark.parametrize("loss", [GHMC, GHMR])
-def test_the_number_of_operators_does_not_depend_on_the_number_of_regions(loss: type) -> None:
+def test_the_number_of_operators_does_not_depend_on_the_number_of_regions(
+    loss: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectorised, "on_host", lambda _tensor: False)
     traces = []
     for bins in (1, 100):
         module = loss(bins=bins, momentum=0.5)
@@ -190,7 +193,8 @@ def test_the_number_of_operators_does_not_depend_on_the_number_of_regions(loss: 
     assert traces[0] == traces[1]
 
 
-def test_both_losses_of_five_levels_are_at_most_110_operators_forward() -> None:
+def test_both_losses_of_five_levels_are_at_most_110_operators_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectorised, "on_host", lambda _tensor: False)
     sizes, label = [20, 10, 5, 4, 1], torch.randint(0, 5, (40,))
     modules = GHMC(momentum=0.75), GHMR(momentum=0.7)
     with NoWaiting() as trace:
