@@ -43,7 +43,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "GHM-C kernels, 40 bins": partial(kernels.ghm_c_is_float64, torch.float32, bins=40),
     "GHM-R kernels, 40 bins": partial(kernels.ghm_r_is_float64, torch.float32, bins=40),
     **{
-        f"GHM-C kernels, {classes} classes": partial(kernels.ghm_c_is_float64, torch.bfloat16, classes)
+        f"GHM-C kernels, C = {classes}": partial(kernels.ghm_c_is_float64, torch.bfloat16, classes)
         for classes in (1, 20, 81, 1203)
     },
     "group norm is PyTorch's": training.group_norm_is_pytorchs,

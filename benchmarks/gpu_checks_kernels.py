@@ -153,7 +153,7 @@ def ghm_r_is_float64(dtype: torch.dtype, bins: int = 10) -> str:
     norm = density.regression_gradient_norm(pred.float() - target.float(), mu=MU)
     expected_LK, index = regions(norm, weight > 0, SIZES, bins)
     count_LK, length = kernels.ghm_r_count(pred, target, weight, SIZES, bins, MU)
-    at_most(0, error(count_LK, expected_LK))
+    at_most(0 if CUDA else 1e-3, error(count_LK, expected_LK))  # on a CPU PyTorch's root may be an ulp off
 
     def loss(wide: Tensor) -> Tensor:
         asl1 = ((wide - target.double()) ** 2 + MU * MU).sqrt() - MU
