@@ -16,9 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
 
 from ghm import config, files, params
 from ghm.data import annotations
@@ -44,9 +42,7 @@ def unassigned(boxes: Boxes, image_N: np.ndarray, setting: Setting, parameters: 
         chosen_N = image_N == image
         width, height = (np.ceil(resized.image_N2[chosen_N][0] / PADDED) * PADDED).astype(int).tolist()
         truth = torch.tensor(resized.corner_N4[chosen_N], dtype=torch.float32)
-        sample = DetDataSample(metainfo={"pad_shape": (height, width)})
-        sample.gt_instances = InstanceData(bboxes=truth, labels=torch.zeros(len(truth), dtype=torch.long))
-        _, iou_P, box_P = matched(head, sample, (height, width))
+        _, iou_P, box_P = matched(head, truth, torch.tensor([height, width]), (height, width))
         assigned += len(np.unique(box_P[iou_P >= POSITIVE]))
     return 1 - assigned / len(boxes)
 

@@ -63,7 +63,8 @@ def build(parameters: Params, variant: str, role: Role) -> nn.Module:
     return module
 
 
-_SET = ("params", "lr", "weight_decay", "fused", "foreach", "capturable", "differentiable")  # of an optimiser, by us
+# Arguments of an optimiser that we set. SGD's dampening spares the first step, for which PyTorch must know that it is.
+_SET = ("params", "lr", "weight_decay", "fused", "foreach", "capturable", "differentiable", "dampening")
 
 
 def optimizer(train: Train) -> dict[str, Any]:

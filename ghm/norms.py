@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ghm.registry import MODELS
 
@@ -25,7 +26,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, C, H, W]."""
         is_last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         if is_last and input.device.type == "cpu" and input.dtype == torch.float32 and not is_traced:
             return _ChannelsLast.apply(input, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(input)
@@ -39,7 +40,7 @@ class _ChannelsLast(torch.autograd.Function):
         x_BPC = x.permute(0, 2, 3, 1).flatten(1, 2)
         centred_BPC = x_BPC - _group_mean(x_BPC.sum(1, keepdim=True), groups, x_BPC.shape[1])
         square_B1C = (centred_BPC * centred_BPC).sum(1, keepdim=True)
-        scale_B1C = _group_mean(square_B1C, groups, x_BPC.shape[1]).add_(eps).rsqrt_()
+        scale_B1C = _group_mean(square_B1C, groups, x_BPC.shape[1]).add(eps).rsqrt_()  # not in place: a view
         ctx.save_for_backward(centred_BPC, scale_B1C, weight_C)
         ctx.groups = groups
         result = torch.empty_like(x)  # not a view, which could not be changed in place
@@ -47,6 +48,7 @@ class _ChannelsLast(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         centred_BPC, scale_B1C, weight_C = ctx.saved_tensors
         up_BPC = upstream.permute(0, 2, 3, 1).flatten(1, 2)

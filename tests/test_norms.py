@@ -60,7 +60,7 @@ def is_own(norm: nn.Module, x: Tensor) -> bool:
 @given(
     seed=st.integers(0, 2**32),
     images=st.integers(0, 3),
-    groups=st.integers(2, 6),
+    groups=st.integers(1, 6),
     depth=st.integers(1, 5),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
@@ -144,6 +144,14 @@ def test_frozen_parameters_and_an_input_without_gradient_get_none():
     norm.requires_grad_(True)
     norm(x.detach()).sum().backward()
     assert norm.weight.grad is not None and norm.bias.grad is not None
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    norm, _ = pair(12, 3)
+    x = LAYOUTS["last"](torch.randn(2, 12, 5, 7)).requires_grad_()
+    (gradient,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_mmdets_layers_are_built_with_it_and_share_state_dicts_with_those_of_pytorch():

@@ -80,6 +80,8 @@ def plain_config(cfg: Config) -> Config:
     model, loader, evaluator = (copy.deepcopy(cfg[name]) for name in ("model", "test_dataloader", "test_evaluator"))
     model.backbone.init_cfg = None
     model.bbox_head.type = "RetinaHead"
+    if model.bbox_head.norm_cfg:
+        model.bbox_head.norm_cfg.type = model.bbox_head.norm_cfg.type.replace("ghm.GroupNorm", "GN")
     for role in ("loss_cls", "loss_bbox"):  # no detection depends on a loss; mmdet has usual ones of its own
         if model.bbox_head[role].type.startswith("ghm."):
             del model.bbox_head[role]

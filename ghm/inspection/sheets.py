@@ -77,7 +77,7 @@ def batch(parameters: Params, manifest: dict[str, Any]) -> tuple[Image.Image, in
     cells, boxes, reached = [], 0, 0
     with redirect_stdout(io.StringIO()):  # pycocotools
         loader = batches.loader(cfg, Processes())
-    for loaded in filter(len, loader):
+    for loaded in loader:
         ready_B3HW, truth = batches.prepare(detector, loaded)
         for number, input_3HW in enumerate(ready_B3HW):
             box_N4 = truth.box_BG4[number, truth.label_BG[number] >= 0]

@@ -54,8 +54,9 @@ def uses_kernels(tensor: Tensor) -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether plain PyTorch may run as it is, without an operator around it: on a CPU, where nothing traces."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) not in (Tensor, Parameter)
-    return not is_traced and vectorised.on_host(tensor) and not uses_kernels(tensor)
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    is_tensor = type(tensor) in (Tensor, Parameter)
+    return is_tensor and not is_traced and vectorised.on_host(tensor) and not uses_kernels(tensor)
 
 
 def _operator(name: str, schema: str) -> Any:

@@ -54,11 +54,12 @@ def test_rows_without_weight_are_left_out_without_a_trace(
     monkeypatch.setattr("ghm.losses.vectorised.CHUNK", chunk)
     torch.manual_seed(0)
     ours, theirs = ghmr(momentum=0.7), peer(momentum=0.7)
+    pred = target = weight = torch.empty(0)
     for _ in range(3):
         pred, target = torch.randn(300, 4) * 0.03, torch.randn(300, 4) * 0.03
         weight = (torch.rand(300, 1) < share) * torch.randn(300, 4)
         assert_same_step(ours, theirs, (pred, target, weight))
-    pred[(weight == 0).all(1).nonzero()[0]] = float("nan")
+    pred[weight.eq(0).all(1).nonzero()[0]] = float("nan")
     assert ours(pred, target, weight).isnan()
 
 
