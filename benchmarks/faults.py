@@ -7,7 +7,7 @@
 Trains `ghmc_ghmr` of the default, with random flips, a moving average of the weights, two workers that load data and a
 checkpoint every two seconds, so that all that a checkpoint must hold is there. SIGKILL comes at random moments, every
 other one at the sight of a checkpoint that is being written. With `--processes` the training is one of torchrun on
-gloo, without GPUs. Compared are model, tables, and the whole of the last checkpoint: optimiser, schedule, moving
+gloo, without GPUs. Compared are model, tables, and the whole of the last checkpoint: optimiser, moving
 average, buffers and random numbers of each process. One thread a process. Results go to
 `benchmarks/results/faults.json`, but for presets.
 
