@@ -26,6 +26,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
+        sys.stdout.flush()  # what was said before it comes before it
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

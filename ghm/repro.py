@@ -92,7 +92,6 @@ def _side_by_side(programs: Programs, variants: Sequence[str], jobs: int) -> Non
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, variants))
     if failed:
-        sys.stdout.flush()  # what was said before comes before the error
         raise InputError(f"{'; '.join(failed)}. What the others have done is kept: the same command goes on from there")
 
 
