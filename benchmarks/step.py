@@ -21,13 +21,10 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from mmdet.structures import DetDataSample
@@ -35,12 +32,11 @@ from mmengine.registry import OPTIM_WRAPPERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import faults
 from benchmarks.losses import context
+from benchmarks.watch import Clock, Count, counted
 from ghm import config, params, sections
-from ghm.losses import vectorised
 from ghm.registry import MODELS
 from ghm.targets import Truth
 from ghm.training import batches
@@ -59,60 +55,6 @@ STOCK = {  # of the reference's configs
     "ghm.GHMC": dict(type="GHMC", bins=30, momentum=0.75, use_sigmoid=True),
     "ghm.GHMR": dict(type="GHMR", mu=0.02, bins=10, momentum=0.7, loss_weight=10.0),
 }
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
-
-
-class Count(TorchDispatchMode):
-    """Counts operators, and those that would have the host wait for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: Counter[str] = Counter()
-        self.waits: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        self.operators[name] += 1
-        masks = [
-            index
-            for index in (args[1] if name.startswith(("aten.index.", "aten.index_put")) else [])
-            if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-        ]
-        # One value by a mask is a masked_fill, which does not wait.
-        if any(word in name for word in WAITS) or (masks and not ("index_put" in name and args[2].numel() == 1)):
-            self.waits[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def counted() -> Iterator[Count]:
-    """Operators of the block, by the path that a device takes."""
-    with patch.object(vectorised, "on_host", lambda _tensor: False), Count() as count:
-        yield count
-
-
-class Clock:
-    """Seconds of parts of a step, each without what is timed inside of it."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._inside: list[float] = []
-
-    def time(self, part: str, owner: Any, name: str) -> None:
-        """Time the method `name` of `owner` from now on."""
-        inner = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            self._inside.append(0.0)
-            result = inner(*args, **kwargs)
-            spent = time.perf_counter() - start
-            self.seconds[part] += spent - self._inside.pop()
-            if self._inside:
-                self._inside[-1] += spent
-            return result
-
-        setattr(owner, name, timed)
 
 
 class Ours:
@@ -153,7 +95,7 @@ class Stock:
     def __init__(self, cfg: Any, given: Batch | None, state: dict[str, Tensor]) -> None:
         model = copy.deepcopy(cfg.model.to_dict())
         head = model["bbox_head"]
-        head |= {"type": "RetinaHead", **{name: STOCK[head[name]["type"]] for name in ("loss_cls", "loss_bbox")}}
+        head |= _stock(head)
         if head["norm_cfg"]:
             head["norm_cfg"]["type"] = "GN"
         model["backbone"]["init_cfg"] = None
@@ -308,15 +250,15 @@ def operators(images: int = 16) -> list[dict[str, Any]]:
             cfg = coco(variant, "fp32")
             ours, theirs = (MODELS.build({**head, "_scope_": "mmdet"}) for head in _heads(cfg))
             batch = noise(images, boxes, 32, 32, 32)
-            truth = noise(images, boxes, HEIGHT, WIDTH, SHOWN).truth if images else batch.truth
-            maps = [[torch.zeros(images, 9 * depth, *size) for size in sizes] for depth in (1, 4)]
+            truth = noise(images, boxes, HEIGHT, WIDTH, SHOWN).truth
+            deltas = [torch.zeros(images, 9 * 4, *size) for size in sizes]
             scores = [torch.randn(1, 9 * 80, 1, 1).expand(images, -1, *size) for size in sizes]
-            ours.examples(scores, maps[1], truth)  # makes the anchors, once for every shape
+            ours.examples(scores, deltas, truth)  # makes the anchors, once for every shape
             with torch.no_grad(), counted() as count:
-                ours._losses(*ours.examples(scores, maps[1], truth))
+                ours._losses(*ours.examples(scores, deltas, truth))
             row = {"step": variant, "images": images, "boxes": boxes, "of": "ours"}
             rows.append({**row, "operators": count.operators.total(), "waits": count.waits.total()})
-            small = [score[..., :8, :8] for score in scores], [delta[..., :8, :8] for delta in maps[1]]
+            small = [score[..., :8, :8] for score in scores], [delta[..., :8, :8] for delta in deltas]
             samples = _as_mmdet(Batch(batch.pixel_BHW3, batch.size_B2, truth, batch.paths, []))["data_samples"]
             metas = [dict(sample.metainfo, pad_shape=(HEIGHT, WIDTH)) for sample in samples]
             with torch.no_grad(), Count() as count:  # as many of them for a map of any size
@@ -328,10 +270,12 @@ def operators(images: int = 16) -> list[dict[str, Any]]:
 def _heads(cfg: Any) -> list[dict[str, Any]]:
     head = cfg.model.bbox_head.to_dict() | {"train_cfg": cfg.model.train_cfg.to_dict()}
     small = head | dict(in_channels=8, feat_channels=8, stacked_convs=0)
-    theirs = dict(
-        type="RetinaHead", loss_cls=STOCK[head["loss_cls"]["type"]], loss_bbox=STOCK[head["loss_bbox"]["type"]]
-    )
-    return [small, small | theirs]
+    return [small, small | _stock(head)]
+
+
+def _stock(head: dict[str, Any]) -> dict[str, Any]:
+    """What of a head is otherwise in stock mmdet."""
+    return {"type": "RetinaHead", **{name: STOCK[head[name]["type"]] for name in ("loss_cls", "loss_bbox")}}
 
 
 def whole_step(variant: str, cfg: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.step import Count, counted
+from benchmarks.watch import Count, counted
 from ghm.losses import vectorised
 
 PASSES = [f"{name}_{kind}" for name in ("ghm_c", "ghm_r") for kind in ("count", "loss_and_gradient")]

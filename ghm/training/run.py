@@ -69,7 +69,7 @@ def train(parameters: Params, variant: str, out: Path, processes: Processes | No
 
 
 def _keep_memory() -> None:
-    """Have the C library keep what a step has used: to give it back and get it anew takes a twentieth of a step."""
+    """Have the C library keep what a step has used, which it would give back and get anew at each step."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is not None and hasattr(library, "mallopt"):  # glibc
         for option, value in _MALLOC.items():
