@@ -65,9 +65,8 @@ class GHMC(HarmonisedLoss):
         if reduction == "none" or not labelled:
             loss = self._dense(pred.float(), target, label_weight, rows, reduction)
         else:
-            count = vectorised.ghm_c_count if ops.is_plain(pred) else ops.ghm_c_count
             pred = pred.contiguous()
-            count_LK, slot = count(pred.detach(), target, label_weight, rows, self.bins)
+            count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
             factor_LK = self.factors(count_LK, count_LK.sum(1), reduction)
             loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
         return loss[0] if sizes is None and reduction != "none" else loss
