@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ghm.losses import ops, vectorised
+from ghm.losses import ops
 from ghm.losses.checks import Reduction, check_arguments, check_shapes
 from ghm.losses.density import classification_gradient_norm
 from ghm.losses.statistics import HarmonisedLoss
