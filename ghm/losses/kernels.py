@@ -20,7 +20,7 @@ from ghm.losses import kernel_parts as parts
 from ghm.losses.vectorised import product_is_exact, slot_dtype
 
 TILE = 256  # 8 values a thread
-PROGRAMS = 64  # of each multiprocessor, of which 32 run at a time
+PROGRAMS = 128  # of each multiprocessor, of which 32 run at a time
 MOST_POPULATIONS = 8
 SIZES = [f"size_{level}" for level in range(MOST_POPULATIONS)]
 # What a kernel is compiled for. COUNT writes counts, LOSS sums, GRADIENT derivatives, LOSS_AND_GRADIENT both.
@@ -163,6 +163,44 @@ def _multiply_kernel(
             begin += TILE
 
 
+@triton.jit
+def _factors_kernel(
+    count, total, average, mass, factor, momentum, gain, smoothing, loss_weight, world,
+    L: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, COUNTED: tl.constexpr, AVERAGED: tl.constexpr,
+    CORRECTED: tl.constexpr, VALID: tl.constexpr, MEAN: tl.constexpr,
+):  # fmt: skip
+    slot = tl.arange(0, SLOTS)
+    inside = slot < K
+    moved = tl.zeros([SLOTS], dtype=tl.float32)
+    share = moved
+    if AVERAGED:
+        moved = tl.load(average + slot, mask=inside, other=0.0)
+    if CORRECTED:
+        share = tl.load(mass + slot, mask=inside, other=0.0)
+    for level in range(L):
+        number = tl.load(count + level * K + slot, mask=inside, other=0)
+        occupied = number > 0
+        density = number.to(tl.float32)
+        if AVERAGED:
+            keep = tl.where(occupied, momentum, 1.0)
+            moved = keep * moved + gain * density
+            density = moved
+        if CORRECTED:
+            share = keep * share + gain * occupied.to(tl.float32)
+            density = tl.div_rn(moved, tl.maximum(share, gain))
+        examples = tl.sum(number).to(tl.float32) if COUNTED else tl.load(total + level).to(tl.float32)
+        examples = tl.where(examples < 1.0, 1.0, examples)  # a maximum would lose NaN
+        regions = tl.sum(occupied.to(tl.int32)).to(tl.float32) if VALID else K * 1.0
+        weight = tl.where(occupied, tl.div_rn(examples, (density + smoothing) * regions), 0.0)
+        if MEAN:
+            weight = tl.div_rn(weight, tl.div_rn(examples, world))
+        tl.store(factor + level * K + slot, loss_weight * weight, mask=inside)
+    if AVERAGED:
+        tl.store(average + slot, moved, mask=inside)
+    if CORRECTED:
+        tl.store(mass + slot, share, mask=inside)
+
+
 def _width(columns: int) -> int:
     """The columns of a tile: a power of two that leaves few lanes idle, and at least 4 or 16 neighbours in memory."""
     least = min(16 if columns > 64 else 4, triton.next_power_of_2(columns))
@@ -297,3 +335,31 @@ def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
     """Multiply the rows of each population by its `upstream`, [L] or []; nothing is read or written where that is 1."""
     stride = upstream.stride(0) if upstream.dim() else 0
     _launch(_multiply_kernel, [gradient, upstream], (stride,), sizes)
+
+
+def factors(
+    count_LK: Tensor,
+    total_L: Tensor | None,
+    average_K: Tensor | None,
+    mass_K: Tensor | None,
+    *,
+    momentum: float,
+    smoothing: float,
+    loss_weight: float,
+    world: int,
+    valid: bool,
+    mean: bool,
+) -> Tensor:
+    """`ghm.losses.statistics.HarmonisedLoss.factors`, [L, K], by the same roundings. The averages move in place."""
+    levels, bins = count_LK.shape
+    factor_LK = torch.empty(levels, bins, device=count_LK.device)
+    tensors = [factor_LK if tensor is None else tensor for tensor in (total_L, average_K, mass_K)]
+    slots = triton.next_power_of_2(bins)
+    fixed = {"L": levels, "K": bins, "SLOTS": slots, "VALID": valid, "MEAN": mean, "COUNTED": total_L is None}
+    fixed |= {"AVERAGED": average_K is not None, "CORRECTED": mass_K is not None}
+    with torch.cuda.device_of(count_LK):
+        _factors_kernel[(1,)](
+            count_LK, *tensors, factor_LK, momentum, 1 - momentum, smoothing, loss_weight, float(world),
+            **fixed, num_warps=min(8, max(1, slots // 128)), enable_fp_fusion=False,
+        )  # fmt: skip
+    return factor_LK
