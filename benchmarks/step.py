@@ -63,7 +63,7 @@ class Ours:
     def __init__(self, cfg: Any, given: Batch | None) -> None:
         self.engine = Engine(cfg, Processes(), begins=True)
         self.engine.model.train()
-        self.given, self.taken = given, 0
+        self.given, self.taken = given.pin_memory() if given and CUDA else given, 0  # as our loader hands it over
         if given is None:
             self.loader = batches.loader(cfg, Processes())
             self.images = _endless(self.loader, lambda epoch: self.loader.batch_sampler.start(epoch, 0))
@@ -174,12 +174,12 @@ def noise(images: int, boxes: int, height: int, width: int, shown: int) -> Batch
     return Batch(pixels, torch.tensor([[height, shown]] * images), truth, ["noise"] * images, [])
 
 
-def coco(variant: str, precision: str) -> Any:
+def coco(variant: str, precision: str, compiled: bool = False) -> Any:
     """The config of the preset `coco_r50_1x` with random weights."""
     content = sections.read(ROOT / "params.yaml")
     for section, values in sections.read(ROOT / "presets" / "coco_r50_1x.yaml").items():
         content[section].update(values)
-    content["train"]["precision"] = precision
+    content["train"] |= {"precision": precision, "compile": compiled}
     manifest = {"name": "coco", "classes": [str(number) for number in range(80)], "category_ids": [*range(80)]}
     split = {"images": 117_266, "images_without_boxes": 0, "annotations": "none.json", "folder": "none"}
     manifest["splits"] = dict.fromkeys(("train", "val"), split)
@@ -206,7 +206,8 @@ def compared(name: str, cfg: Any, given: Batch | None, rounds: int, steps: int) 
     rows: dict[str, dict[str, Any]] = {}
     memory: dict[str, float] = {}
     for side in ("ours", "mmdet"):
-        rows[side] = {"step": name, "precision": cfg.speed.precision, "of": side}
+        compiled = cfg.speed.compile and side == "ours"
+        rows[side] = {"step": name, "precision": cfg.speed.precision + " compiled" * compiled, "of": side}
         try:
             if side == "mmdet":
                 sides[side] = Stock(cfg, given, state)
@@ -319,9 +320,10 @@ def main() -> None:
         print(f"{name}\n\n{table(rows)}", file=sys.stderr, flush=True)
 
     if CUDA:
-        for precision in ("bf16", "fp32"):
-            for variant in VARIANTS:
-                keep("coco", compared(variant, coco(variant, precision), noise(16, 7, HEIGHT, WIDTH, SHOWN), rounds, 4))
+        wanted = [(variant, coco(variant, precision)) for precision in ("bf16", "fp32") for variant in VARIANTS]
+        for variant, cfg in [*wanted, ("fl_sl1", coco("fl_sl1", "bf16", compiled=True))]:
+            keep("coco", compared(variant, cfg, noise(16, 7, HEIGHT, WIDTH, SHOWN), rounds, 4))
+            torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(prefix="ghm-step-") as folder:
         faults.prepare(Path(folder) / "run", None, processes=1, images=400)
         os.chdir(Path(folder) / "run")

@@ -4,7 +4,8 @@ Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K u
 
 A program is one warp, so that nothing in it waits. It takes a block of rows of one population, in tiles of TILE / WIDTH
 rows and WIDTH columns. Labels and weights are read once a row and never expanded, counts are private to the program
-until it ends, and one launch covers all populations. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
+until it ends, and one launch covers all populations. Programs add to the sums without the fences that an order would
+cost. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
 """
 
 import math
@@ -35,7 +36,7 @@ def _ghm_c_kernel(
     SLOTS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
-    histogram = tl.zeros([SLOTS], dtype=tl.int32)
+    histogram = parts.nothing(SLOTS, TILE // WIDTH, WIDTH)
     easy = 0
     part = tl.zeros([TILE // WIDTH, WIDTH], dtype=tl.float32)
     begin = 0
@@ -48,7 +49,7 @@ def _ghm_c_kernel(
             column = left + tl.arange(0, WIDTH)[None, :]
             mask, valid = inside & (column < C), counts & (column < C)
             place = first * C + row * C + column
-            positive = target == column
+            positive = target - left == tl.arange(0, WIDTH)[None, :]  # or else compared in 64 bits
             if PASS == COUNT:
                 x = tl.load(logit + place, mask=valid, other=-100.0).to(tl.float32)
                 # Most tiles hold nothing but sure negatives, which are all in the first region.
@@ -70,11 +71,10 @@ def _ghm_c_kernel(
                     tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
         begin += TILE // WIDTH
     if PASS == COUNT:
-        slot = tl.arange(0, SLOTS)
-        histogram += tl.where(slot == 0, easy, 0)
-        tl.atomic_add(total + level * K + slot, histogram.to(tl.int64), mask=slot < K)
+        parts.add_up(total + level * K, histogram, K, SLOTS)
+        tl.atomic_add(total + level * K, easy.to(tl.int64), sem="relaxed")
     elif PASS != GRADIENT:
-        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
+        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", *SIZES])
@@ -85,11 +85,11 @@ def _ghm_r_kernel(
     SLOTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
-    histogram = tl.zeros([SLOTS], dtype=tl.int32)
-    part = tl.zeros([TILE], dtype=tl.float32)
+    histogram = parts.nothing(SLOTS, 1, TILE)
+    part = tl.zeros([1, TILE], dtype=tl.float32)
     begin = 0
     while begin < rows * C:
-        place = begin + tl.arange(0, TILE)
+        place = begin + tl.arange(0, TILE)[None, :]
         inside = place < rows * C
         d, valid = parts.differences(pred, target, weight, first * C + place, inside)
         length = tl.sqrt_rn(d * d + mu_square)
@@ -106,10 +106,9 @@ def _ghm_r_kernel(
                 tl.store(out + first * C + place, slope.to(out.dtype.element_ty), mask=inside)
         begin += TILE
     if PASS == COUNT:
-        slot = tl.arange(0, SLOTS)
-        tl.atomic_add(total + level * K + slot, histogram.to(tl.int64), mask=slot < K)
+        parts.add_up(total + level * K, histogram, K, SLOTS)
     elif PASS != GRADIENT:
-        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
+        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", *SIZES])
@@ -142,7 +141,7 @@ def _focal_kernel(
                 tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
         begin += TILE // WIDTH
     if PASS != GRADIENT:
-        tl.atomic_add(total, tl.sum(part.to(tl.float64)))
+        tl.atomic_add(total, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", "stride", *SIZES])

@@ -188,11 +188,10 @@ def test_every_kernel_compiles_for_cuda_without_conversions_and_in_few_instructi
     command = ["env", "-u", "TRITON_INTERPRET", sys.executable, "-W", "ignore", "-c", COMPILE]
     rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert len(rows) == 22
-    assert not any(row["spills"] for row in rows)
-    assert not any(row["shared"] or row["barriers"] for row in rows if row["pass"] != "count")  # which has a histogram
+    assert not any(row["spills"] or row["shared"] or row["barriers"] for row in rows)
     for dtype in ("float32", "bfloat16"):
         step = {row["pass"]: row["instructions"] for row in rows if (row["loss"], row["dtype"]) == ("GHM-C", dtype)}
-        assert 60 < step["count"] + step["loss and gradient"] <= 130
+        assert 60 < step["count"] + step["loss and gradient"] <= 105
 
 
 @settings(max_examples=60)
