@@ -206,7 +206,7 @@ def compared(name: str, cfg: Any, given: Batch | None, rounds: int, steps: int) 
     rows: dict[str, dict[str, Any]] = {}
     memory: dict[str, float] = {}
     for side in ("ours", "mmdet"):
-        compiled = cfg.speed.compile and side == "ours"
+        compiled, held = cfg.speed.compile and side == "ours", torch.cuda.memory_allocated() if CUDA else 0
         rows[side] = {"step": name, "precision": cfg.speed.precision + " compiled" * compiled, "of": side}
         try:
             if side == "mmdet":
@@ -218,7 +218,7 @@ def compared(name: str, cfg: Any, given: Batch | None, rounds: int, steps: int) 
         except RuntimeError as error:  # mmdet's GHM refuses to mix dtypes
             rows[side]["fails"] = str(error).splitlines()[0]
             del sides[side]
-        memory[side] = torch.cuda.max_memory_allocated() / 2**30 if CUDA else 0.0
+        memory[side] = (torch.cuda.max_memory_allocated() - held) / 2**30 if CUDA else 0.0
     times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, run in sides.items():
