@@ -3,8 +3,8 @@
     python -m benchmarks.default_ap --out DIR [--preset tiny]
 
 Makes the data set, trains backbone and detectors and measures them as the stages do, in a folder of its own, for the
-baseline and for both GHM losses, side by side. Writes `default_ap.md` after each. The interval is about other images:
-another training run differs too.
+baseline and for both GHM losses: side by side, on a GPU in turn, where both would only wait for each other. Writes
+`default_ap.md` after each. The interval is about other images: another training run differs too.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
         if arguments.preset:
             presets.apply(arguments.preset)
         # They import while this one prepares.
-        with multiprocessing.get_context("spawn").Pool(len(VARIANTS)) as pool:
+        with multiprocessing.get_context("spawn").Pool(1 if torch.cuda.is_available() else len(VARIANTS)) as pool:
             data.prepare(params.load())
             backbones.prepare(params.load())
             for variant, found in pool.imap_unordered(measured, VARIANTS):

@@ -23,6 +23,7 @@ from ghm.losses.vectorised import product_is_exact, slot_dtype
 TILE = 256  # 8 values a thread
 PROGRAMS = 128  # of each multiprocessor, of which 32 run at a time
 MOST_POPULATIONS = 8
+COPIES = tl.constexpr(16)  # of sums that programs add to: at one address they would wait for each other
 SIZES = [f"size_{level}" for level in range(MOST_POPULATIONS)]
 # What a kernel is compiled for. COUNT writes counts, LOSS sums, GRADIENT derivatives, LOSS_AND_GRADIENT both.
 COUNT, LOSS, GRADIENT, LOSS_AND_GRADIENT = map(tl.constexpr, range(4))
@@ -71,10 +72,11 @@ def _ghm_c_kernel(
                     tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
         begin += TILE // WIDTH
     if PASS == COUNT:
-        parts.add_up(total + level * K, histogram, K, SLOTS)
-        tl.atomic_add(total + level * K, easy.to(tl.int64), sem="relaxed")
+        own = total + (tl.program_id(0) % COPIES * L + level) * K
+        parts.add_up(own, histogram, K, SLOTS)
+        tl.atomic_add(own, easy.to(tl.int64), sem="relaxed")
     elif PASS != GRADIENT:
-        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)), sem="relaxed")
+        tl.atomic_add(total + tl.program_id(0) % COPIES * L + level, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", *SIZES])
@@ -106,9 +108,9 @@ def _ghm_r_kernel(
                 tl.store(out + first * C + place, slope.to(out.dtype.element_ty), mask=inside)
         begin += TILE
     if PASS == COUNT:
-        parts.add_up(total + level * K, histogram, K, SLOTS)
+        parts.add_up(total + (tl.program_id(0) % COPIES * L + level) * K, histogram, K, SLOTS)
     elif PASS != GRADIENT:
-        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)), sem="relaxed")
+        tl.atomic_add(total + tl.program_id(0) % COPIES * L + level, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", *SIZES])
@@ -141,7 +143,7 @@ def _focal_kernel(
                 tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
         begin += TILE // WIDTH
     if PASS != GRADIENT:
-        tl.atomic_add(total, tl.sum(part.to(tl.float64)), sem="relaxed")
+        tl.atomic_add(total + tl.program_id(0) % COPIES, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", "stride", *SIZES])
@@ -240,20 +242,20 @@ def _run(
     kernel: triton.JITFunction, which: Any, inputs: tuple, table: Tensor, numbers: tuple, sizes: list[int], **fixed: Any
 ) -> tuple[Tensor, Tensor]:
     """The sums in float64, one a population, and the gradient; only what the pass makes of them is filled in."""
-    total = torch.zeros(table.shape[:-1], dtype=torch.float64, device=table.device)
+    total = torch.zeros(COPIES.value, *table.shape[:-1], dtype=torch.float64, device=table.device)
     gradient = total if which == LOSS else torch.empty_like(inputs[0])
     tensors = [tensor.contiguous() for tensor in (*inputs, table)] + [total, gradient]
     _launch(kernel, tensors, numbers, sizes, PASS=which, **fixed)
-    return total, gradient
+    return total.sum(0), gradient
 
 
 def _count(
     kernel: triton.JITFunction, inputs: tuple, numbers: tuple, sizes: list[int], bins: int, **fixed: Any
 ) -> Tensor:
-    count_LK = torch.zeros(len(sizes), bins, dtype=torch.int64, device=inputs[0].device)
-    tensors = [tensor.contiguous() for tensor in inputs] + 3 * [count_LK]
+    total = torch.zeros(COPIES.value, len(sizes), bins, dtype=torch.int64, device=inputs[0].device)
+    tensors = [tensor.contiguous() for tensor in inputs] + 3 * [total]
     _launch(kernel, tensors, numbers, sizes, PASS=COUNT, **fixed)
-    return count_LK
+    return total.sum(0)
 
 
 def _regions(bins: int) -> dict[str, Any]:
