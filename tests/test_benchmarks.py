@@ -33,7 +33,7 @@ TABLES = {
     "step_cpu": ("step_cpu", [1, 2, 3, 4]),
     "step_parts": ("step_cpu", list(range(2, 10))),
     "step_operators": ("step_cpu", [2, 3, 4, 5]),
-    "step": ("step", [2, 3, 4, 5]),
+    "step": ("step", [0, 3, 4, 5, 6, 7]),
     "kernels": ("kernels", [1, 2, 3, 4, 5, 6]),
     "kernel steps": ("kernels", [0, 1, 2, 3, 4]),
 }
@@ -104,8 +104,8 @@ def test_the_gpu_checks_go_on_to_their_end_and_print_what_they_have_whatever_fai
     done = checked(tmp_path, GPU="cuda", FAILS="1")
     *parts, last = re.split(r"\n+(?:== )?", done.stdout.strip())
     assert parts[1:9] == [
-        *("checks (90 s at most)", "a check fails", "FAILED: exit code 1", "| checks so far |"),
-        *("step at COCO's size (110 s at most)", "FAILED: out of time", "| steps so far |", "losses (40 s at most)"),
+        *("checks (85 s at most)", "a check fails", "FAILED: exit code 1", "| checks so far |"),
+        *("step at COCO's size (150 s at most)", "FAILED: out of time", "| steps so far |", "losses (35 s at most)"),
     ]
     assert last.startswith("not passed: checks, step at COCO's size; results are in ")
     assert done.returncode == 1
