@@ -100,15 +100,21 @@ class Grid(_Tensors):
         lane_2P, origin_2P = torch.cat(lanes, dim=1), torch.cat(origins, dim=1)
         span_32P = torch.cat([corner_P4.t().reshape(2, 2, -1), origin_2P[None]])  # all of a lane have the same
         span_32K = torch.zeros(3, 2, int(first_21.max())).scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
-        centre_P2, size_P2 = _centre(corner_P4)
+        centre_P2, size_P2 = _centre(*corner_P4.split(2, 1))
         scale_24 = torch.tensor([coder.means, coder.stds])
         lanes_3211K, lane_211P = span_32K[:, :, None, None], lane_2P[:, None, None]
         return cls(corner_P4, centre_P2, size_P2, size_P2.prod(1), lane_211P, *lanes_3211K, *scale_24)
 
+    def is_inside(self, size_B2: Tensor) -> bool:
+        """Whether it is known that all positions lie in the valid part of all images; of a device it is not."""
+        if not vectorised.on_host(size_B2):
+            return False
+        x, y = self._last
+        return all(height > y and width > x for height, width in size_B2.tolist())
+
     @cached_property
-    def last(self) -> list[int]:
-        """The largest x and y of a position. Not for a device: it would be waited for."""
-        return self.origin_211K.amax((1, 2, 3)).int().tolist()
+    def _last(self) -> list[float]:
+        return self.origin_211K.amax((1, 2, 3)).tolist()
 
 
 def covers(head: Any) -> bool:
@@ -147,15 +153,15 @@ def assign(
     images, boxes = truth.label_BG.shape
     positive_BP = (state_BP - 1).clamp_(0, 1)
     positives = positive_BP.sum(1).clamp_(min=1).sum()
-    order_R = _order(tuple(sizes), images, state_BP.device)
+    order_R, image_R = _order(tuple(sizes), images, state_BP.device)
     state_R, positive_N = (each_BP.view(-1).index_select(0, order_R) for each_BP in (state_BP, positive_BP))
     label_weight_N, box_weight_N4 = state_R.clamp(max=1), positive_N[:, None].expand(-1, 4)
     host, row_R = vectorised.on_host(state_BP), order_R
     if host:  # the positives are enough; to find them a device would have to be waited for
         row_R = positive_N.nonzero().squeeze(1)
-        order_R, state_R = order_R.index_select(0, row_R), state_R.index_select(0, row_R)
-    image_R = order_R.div(len(grid.area_P), rounding_mode="floor")
-    box_R = (state_R - (boxes + 1.5)).abs_().clamp_(max=boxes - 1).int().add_(image_R, alpha=boxes)  # of all images
+        order_R, image_R, state_R = (each.index_select(0, row_R) for each in (order_R, image_R, state_R))
+    # Of all images; any box for what stands for none.
+    box_R = _numbers(boxes, state_R.device)[1].index_select(0, state_R.int()).add_(image_R, alpha=boxes)
     label_N = truth.label_BG.view(-1).index_select(0, box_R)
     target_N4 = _box_targets(truth, grid, box_R, order_R.sub(image_R, alpha=len(grid.area_P)), decoded=decoded)
     if host:
@@ -171,8 +177,8 @@ def assign(
 def _box_targets(truth: Truth, grid: Grid, box_R: Tensor, anchor_R: Tensor, *, decoded: bool) -> Tensor:
     """Of anchors and boxes, by their places among those of an image and of all images. [R, 4]"""
     # From tables of two columns: a GPU has a block of threads copy each row of 16 bytes.
-    box_M4 = truth.box_BG4.view(-1, 4)
-    first_R2, second_R2 = (part.index_select(0, box_R) for part in (box_M4.split(2, 1) if decoded else _centre(box_M4)))
+    corner_2M2 = truth.box_BG4.view(-1, 2, 2).unbind(1)
+    first_R2, second_R2 = (part.index_select(0, box_R) for part in (corner_2M2 if decoded else _centre(*corner_2M2)))
     if decoded:
         return torch.cat([first_R2, second_R2], dim=1)
     centre_R2, size_R2 = (part.index_select(0, anchor_R) for part in (grid.centre_P2, grid.size_P2))
@@ -186,22 +192,25 @@ def spread(value_P4: Tensor, sizes: Sequence[int], images: int) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _order(sizes: Sequence[int], images: int, device: torch.device) -> Tensor:
-    """The place of each example among the anchors of all images, one image after another. int32, [N]"""
+def _order(sizes: Sequence[int], images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each example: its place among the anchors of all images, one image after another; its image. int32, [N]"""
     place_BP = torch.arange(images * sum(sizes), dtype=torch.int32, device=device).view(images, -1)
-    return torch.cat([level_BP.flatten() for level_BP in place_BP.split(sizes, 1)])
+    order_N = torch.cat([level_BP.flatten() for level_BP in place_BP.split(sizes, 1)])
+    return order_N, order_N // sum(sizes)
 
 
 @lru_cache(maxsize=64)
-def _numbers(boxes: int, device: torch.device) -> Tensor:
-    """Of each box of an image, for an anchor that is its best and for one whose best it is. [2, 1, G, 1]"""
-    number_2G = torch.arange(2.0, 2 + 2 * boxes, device=device).view(2, boxes)
-    return torch.stack([number_2G[1], number_2G[0].flip(0)])[:, None, :, None]
+def _numbers(boxes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The numbers of the boxes of an image, for an anchor that is its best and for one whose best it is, [2, 1, G, 1];
+    and the box of each number, int32, [2 + 2 G]."""
+    number_2G = torch.arange(2, 2 + 2 * boxes, dtype=torch.float32, device=device).view(2, boxes).flip(0)
+    number_2G[1] = number_2G[1].flip(0)
+    box_G = torch.arange(boxes, dtype=torch.int32, device=device)
+    return number_2G[:, None, :, None], torch.cat([pad(box_G.flip(0), (2, 0)), box_G])
 
 
-def _centre(corner: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre and size of boxes, both [..., 2], by the arithmetic of mmdet's `bbox2delta`."""
-    low, high = corner.split(2, -1)
+def _centre(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre and size of boxes by their corners, all [..., 2], by the arithmetic of mmdet's `bbox2delta`."""
     return (low + high) * 0.5, high - low
 
 
@@ -213,9 +222,9 @@ def _states(truth: Truth, grid: Grid, assigner: Any) -> Tensor:
     # with one of at least 0 no union is as small as mmdet's least, 1e-6.
     area_BG1 = (high_2BG1 - low_2BG1).prod(0).clamp_(min=0)
     shared_2BGK = torch.minimum(high_2BG1, grid.high_211K).sub_(torch.maximum(low_2BG1, grid.low_211K)).clamp_(min=0)
-    size_B2, valid_2B1K = truth.size_B2, None
-    if not (vectorised.on_host(size_B2) and all(x > grid.last[0] and y > grid.last[1] for y, x in size_B2.tolist())):
-        valid_2B1K = grid.origin_211K < size_B2.t().flip(0)[..., None, None]
+    valid_2B1K = None
+    if not grid.is_inside(truth.size_B2):
+        valid_2B1K = grid.origin_211K < truth.size_B2.t().flip(0)[..., None, None]
         shared_2BGK.mul_(valid_2B1K)  # outside the valid part an IoU is 0, which is no better than any other
     blocks = [(truth.label_BG[..., None] < 0, area_BG1, shared_2BGK)]
     at_once = max(1, BLOCK // (boxes * len(grid.area_P)))
@@ -256,7 +265,7 @@ def _matches(grid: Grid, assigner: Any, none_BG1: Tensor, area_BG1: Tensor, shar
     best_BG1 = reduce(torch.maximum, [(only or overlaps(*block))[1].amax(2, keepdim=True) for block in blocks])
     least = assigner.min_pos_iou if assigner.match_low_quality else NEVER
     best_BG1.masked_fill_((best_BG1 < least).logical_or_(none_BG1) if least > 0 else none_BG1, NEVER)
-    number_21G1 = _numbers(area_BG1.shape[1], area_BG1.device)
+    number_21G1, _ = _numbers(area_BG1.shape[1], area_BG1.device)
     found = []
     for block in blocks:
         both_2BGP, iou_BGP, spare_BGP = only or overlaps(*block)
