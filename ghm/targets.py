@@ -105,15 +105,9 @@ class Grid(_Tensors):
         lanes_3211K, lane_211P = span_32K[:, :, None, None], lane_2P[:, None, None]
         return cls(corner_P4, centre_P2, size_P2, size_P2.prod(1), lane_211P, *lanes_3211K, *scale_24)
 
-    def is_inside(self, size_B2: Tensor) -> bool:
-        """Whether it is known that all positions lie in the valid part of all images; of a device it is not."""
-        if not vectorised.on_host(size_B2):
-            return False
-        x, y = self._last
-        return all(height > y and width > x for height, width in size_B2.tolist())
-
     @cached_property
-    def _last(self) -> list[float]:
+    def last(self) -> list[float]:
+        """The largest x and y of a position. Not for a device: it would be waited for."""
         return self.origin_211K.amax((1, 2, 3)).tolist()
 
 
@@ -160,9 +154,9 @@ def assign(
     if host:  # the positives are enough; to find them a device would have to be waited for
         row_R = positive_N.nonzero().squeeze(1)
         order_R, image_R, state_R = (each.index_select(0, row_R) for each in (order_R, image_R, state_R))
-    # Of all images; any box for what stands for none.
+    # Its box among those of all images; for what stands for none any, which is mended below.
     box_R = _numbers(boxes, state_R.device)[1].index_select(0, state_R.int()).add_(image_R, alpha=boxes)
-    label_N = truth.label_BG.view(-1).index_select(0, box_R)
+    label_N = truth.label_BG.reshape(-1).index_select(0, box_R)
     target_N4 = _box_targets(truth, grid, box_R, order_R.sub(image_R, alpha=len(grid.area_P)), decoded=decoded)
     if host:
         label_N = label_N.new_full(positive_N.shape, classes).index_copy_(0, row_R, label_N)
@@ -175,9 +169,11 @@ def assign(
 
 
 def _box_targets(truth: Truth, grid: Grid, box_R: Tensor, anchor_R: Tensor, *, decoded: bool) -> Tensor:
-    """Of anchors and boxes, by their places among those of an image and of all images. [R, 4]"""
-    # From tables of two columns: a GPU has a block of threads copy each row of 16 bytes.
-    corner_2M2 = truth.box_BG4.view(-1, 2, 2).unbind(1)
+    """Of anchors and boxes, by their places among those of an image and of all images. [R, 4]
+
+    From tables of two columns: a GPU gives each row of 16 bytes a block of threads of its own.
+    """
+    corner_2M2 = truth.box_BG4.reshape(-1, 2, 2).unbind(1)
     first_R2, second_R2 = (part.index_select(0, box_R) for part in (corner_2M2 if decoded else _centre(*corner_2M2)))
     if decoded:
         return torch.cat([first_R2, second_R2], dim=1)
@@ -191,7 +187,7 @@ def spread(value_P4: Tensor, sizes: Sequence[int], images: int) -> Tensor:
     return torch.cat([level for level in value_P4.split(sizes) for _ in range(images)])
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # 26 MB each for 16 images of 800 x 1344 with 9 anchors a position
 def _order(sizes: Sequence[int], images: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of each example: its place among the anchors of all images, one image after another; its image. int32, [N]"""
     place_BP = torch.arange(images * sum(sizes), dtype=torch.int32, device=device).view(images, -1)
@@ -217,14 +213,14 @@ def _centre(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def _states(truth: Truth, grid: Grid, assigner: Any) -> Tensor:
     """The number of what each anchor stands for. float32, [B, P]"""
     images, boxes = truth.label_BG.shape
-    low_2BG1, high_2BG1 = truth.box_BG4.view(images, boxes, 2, 2, 1).permute(2, 3, 0, 1, 4).unbind()
+    low_2BG1, high_2BG1 = truth.box_BG4.reshape(images, boxes, 2, 2, 1).permute(2, 3, 0, 1, 4).unbind()
     # Only a box that is inside out has an area below 0. It shares nothing with an anchor, so any area gives IoU 0; and
     # with one of at least 0 no union is as small as mmdet's least, 1e-6.
     area_BG1 = (high_2BG1 - low_2BG1).prod(0).clamp_(min=0)
     shared_2BGK = torch.minimum(high_2BG1, grid.high_211K).sub_(torch.maximum(low_2BG1, grid.low_211K)).clamp_(min=0)
-    valid_2B1K = None
-    if not grid.is_inside(truth.size_B2):
-        valid_2B1K = grid.origin_211K < truth.size_B2.t().flip(0)[..., None, None]
+    valid_2B1K, size_B2 = None, truth.size_B2
+    if not (vectorised.on_host(size_B2) and all(x > grid.last[0] and y > grid.last[1] for y, x in size_B2.tolist())):
+        valid_2B1K = grid.origin_211K < size_B2.t().flip(0)[..., None, None]
         shared_2BGK.mul_(valid_2B1K)  # outside the valid part an IoU is 0, which is no better than any other
     blocks = [(truth.label_BG[..., None] < 0, area_BG1, shared_2BGK)]
     at_once = max(1, BLOCK // (boxes * len(grid.area_P)))
