@@ -80,7 +80,7 @@ class Grid(_Tensors):
     size_P2: Tensor
     area_P: Tensor
     lane_211P: Tensor  # column and row, int64
-    low_211K: Tensor  # left of the anchors of each column, top of each row
+    low_211K: Tensor  # left of the anchors of each column, top of each row; the last have no end on either side
     high_211K: Tensor
     origin_211K: Tensor  # the position that they belong to, whole pixels
     mean_4: Tensor  # of the coder of boxes
@@ -99,7 +99,8 @@ class Grid(_Tensors):
             first_21 = first_21 + torch.tensor([[width], [height]]) * kinds
         lane_2P, origin_2P = torch.cat(lanes, dim=1), torch.cat(origins, dim=1)
         span_32P = torch.cat([corner_P4.t().reshape(2, 2, -1), origin_2P[None]])  # all of a lane have the same
-        span_32K = torch.zeros(3, 2, int(first_21.max())).scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
+        endless_32K = torch.tensor([-torch.inf, torch.inf, -1.0])[:, None, None].repeat(1, 2, int(first_21.max()) + 1)
+        span_32K = endless_32K.scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
         centre_P2, size_P2 = _centre(*corner_P4.split(2, 1))
         scale_24 = torch.tensor([coder.means, coder.stds])
         lanes_3211K, lane_211P = span_32K[:, :, None, None], lane_2P[:, None, None]
@@ -214,10 +215,11 @@ def _states(truth: Truth, grid: Grid, assigner: Any) -> Tensor:
     """The number of what each anchor stands for. float32, [B, P]"""
     images, boxes = truth.label_BG.shape
     low_2BG1, high_2BG1 = truth.box_BG4.reshape(images, boxes, 2, 2, 1).permute(2, 3, 0, 1, 4).unbind()
-    # Only a box that is inside out has an area below 0. It shares nothing with an anchor, so any area gives IoU 0; and
-    # with one of at least 0 no union is as small as mmdet's least, 1e-6.
-    area_BG1 = (high_2BG1 - low_2BG1).prod(0).clamp_(min=0)
     shared_2BGK = torch.minimum(high_2BG1, grid.high_211K).sub_(torch.maximum(low_2BG1, grid.low_211K)).clamp_(min=0)
+    # A box that is inside out shares nothing with an anchor, so any area gives IoU 0; and with one of at least 0 no
+    # union is as small as mmdet's least, 1e-6.
+    width_BG1, height_BG1 = shared_2BGK[..., -1:].unbind()
+    area_BG1 = width_BG1 * height_BG1
     valid_2B1K, size_B2 = None, truth.size_B2
     if not (vectorised.on_host(size_B2) and all(x > grid.last[0] and y > grid.last[1] for y, x in size_B2.tolist())):
         valid_2B1K = grid.origin_211K < size_B2.t().flip(0)[..., None, None]
