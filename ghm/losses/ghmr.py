@@ -67,9 +67,8 @@ class GHMR(HarmonisedLoss):
             pred, target, label_weight = (part.index_select(0, few_R) for part in (pred, target, label_weight))
         total_L = torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
         if pred.dim() == 2 and reduction != "none":
-            count = vectorised.ghm_r_count if ops.is_plain(pred) else ops.ghm_r_count
             pred = pred.contiguous()  # the gradient has its layout
-            count_LK, length = count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
+            count_LK, length = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
             factor_LK = self.factors(count_LK, total_L, reduction)
             loss = ops.ghm_r(pred, target, label_weight, length, rows, factor_LK, self.mu)
         else:

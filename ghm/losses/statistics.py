@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
+from ghm.losses import ops
 from ghm.losses.checks import Normalizer, Reduction, Statistics, check_arguments
 from ghm.losses.density import moving_averages, region_counts, region_edges, region_index, region_weights
 
@@ -125,26 +126,31 @@ class HarmonisedLoss(nn.Module):
         return sizes
 
     @torch.no_grad()
-    def weights(self, count_LK: Tensor, total_L: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, count_LK: Tensor, total_L: Tensor | None) -> tuple[Tensor, Tensor]:
         """Move the average by the counts of every population in turn, and weigh the regions.
 
         Args:
             count_LK: examples of each region, int64.
-            total_L: of valid examples, or the sum of their weights.
+            total_L: of valid examples, or the sum of their weights; None: as many as are counted.
 
         Returns:
             beta of each region, [L, K], and N of each population, at least 1 and over all
             processes with `sync`, [L].
         """
-        world = 1
-        if self.sync and distributed.is_available() and distributed.is_initialized():
-            world = distributed.get_world_size()
-            distributed.all_reduce(count_LK)
-            distributed.all_reduce(total_L)
+        world = self._gather(count_LK, total_L)
         density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
-        total_L = total_L.clamp(min=1)
+        total_L = (count_LK.sum(1) if total_L is None else total_L).clamp(min=1)
         options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
         return region_weights(density_LK, count_LK, total_L, **options), total_L if world == 1 else total_L / world
+
+    def _gather(self, count_LK: Tensor, total_L: Tensor | None) -> int:
+        """With `sync` add up what all processes have counted, in place. The number of processes that share it."""
+        if not (self.sync and distributed.is_available() and distributed.is_initialized()):
+            return 1
+        distributed.all_reduce(count_LK)
+        if total_L is not None:
+            distributed.all_reduce(total_L)
+        return distributed.get_world_size()
 
     def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
         """What stands for the density in each region of each population, [L, K]; the buffers hold the last."""
@@ -157,8 +163,19 @@ class HarmonisedLoss(nn.Module):
         self.acc_mass.copy_(masses[-1])
         return density_LK / torch.stack(masses).clamp(min=1 - self.momentum)
 
-    def factors(self, count_LK: Tensor, total_L: Tensor, reduction: Reduction) -> Tensor:
-        """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]"""
+    @torch.no_grad()
+    def factors(self, count_LK: Tensor, total_L: Tensor | None, reduction: Reduction) -> Tensor:
+        """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]
+
+        Arguments are those of `weights`, which the average moves in, too.
+        """
+        if ops.uses_kernels(count_LK) and ops.is_eager(count_LK):
+            from ghm.losses import kernels
+
+            world = self._gather(count_LK, total_L)
+            settings = {"momentum": self.momentum, "smoothing": self.smoothing, "loss_weight": self.loss_weight}
+            which = {"valid": self.normalizer == "valid_bins", "mean": reduction == "mean"}
+            return kernels.factors(count_LK, total_L, self.acc_sum, self.acc_mass, world=world, **settings, **which)
         beta_LK, total_L = self.weights(count_LK, total_L)
         return self.loss_weight * (beta_LK / total_L[:, None] if reduction == "mean" else beta_LK)
 
