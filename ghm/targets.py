@@ -13,7 +13,7 @@ its anchors are done in blocks, twice: for the best IoU of each box, and then fo
 is. Of the numbers that an anchor could have the largest is its own, and all targets are looked up by that. Each
 operation on a value is mmdet's, so that results are, too, bit for bit.
 
-Shapes: B images, G boxes, M = B * G, P anchors of an image, K columns or rows of anchors, N = B * P examples in the
+Shapes: B images, G boxes, M = B * G, P anchors of an image, Q = 2 * P, K columns or rows, N = B * P examples in the
 order of `ghm.head.Examples`, R those whose targets are looked up; 2 is x, y; 4 is left, top, right, bottom.
 """
 
@@ -79,10 +79,10 @@ class Grid(_Tensors):
     centre_P2: Tensor
     size_P2: Tensor
     area_P: Tensor
-    lane_211P: Tensor  # column and row, int64
-    low_211K: Tensor  # left of the anchors of each column, top of each row; the last have no end on either side
-    high_211K: Tensor
-    origin_211K: Tensor  # the position that they belong to, whole pixels
+    lane_Q: Tensor  # columns and then rows of all anchors, these counted on from those; int64
+    low_2K: Tensor  # left of the anchors of each column, top of each row; the last have no end on either side
+    high_2K: Tensor
+    origin_2K: Tensor  # the position that they belong to, whole pixels
     mean_4: Tensor  # of the coder of boxes
     std_4: Tensor
 
@@ -103,13 +103,13 @@ class Grid(_Tensors):
         span_32K = endless_32K.scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
         centre_P2, size_P2 = _centre(*corner_P4.split(2, 1))
         scale_24 = torch.tensor([coder.means, coder.stds])
-        lanes_3211K, lane_211P = span_32K[:, :, None, None], lane_2P[:, None, None]
-        return cls(corner_P4, centre_P2, size_P2, size_P2.prod(1), lane_211P, *lanes_3211K, *scale_24)
+        lane_2P[1] += span_32K.shape[2]
+        return cls(corner_P4, centre_P2, size_P2, size_P2.prod(1), lane_2P.flatten(), *span_32K, *scale_24)
 
     @cached_property
     def last(self) -> list[float]:
         """The largest x and y of a position. Not for a device: it would be waited for."""
-        return self.origin_211K.amax((1, 2, 3)).tolist()
+        return self.origin_2K.amax(1).tolist()
 
 
 def covers(head: Any) -> bool:
@@ -198,12 +198,12 @@ def _order(sizes: Sequence[int], images: int, device: torch.device) -> tuple[Ten
 
 @lru_cache(maxsize=64)
 def _numbers(boxes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The numbers of the boxes of an image, for an anchor that is its best and for one whose best it is, [2, 1, G, 1];
+    """The numbers of the boxes of an image, for an anchor that is its best and for one whose best it is, [G, 2, 1];
     and the box of each number, int32, [2 + 2 G]."""
     number_2G = torch.arange(2, 2 + 2 * boxes, dtype=torch.float32, device=device).view(2, boxes).flip(0)
     number_2G[1] = number_2G[1].flip(0)
     box_G = torch.arange(boxes, dtype=torch.int32, device=device)
-    return number_2G[:, None, :, None], torch.cat([pad(box_G.flip(0), (2, 0)), box_G])
+    return number_2G.t()[..., None].contiguous(), torch.cat([pad(box_G.flip(0), (2, 0)), box_G])
 
 
 def _centre(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,63 +214,65 @@ def _centre(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def _states(truth: Truth, grid: Grid, assigner: Any) -> Tensor:
     """The number of what each anchor stands for. float32, [B, P]"""
     images, boxes = truth.label_BG.shape
-    low_2BG1, high_2BG1 = truth.box_BG4.reshape(images, boxes, 2, 2, 1).permute(2, 3, 0, 1, 4).unbind()
-    shared_2BGK = torch.minimum(high_2BG1, grid.high_211K).sub_(torch.maximum(low_2BG1, grid.low_211K)).clamp_(min=0)
+    low_BG21, high_BG21 = truth.box_BG4.reshape(images, boxes, 2, 2, 1).unbind(2)
+    shared_BG2K = torch.minimum(high_BG21, grid.high_2K).sub_(torch.maximum(low_BG21, grid.low_2K)).clamp_(min=0)
     # A box that is inside out shares nothing with an anchor, so any area gives IoU 0; and with one of at least 0 no
     # union is as small as mmdet's least, 1e-6.
-    width_BG1, height_BG1 = shared_2BGK[..., -1:].unbind()
+    width_BG1, height_BG1 = shared_BG2K[..., -1:].unbind(2)
     area_BG1 = width_BG1 * height_BG1
-    valid_2B1K, size_B2 = None, truth.size_B2
+    valid_B12K, size_B2 = None, truth.size_B2
     if not (vectorised.on_host(size_B2) and all(x > grid.last[0] and y > grid.last[1] for y, x in size_B2.tolist())):
-        valid_2B1K = grid.origin_211K < size_B2.t().flip(0)[..., None, None]
-        shared_2BGK.mul_(valid_2B1K)  # outside the valid part an IoU is 0, which is no better than any other
-    blocks = [(truth.label_BG[..., None] < 0, area_BG1, shared_2BGK)]
+        valid_B12K = grid.origin_2K < size_B2.flip(1)[:, None, :, None]
+        shared_BG2K.mul_(valid_B12K)  # outside the valid part an IoU is 0, which is no better than any other
+    blocks = [(truth.label_BG[..., None] < 0, area_BG1, shared_BG2K)]
     at_once = max(1, BLOCK // (boxes * len(grid.area_P)))
     if images > at_once:
-        blocks = list(zip(*(part.split(at_once, -3) for part in blocks[0]), strict=True))
-    most_BP, number_2BP = _joined([_matches(grid, assigner, *block) for block in blocks], dim=-2)
-    last_BP, first_BP = number_2BP.unbind()
+        blocks = list(zip(*(part.split(at_once) for part in blocks[0]), strict=True))
+    most_BP, number_B2P = _joined([_matches(grid, assigner, *block) for block in blocks], dim=0)
+    last_BP, first_BP = number_B2P.unbind(1)
     state_BP = torch.lt(most_BP, assigner.neg_iou_thr, out=torch.empty_like(most_BP))
     state_BP.addcmul_(first_BP, most_BP.ge_(assigner.pos_iou_thr))
     torch.maximum(state_BP, last_BP, out=state_BP)
-    if valid_2B1K is not None:
-        state_BP.mul_(valid_2B1K.gather(3, grid.lane_211P.expand(-1, images, -1, -1)).all(0).squeeze(1))
+    if valid_B12K is not None:
+        state_BP.mul_(valid_B12K.view(images, -1).index_select(1, grid.lane_Q).view(images, 2, -1).all(1))
     return state_BP
 
 
-def _matches(grid: Grid, assigner: Any, none_BG1: Tensor, area_BG1: Tensor, shared_2BGK: Tensor) -> tuple[Tensor, ...]:
-    """The best IoU of each anchor, [B, P], and its largest number of either kind, or 0, [2, B, P].
+def _matches(grid: Grid, assigner: Any, none_BG1: Tensor, area_BG1: Tensor, shared_BG2K: Tensor) -> tuple[Tensor, ...]:
+    """The best IoU of each anchor, [B, P], and its largest number of either kind, or 0, [B, 2, P].
 
     Args:
         none_BG1: whether there is no such box.
         area_BG1: of each box.
-        shared_2BGK: the width and height that each box shares with each column and row.
+        shared_BG2K: the width and height that each box shares with each column and row.
     """
     at_once = max(1, BLOCK // area_BG1.numel())
-    blocks = [(grid.lane_211P, grid.area_P)]
+    blocks = [(grid.lane_Q, grid.area_P)]
     if len(grid.area_P) > at_once:
-        blocks = list(zip(*(part.split(at_once, -1) for part in blocks[0]), strict=True))
+        lanes = (lane_2P.flatten() for lane_2P in grid.lane_Q.view(2, -1).split(at_once, 1))
+        blocks = list(zip(lanes, grid.area_P.split(at_once), strict=True))
+    shared_MK = shared_BG2K.view(area_BG1.numel(), -1)
 
-    def overlaps(lane_211P: Tensor, area_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory, [2, B, G, P of the block], and its halves: IoU, and what may be written to."""
-        both_2BGP = shared_2BGK.gather(3, lane_211P.expand(-1, *area_BG1.shape[:2], -1))
-        iou_BGP, spare_BGP = both_2BGP.unbind()
+    def overlaps(lane_Q: Tensor, area_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory, [B, G, 2, P of the block], and its halves: IoU, and what may be written to."""
+        both_BG2P = shared_MK.index_select(1, lane_Q).view(*area_BG1.shape[:2], 2, -1)
+        iou_BGP, spare_BGP = both_BG2P.unbind(2)
         iou_BGP.mul_(spare_BGP)
         iou_BGP.div_(torch.add(area_BG1, area_P, out=spare_BGP).sub_(iou_BGP))
-        return both_2BGP, iou_BGP, spare_BGP
+        return both_BG2P, iou_BGP, spare_BGP
 
     only = overlaps(*blocks[0]) if len(blocks) == 1 else None
     best_BG1 = reduce(torch.maximum, [(only or overlaps(*block))[1].amax(2, keepdim=True) for block in blocks])
     least = assigner.min_pos_iou if assigner.match_low_quality else NEVER
     best_BG1.masked_fill_((best_BG1 < least).logical_or_(none_BG1) if least > 0 else none_BG1, NEVER)
-    number_21G1, _ = _numbers(area_BG1.shape[1], area_BG1.device)
+    number_G21, _ = _numbers(area_BG1.shape[1], area_BG1.device)
     found = []
     for block in blocks:
-        both_2BGP, iou_BGP, spare_BGP = only or overlaps(*block)
+        both_BG2P, iou_BGP, spare_BGP = only or overlaps(*block)
         most_BP = iou_BGP.amax(1)
         torch.eq(iou_BGP, most_BP[:, None], out=spare_BGP)
         iou_BGP.eq_(best_BG1)
-        found.append((most_BP, both_2BGP.mul_(number_21G1).amax(2)))
+        found.append((most_BP, both_BG2P.mul_(number_G21).amax(1)))
     return _joined(found, dim=-1)
 
 
