@@ -80,8 +80,6 @@ class GHMRetinaHead(RetinaHead):
         Raises:
             InputError: the head is configured to assign in another way than `ghm.targets` does.
         """
-        if not covers(self):
-            raise InputError(f"{COVERED}, got {self.train_cfg}")
         grid, images = self._grid(cls_scores), len(cls_scores[0])
         sizes = [scores.numel() // (images * self.cls_out_channels) for scores in cls_scores]
         targets, positives = assign(truth, grid, sizes, self.assigner, self.num_classes, decoded=self.reg_decoded_bbox)
@@ -132,10 +130,12 @@ class GHMRetinaHead(RetinaHead):
         }
 
     def _grid(self, maps: list[Tensor]) -> Grid:
-        """The anchors of a pyramid of this shape, on the device of its maps; made once."""
+        """The anchors of a pyramid of this shape, on the device of its maps; made once, if the head is covered."""
         shapes, device = [(level.shape[2], level.shape[3]) for level in maps], maps[0].device
         key = (*shapes, device)
         if key not in self._grids:
+            if not covers(self):
+                raise InputError(f"{COVERED}, got {self.train_cfg}")
             if len(self._grids) == MOST_GRIDS:
                 del self._grids[next(iter(self._grids))]
             self._grids[key] = Grid.of(self.prior_generator, self.bbox_coder, shapes).to(device)

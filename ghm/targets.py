@@ -13,7 +13,7 @@ its anchors are done in blocks, twice: for the best IoU of each box, and then fo
 is. Of the numbers that an anchor could have the largest is its own, and all targets are looked up by that. Each
 operation on a value is mmdet's, so that results are, too, bit for bit.
 
-Shapes: B images, G boxes, M = B * G, P anchors of an image, K columns or rows of anchors, N = B * P examples in the
+Shapes: B images, G boxes, M = B * G, P anchors of an image, Q = 2 * P, K columns or rows, N = B * P examples in the
 order of `ghm.head.Examples`, R those whose targets are looked up; 2 is x, y; 4 is left, top, right, bottom.
 """
 
@@ -79,10 +79,10 @@ class Grid(_Tensors):
     centre_P2: Tensor
     size_P2: Tensor
     area_P: Tensor
-    lane_211P: Tensor  # column and row, int64
-    low_211K: Tensor  # left of the anchors of each column, top of each row
-    high_211K: Tensor
-    origin_211K: Tensor  # the position that they belong to, whole pixels
+    lane_Q: Tensor  # columns and then rows of all anchors, these counted on from those; int64
+    low_2K: Tensor  # left of the anchors of each column, top of each row; the last have no end on either side
+    high_2K: Tensor
+    origin_2K: Tensor  # the position that they belong to, whole pixels
     mean_4: Tensor  # of the coder of boxes
     std_4: Tensor
 
@@ -99,16 +99,17 @@ class Grid(_Tensors):
             first_21 = first_21 + torch.tensor([[width], [height]]) * kinds
         lane_2P, origin_2P = torch.cat(lanes, dim=1), torch.cat(origins, dim=1)
         span_32P = torch.cat([corner_P4.t().reshape(2, 2, -1), origin_2P[None]])  # all of a lane have the same
-        span_32K = torch.zeros(3, 2, int(first_21.max())).scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
-        centre_P2, size_P2 = _centre(corner_P4)
+        endless_32K = torch.tensor([-torch.inf, torch.inf, -1.0])[:, None, None].repeat(1, 2, int(first_21.max()) + 1)
+        span_32K = endless_32K.scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
+        centre_P2, size_P2 = _centre(*corner_P4.split(2, 1))
         scale_24 = torch.tensor([coder.means, coder.stds])
-        lanes_3211K, lane_211P = span_32K[:, :, None, None], lane_2P[:, None, None]
-        return cls(corner_P4, centre_P2, size_P2, size_P2.prod(1), lane_211P, *lanes_3211K, *scale_24)
+        lane_2P[1] += span_32K.shape[2]
+        return cls(corner_P4, centre_P2, size_P2, size_P2.prod(1), lane_2P.flatten(), *span_32K, *scale_24)
 
     @cached_property
-    def last(self) -> list[int]:
+    def last(self) -> list[float]:
         """The largest x and y of a position. Not for a device: it would be waited for."""
-        return self.origin_211K.amax((1, 2, 3)).int().tolist()
+        return self.origin_2K.amax(1).tolist()
 
 
 def covers(head: Any) -> bool:
@@ -147,16 +148,16 @@ def assign(
     images, boxes = truth.label_BG.shape
     positive_BP = (state_BP - 1).clamp_(0, 1)
     positives = positive_BP.sum(1).clamp_(min=1).sum()
-    order_R = _order(tuple(sizes), images, state_BP.device)
+    order_R, image_R = _order(tuple(sizes), images, state_BP.device)
     state_R, positive_N = (each_BP.view(-1).index_select(0, order_R) for each_BP in (state_BP, positive_BP))
     label_weight_N, box_weight_N4 = state_R.clamp(max=1), positive_N[:, None].expand(-1, 4)
     host, row_R = vectorised.on_host(state_BP), order_R
     if host:  # the positives are enough; to find them a device would have to be waited for
         row_R = positive_N.nonzero().squeeze(1)
-        order_R, state_R = order_R.index_select(0, row_R), state_R.index_select(0, row_R)
-    image_R = order_R.div(len(grid.area_P), rounding_mode="floor")
-    box_R = (state_R - (boxes + 1.5)).abs_().clamp_(max=boxes - 1).int().add_(image_R, alpha=boxes)  # of all images
-    label_N = truth.label_BG.view(-1).index_select(0, box_R)
+        order_R, image_R, state_R = (each.index_select(0, row_R) for each in (order_R, image_R, state_R))
+    # Its box among those of all images; for what stands for none any, which is mended below.
+    box_R = _numbers(boxes, state_R.device)[1].index_select(0, state_R.int()).add_(image_R, alpha=boxes)
+    label_N = truth.label_BG.reshape(-1).index_select(0, box_R)
     target_N4 = _box_targets(truth, grid, box_R, order_R.sub(image_R, alpha=len(grid.area_P)), decoded=decoded)
     if host:
         label_N = label_N.new_full(positive_N.shape, classes).index_copy_(0, row_R, label_N)
@@ -169,10 +170,12 @@ def assign(
 
 
 def _box_targets(truth: Truth, grid: Grid, box_R: Tensor, anchor_R: Tensor, *, decoded: bool) -> Tensor:
-    """Of anchors and boxes, by their places among those of an image and of all images. [R, 4]"""
-    # From tables of two columns: a GPU has a block of threads copy each row of 16 bytes.
-    box_M4 = truth.box_BG4.view(-1, 4)
-    first_R2, second_R2 = (part.index_select(0, box_R) for part in (box_M4.split(2, 1) if decoded else _centre(box_M4)))
+    """Of anchors and boxes, by their places among those of an image and of all images. [R, 4]
+
+    From tables of two columns: a GPU gives each row of 16 bytes a block of threads of its own.
+    """
+    corner_2M2 = truth.box_BG4.reshape(-1, 2, 2).unbind(1)
+    first_R2, second_R2 = (part.index_select(0, box_R) for part in (corner_2M2 if decoded else _centre(*corner_2M2)))
     if decoded:
         return torch.cat([first_R2, second_R2], dim=1)
     centre_R2, size_R2 = (part.index_select(0, anchor_R) for part in (grid.centre_P2, grid.size_P2))
@@ -185,85 +188,91 @@ def spread(value_P4: Tensor, sizes: Sequence[int], images: int) -> Tensor:
     return torch.cat([level for level in value_P4.split(sizes) for _ in range(images)])
 
 
-@lru_cache(maxsize=4)
-def _order(sizes: Sequence[int], images: int, device: torch.device) -> Tensor:
-    """The place of each example among the anchors of all images, one image after another. int32, [N]"""
+@lru_cache(maxsize=4)  # 26 MB each for 16 images of 800 x 1344 with 9 anchors a position
+def _order(sizes: Sequence[int], images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each example: its place among the anchors of all images, one image after another; its image. int32, [N]"""
     place_BP = torch.arange(images * sum(sizes), dtype=torch.int32, device=device).view(images, -1)
-    return torch.cat([level_BP.flatten() for level_BP in place_BP.split(sizes, 1)])
+    order_N = torch.cat([level_BP.flatten() for level_BP in place_BP.split(sizes, 1)])
+    return order_N, order_N // sum(sizes)
 
 
 @lru_cache(maxsize=64)
-def _numbers(boxes: int, device: torch.device) -> Tensor:
-    """Of each box of an image, for an anchor that is its best and for one whose best it is. [2, 1, G, 1]"""
-    number_2G = torch.arange(2.0, 2 + 2 * boxes, device=device).view(2, boxes)
-    return torch.stack([number_2G[1], number_2G[0].flip(0)])[:, None, :, None]
+def _numbers(boxes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The numbers of the boxes of an image, for an anchor that is its best and for one whose best it is, [G, 2, 1];
+    and the box of each number, int32, [2 + 2 G]."""
+    number_2G = torch.arange(2, 2 + 2 * boxes, dtype=torch.float32, device=device).view(2, boxes).flip(0)
+    number_2G[1] = number_2G[1].flip(0)
+    box_G = torch.arange(boxes, dtype=torch.int32, device=device)
+    return number_2G.t()[..., None].contiguous(), torch.cat([pad(box_G.flip(0), (2, 0)), box_G])
 
 
-def _centre(corner: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre and size of boxes, both [..., 2], by the arithmetic of mmdet's `bbox2delta`."""
-    low, high = corner.split(2, -1)
+def _centre(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre and size of boxes by their corners, all [..., 2], by the arithmetic of mmdet's `bbox2delta`."""
     return (low + high) * 0.5, high - low
 
 
 def _states(truth: Truth, grid: Grid, assigner: Any) -> Tensor:
     """The number of what each anchor stands for. float32, [B, P]"""
     images, boxes = truth.label_BG.shape
-    low_2BG1, high_2BG1 = truth.box_BG4.view(images, boxes, 2, 2, 1).permute(2, 3, 0, 1, 4).unbind()
-    # Only a box that is inside out has an area below 0. It shares nothing with an anchor, so any area gives IoU 0; and
-    # with one of at least 0 no union is as small as mmdet's least, 1e-6.
-    area_BG1 = (high_2BG1 - low_2BG1).prod(0).clamp_(min=0)
-    shared_2BGK = torch.minimum(high_2BG1, grid.high_211K).sub_(torch.maximum(low_2BG1, grid.low_211K)).clamp_(min=0)
-    size_B2, valid_2B1K = truth.size_B2, None
+    low_BG21, high_BG21 = truth.box_BG4.reshape(images, boxes, 2, 2, 1).unbind(2)
+    shared_BG2K = torch.minimum(high_BG21, grid.high_2K).sub_(torch.maximum(low_BG21, grid.low_2K)).clamp_(min=0)
+    # A box that is inside out shares nothing with an anchor, so any area gives IoU 0; and with one of at least 0 no
+    # union is as small as mmdet's least, 1e-6.
+    width_BG1, height_BG1 = shared_BG2K[..., -1:].unbind(2)
+    area_BG1 = width_BG1 * height_BG1
+    valid_B12K, size_B2 = None, truth.size_B2
     if not (vectorised.on_host(size_B2) and all(x > grid.last[0] and y > grid.last[1] for y, x in size_B2.tolist())):
-        valid_2B1K = grid.origin_211K < size_B2.t().flip(0)[..., None, None]
-        shared_2BGK.mul_(valid_2B1K)  # outside the valid part an IoU is 0, which is no better than any other
-    blocks = [(truth.label_BG[..., None] < 0, area_BG1, shared_2BGK)]
+        valid_B12K = grid.origin_2K < size_B2.flip(1)[:, None, :, None]
+        shared_BG2K.mul_(valid_B12K)  # outside the valid part an IoU is 0, which is no better than any other
+    blocks = [(truth.label_BG[..., None] < 0, area_BG1, shared_BG2K)]
     at_once = max(1, BLOCK // (boxes * len(grid.area_P)))
     if images > at_once:
-        blocks = list(zip(*(part.split(at_once, -3) for part in blocks[0]), strict=True))
-    most_BP, number_2BP = _joined([_matches(grid, assigner, *block) for block in blocks], dim=-2)
-    last_BP, first_BP = number_2BP.unbind()
+        blocks = list(zip(*(part.split(at_once) for part in blocks[0]), strict=True))
+    most_BP, number_B2P = _joined([_matches(grid, assigner, *block) for block in blocks], dim=0)
+    last_BP, first_BP = number_B2P.unbind(1)
     state_BP = torch.lt(most_BP, assigner.neg_iou_thr, out=torch.empty_like(most_BP))
     state_BP.addcmul_(first_BP, most_BP.ge_(assigner.pos_iou_thr))
     torch.maximum(state_BP, last_BP, out=state_BP)
-    if valid_2B1K is not None:
-        state_BP.mul_(valid_2B1K.gather(3, grid.lane_211P.expand(-1, images, -1, -1)).all(0).squeeze(1))
+    if valid_B12K is not None:
+        state_BP.mul_(valid_B12K.view(images, -1).index_select(1, grid.lane_Q).view(images, 2, -1).all(1))
     return state_BP
 
 
-def _matches(grid: Grid, assigner: Any, none_BG1: Tensor, area_BG1: Tensor, shared_2BGK: Tensor) -> tuple[Tensor, ...]:
-    """The best IoU of each anchor, [B, P], and its largest number of either kind, or 0, [2, B, P].
+def _matches(grid: Grid, assigner: Any, none_BG1: Tensor, area_BG1: Tensor, shared_BG2K: Tensor) -> tuple[Tensor, ...]:
+    """The best IoU of each anchor, [B, P], and its largest number of either kind, or 0, [B, 2, P].
 
     Args:
         none_BG1: whether there is no such box.
         area_BG1: of each box.
-        shared_2BGK: the width and height that each box shares with each column and row.
+        shared_BG2K: the width and height that each box shares with each column and row.
     """
     at_once = max(1, BLOCK // area_BG1.numel())
-    blocks = [(grid.lane_211P, grid.area_P)]
+    blocks = [(grid.lane_Q, grid.area_P)]
     if len(grid.area_P) > at_once:
-        blocks = list(zip(*(part.split(at_once, -1) for part in blocks[0]), strict=True))
+        lanes = (lane_2P.flatten() for lane_2P in grid.lane_Q.view(2, -1).split(at_once, 1))
+        blocks = list(zip(lanes, grid.area_P.split(at_once), strict=True))
+    shared_MK = shared_BG2K.view(area_BG1.numel(), -1)
 
-    def overlaps(lane_211P: Tensor, area_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory, [2, B, G, P of the block], and its halves: IoU, and what may be written to."""
-        both_2BGP = shared_2BGK.gather(3, lane_211P.expand(-1, *area_BG1.shape[:2], -1))
-        iou_BGP, spare_BGP = both_2BGP.unbind()
+    def overlaps(lane_Q: Tensor, area_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory, [B, G, 2, P of the block], and its halves: IoU, and what may be written to."""
+        both_BG2P = shared_MK.index_select(1, lane_Q).view(*area_BG1.shape[:2], 2, -1)
+        iou_BGP, spare_BGP = both_BG2P.unbind(2)
         iou_BGP.mul_(spare_BGP)
         iou_BGP.div_(torch.add(area_BG1, area_P, out=spare_BGP).sub_(iou_BGP))
-        return both_2BGP, iou_BGP, spare_BGP
+        return both_BG2P, iou_BGP, spare_BGP
 
     only = overlaps(*blocks[0]) if len(blocks) == 1 else None
     best_BG1 = reduce(torch.maximum, [(only or overlaps(*block))[1].amax(2, keepdim=True) for block in blocks])
     least = assigner.min_pos_iou if assigner.match_low_quality else NEVER
     best_BG1.masked_fill_((best_BG1 < least).logical_or_(none_BG1) if least > 0 else none_BG1, NEVER)
-    number_21G1 = _numbers(area_BG1.shape[1], area_BG1.device)
+    number_G21, _ = _numbers(area_BG1.shape[1], area_BG1.device)
     found = []
     for block in blocks:
-        both_2BGP, iou_BGP, spare_BGP = only or overlaps(*block)
+        both_BG2P, iou_BGP, spare_BGP = only or overlaps(*block)
         most_BP = iou_BGP.amax(1)
         torch.eq(iou_BGP, most_BP[:, None], out=spare_BGP)
         iou_BGP.eq_(best_BG1)
-        found.append((most_BP, both_2BGP.mul_(number_21G1).amax(2)))
+        found.append((most_BP, both_BG2P.mul_(number_G21).amax(1)))
     return _joined(found, dim=-1)
 
 

@@ -134,12 +134,14 @@ def drawn(seed: int, boxes: list[int], height: int = 96, width: int = 128) -> tu
     ),
     decoded=st.booleans(),
     block=st.sampled_from([1, 1000, 20_000, targets.BLOCK]),
+    host=st.booleans(),
 )
-@example(seed=0, boxes=[0], anchors=DIGITS, levels=3, rule={}, decoded=False, block=targets.BLOCK)
-@example(seed=0, boxes=[0, 0, 7], anchors=DIGITS, levels=3, rule={}, decoded=True, block=1000)
-@example(seed=3, boxes=[500, 2], anchors=DIGITS, levels=2, rule={}, decoded=False, block=200_000)
+@example(seed=0, boxes=[0], anchors=DIGITS, levels=3, rule={}, decoded=False, block=targets.BLOCK, host=True)
+@example(seed=0, boxes=[0], anchors=DIGITS, levels=3, rule={}, decoded=False, block=targets.BLOCK, host=False)
+@example(seed=0, boxes=[0, 0, 7], anchors=DIGITS, levels=3, rule={}, decoded=True, block=1000, host=False)
+@example(seed=3, boxes=[500, 2], anchors=DIGITS, levels=2, rule={}, decoded=False, block=200_000, host=True)
 def test_targets_are_those_of_mmdet_bit_for_bit(
-    seed: int, boxes: list[int], anchors: dict, levels: int, rule: dict, decoded: bool, block: int
+    seed: int, boxes: list[int], anchors: dict, levels: int, rule: dict, decoded: bool, block: int, host: bool
 ):
     coder = dict(type="mmdet.DeltaXYWHBBoxCoder", target_means=[0.1, 0, 0, 0], target_stds=[0.1, 0.3, 0.7, 1])
     if seed % 2:
@@ -147,6 +149,7 @@ def test_targets_are_those_of_mmdet_bit_for_bit(
     head = built("ghmc_ghmr", anchors, levels, rule, reg_decoded_bbox=decoded, bbox_coder=coder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targets, "BLOCK", max(block, sum(boxes)))
+        patch.setattr(vectorised, "on_host", lambda _tensor: host)
         assert_mmdets_targets(head, *drawn(seed, boxes))
 
 
@@ -165,6 +168,12 @@ def test_a_box_that_no_anchor_meets_takes_every_anchor_that_meets_no_box_as_in_m
     every, positives = head.examples(scores, deltas, Truth.of([far], metas))
     assert (every.label_N == 5).all() and positives == len(every.label_N)
     assert_mmdets_targets(head, [far], metas)
+
+
+@pytest.mark.parametrize("shape", [(96, 121), (96, 120), (89, 128), (88, 128)])  # the last position is at 120, 88
+def test_a_position_at_the_end_of_the_valid_part_is_outside_as_in_mmdet(shape: tuple[int, int]):
+    metas = [dict(img_shape=size, pad_shape=size) for size in (shape, (96, 128))]
+    assert_mmdets_targets(built(), drawn(7, [3, 2])[0], metas)
 
 
 def test_a_box_inside_out_whose_area_is_that_of_an_anchor_but_negative_is_no_case_of_its_own_as_in_mmdet():
@@ -210,12 +219,15 @@ class OnDevice(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators: list[str] = []
+        self.row_bytes: list[int] = []  # of the tables that are looked up
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [value for value in args if isinstance(value, Tensor)]
         if any(tensor.device.type == "cpu" for tensor in tensors):
             raise RuntimeError(f"{func} takes a tensor of the host")
         self.operators.append(str(func))
+        if "index_select" in str(func):
+            self.row_bytes.append(args[0][:1].nbytes)
         return func(*args, **(kwargs or {}))
 
 
@@ -241,12 +253,12 @@ def test_targets_and_losses_of_sixteen_images_are_few_operators(
 
 
 @pytest.mark.parametrize("decoded", [False, True])
-def test_no_target_waits_for_the_device(decoded: bool):
+def test_no_target_waits_for_the_device_or_takes_its_slow_way_to_look_up_rows_of_16_bytes(decoded: bool):
     head, (scores, deltas), truth = on_device("fl_sl1", 30)
     head.reg_decoded_bbox = decoded
     with OnDevice() as trace:
         head.examples(scores, deltas, truth)
-    assert trace.operators
+    assert trace.row_bytes and all(row % 16 for row in trace.row_bytes)
 
 
 @pytest.mark.parametrize("variant", ["ghmc_ghmr", "ghmc_sl1", "fl_sl1"])
