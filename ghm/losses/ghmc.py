@@ -12,8 +12,8 @@ from torch.nn import functional
 from ghm.losses import ops, vectorised
 from ghm.losses.checks import Reduction, check_arguments, check_shapes
 from ghm.losses.density import classification_gradient_norm
+from ghm.losses.slots import CLASSIFICATION_END, MOST_BINS
 from ghm.losses.statistics import HarmonisedLoss
-from ghm.losses.vectorised import CLASSIFICATION_END, MOST_BINS
 
 
 class GHMC(HarmonisedLoss):

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ghm.losses import kernel_parts as parts
-from ghm.losses.vectorised import product_is_exact, slot_dtype
+from ghm.losses.slots import product_is_exact, slot_dtype
 
 TILE = 256  # 8 values a thread
 PROGRAMS = 64  # of each multiprocessor, of which 32 run at a time
@@ -258,7 +258,7 @@ def ghm_r_count(
     """Counts, [L, K]; nothing is kept here, either."""
     fixed = {**_regions(bins), "enable_fp_fusion": False}
     count_LK = _count(_ghm_r_kernel, (pred, target, weight), (mu, mu * mu), sizes, bins, **fixed)
-    return count_LK, pred.new_empty(0, dtype=torch.float32)
+    return count_LK, pred.new_empty(0, dtype=slot_dtype(bins))
 
 
 def _ghm_c(

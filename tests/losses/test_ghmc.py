@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ghm.losses import vectorised
+from ghm.losses import slots, vectorised
 from tests import reference
 from tests.losses.kinds import CLASSIFICATION, assert_same_step, run
 
@@ -104,10 +104,22 @@ def test_chunks_of_any_length_make_no_difference(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("most", [5.2, 5.3, 5.4, 20.0])
+def test_hard_negatives_keep_their_digits(most: float) -> None:
+    """Around the probability up to which 1 - p is taken as it is, which a logit of 5.293 has."""
+    pred = torch.linspace(most - 0.01, most, 64).reshape(-1, 1)
+    loss, gradient = run(ghmc(bins=1), pred, torch.full((64,), 1), torch.ones(64))
+    wide = pred.double().requires_grad_()
+    expected = functional.softplus(wide).mean()
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), wide.grad, rtol=1e-6, atol=0)
+
+
 def test_more_regions_than_slots_are_counted_too() -> None:
     torch.manual_seed(0)
     step = (torch.randn(50, 3), torch.randint(0, 4, (50,)), torch.ones(50))
-    bins = vectorised.MOST_BINS + 1
+    bins = slots.MOST_BINS + 1
     assert ghmc(bins=bins, reduction="none")(*step).sum() / 150 == pytest.approx(ghmc(bins=bins)(*step).item())
 
 

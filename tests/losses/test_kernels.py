@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ghm.losses import density, kernels, vectorised
+from ghm.losses import density, kernels, slots, vectorised
 from ghm.losses import kernel_parts as parts
 
 K, L = 30, 4
@@ -38,15 +38,13 @@ def test_a_region_is_that_of_the_definition_on_every_edge_and_beside_it(interpre
     edge_E = torch.arange(bins + 1) / bins
     norm = torch.cat([edge_E, torch.nextafter(edge_E, torch.tensor(2.0)), torch.nextafter(edge_E, torch.tensor(-1.0))])
     norm = torch.cat([norm[(norm >= 0) & (norm <= 1)], torch.rand(500)])
-    expected = density.region_index(
-        norm, norm == norm, edge_E=density.region_edges(bins, end=vectorised.CLASSIFICATION_END)
-    )
-    for exact in {False, vectorised.product_is_exact(bins)}:
+    expected = density.region_index(norm, norm == norm, edge_E=density.region_edges(bins, end=slots.CLASSIFICATION_END))
+    for exact in {False, slots.product_is_exact(bins)}:
         assert torch.equal(regions(norm, bins, exact), expected)
         assert 0 <= regions(torch.full((1,), torch.nan), bins, exact) < bins  # it will be looked up
 
 
-@pytest.mark.parametrize("bins", [*range(1, 130), 999, 1000, 30_000, vectorised.MOST_BINS])
+@pytest.mark.parametrize("bins", [*range(1, 130), 999, 1000, 30_000, slots.MOST_BINS])
 def test_the_corrected_product_with_one_over_k_is_the_rounded_quotient(bins: int) -> None:
     """What `quotient` does where it is compiled: float64 holds what its fused products have before they are rounded."""
     k = np.arange(bins, dtype=np.float64)
@@ -98,9 +96,9 @@ def test_kernels_of_boxes_are_what_plain_pytorch_is(interpreter: None, coordinat
     pred, target = (torch.randn(sum(SIZES), coordinates).mul(0.03).to(dtype) for _ in range(2))
     weight = torch.tensor([0.0, 1.0, 0.5])[torch.randint(0, 3, pred.shape)]
     for bins in (1, 10, 40):
-        count_LK, length = vectorised.ghm_r_count(pred, target, weight, SIZES, bins, 0.02)
+        count_LK, slot = vectorised.ghm_r_count(pred, target, weight, SIZES, bins, 0.02)
         assert torch.equal(kernels.ghm_r_count(pred, target, weight, SIZES, bins, 0.02)[0], count_LK)
-        assert_passes_agree("ghm_r", (pred, target, weight, length, SIZES, torch.rand(L, bins), 0.02))
+        assert_passes_agree("ghm_r", (pred, target, weight, slot, SIZES, torch.rand(L, bins), 0.02))
 
 
 @pytest.mark.parametrize("classes", [80, 81, 1203])
