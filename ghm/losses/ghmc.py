@@ -68,9 +68,9 @@ class GHMC(HarmonisedLoss):
             count = vectorised.ghm_c_count if ops.is_plain(pred) else ops.ghm_c_count
             pred = pred.contiguous()
             count_LK, slot = count(pred.detach(), target, label_weight, rows, self.bins)
-            factor_LK = self.factors(count_LK, count_LK.sum(1), reduction)
+            factor_LK = self.factors(count_LK, lambda: count_LK.sum(1), reduction)
             loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
-        return loss[0] if sizes is None and reduction != "none" else loss
+        return loss.view(()) if sizes is None and reduction != "none" else loss
 
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor, rows: list[int], reduction: Reduction) -> Tensor:
         valid = weight > 0

@@ -136,15 +136,23 @@ class HarmonisedLoss(nn.Module):
             beta of each region, [L, K], and N of each population, at least 1 and over all
             processes with `sync`, [L].
         """
-        world = 1
-        if self.sync and distributed.is_available() and distributed.is_initialized():
-            world = distributed.get_world_size()
-            distributed.all_reduce(count_LK)
+        world = self._processes()
+        if world > 1:
             distributed.all_reduce(total_L)
-        density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
         total_L = total_L.clamp(min=1)
+        return self._beta(count_LK, total_L), total_L if world == 1 else total_L / world
+
+    def _processes(self) -> int:
+        """How many share the statistics."""
+        shared = self.sync and distributed.is_available() and distributed.is_initialized()
+        return distributed.get_world_size() if shared else 1
+
+    def _beta(self, count_LK: Tensor, total_L: Tensor) -> Tensor:
+        if self._processes() > 1:
+            distributed.all_reduce(count_LK)
+        density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
         options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
-        return region_weights(density_LK, count_LK, total_L, **options), total_L if world == 1 else total_L / world
+        return region_weights(density_LK, count_LK, total_L, **options)
 
     def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
         """What stands for the density in each region of each population, [L, K]; the buffers hold the last."""
@@ -157,10 +165,16 @@ class HarmonisedLoss(nn.Module):
         self.acc_mass.copy_(masses[-1])
         return density_LK / torch.stack(masses).clamp(min=1 - self.momentum)
 
-    def factors(self, count_LK: Tensor, total_L: Tensor, reduction: Reduction) -> Tensor:
-        """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]"""
-        beta_LK, total_L = self.weights(count_LK, total_L)
-        return self.loss_weight * (beta_LK / total_L[:, None] if reduction == "mean" else beta_LK)
+    @torch.no_grad()
+    def factors(self, count_LK: Tensor, total: Callable[[], Tensor], reduction: Reduction) -> Tensor:
+        """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]
+
+        `total` makes what `weights` takes for N; in `mean` N is not needed, as beta is divided by it.
+        """
+        if reduction == "mean":
+            scale = torch.full((), float(self._processes()) * self.loss_weight, device=count_LK.device)
+            return self._beta(count_LK, scale)
+        return self.loss_weight * self.weights(count_LK, total())[0]
 
     def harmonise(
         self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: Reduction
