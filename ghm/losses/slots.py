@@ -20,7 +20,6 @@ from ghm.losses.density import region_counts, region_edges, region_index
 CLASSIFICATION_END = 1 + 1e-6  # mmdet's last edge of GHM-C
 MOST_BINS = 2**14 - 2
 PAIRS = 1 << 14  # slots for which a table of pairs is worth its making
-Parts = list[tuple[int, slice]]  # populations, and where the examples of each are
 
 
 def no_region(bins: int) -> int:
@@ -89,11 +88,11 @@ def _pairs(slot: Tensor) -> bool:
     return slot.dtype == torch.int8 and slot.numel() % 2 == slot.storage_offset() % 2 == 0
 
 
-def lookup(factor_LK: Tensor, size: int, *, host: bool) -> Callable[[Parts, Tensor, Tensor, Tensor], Tensor]:
+def lookup(factor_LK: Tensor, size: int, *, host: bool) -> Callable[[list[int], Tensor, Tensor, Tensor], Tensor]:
     """Make the function that looks up the factors of slots, `size` in all, two at a time as complex numbers.
 
-    It writes the factors of populations in a flat tensor of slots to its third argument, which it returns; what is in
-    the fourth is lost.
+    It takes how many slots of each population there are in its second argument, and writes their factors to its third,
+    which it returns; what is in the fourth is lost. All of these are flat.
     """
     levels, bins = factor_LK.shape
     width = no_region(bins) + 1
@@ -105,13 +104,17 @@ def lookup(factor_LK: Tensor, size: int, *, host: bool) -> Callable[[Parts, Tens
         torch.complex(*low_high[:: 1 if sys.byteorder == "little" else -1], out=pair_LWV[:, :, :width])
         pair_l = pair_LWV.view(levels, -1).unbind()
 
-    def look_up(parts: Parts, slot: Tensor, out: Tensor, spare: Tensor) -> Tensor:
-        index = spare.view(torch.int32)
-        for level, part in parts:
-            slots, target, table = slot[part], out[part], factor_l[level]
-            if pair_l and _pairs(slots):
-                table, target, slots = pair_l[level], target.view(torch.complex64), slots.view(torch.int16)
-            torch.index_select(table, 0, index[: len(slots)].copy_(slots), out=target)
+    def look_up(lengths: list[int], slot: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+        indices = spare.view(torch.int32).split(lengths)
+        for level, (slots, target, index) in enumerate(
+            zip(slot.split(lengths), out.split(lengths), indices, strict=True)
+        ):
+            if pair_l and _pairs(slots) and target.storage_offset() % 2 == 0:
+                slots = slots.view(torch.int16)
+                index = index[: len(slots)].copy_(slots)
+                torch.index_select(pair_l[level], 0, index, out=target.view(torch.complex64))
+            elif lengths[level]:
+                torch.index_select(factor_l[level], 0, index.copy_(slots), out=target)
         return out
 
     return look_up

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ghm.losses import slots
-from ghm.losses.slots import Parts, slot_dtype
+from ghm.losses.slots import slot_dtype
 
 ONE = torch.ones(())
 EASY = 0.995  # up to this probability its difference to 1 has digits enough in float32
@@ -74,9 +74,9 @@ def ghm_c_loss_and_gradient(
     gradient_NC = torch.empty_like(logit_NC)
     every_logit, every_slot, every_gradient = logit_NC.view(-1), slot_NC.view(-1), gradient_NC.view(-1)
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
-    for parts, here, probability, likelihood, spare, other in _chunks(logit_NC, sizes):
+    for lengths, here, probability, likelihood, spare, other in _chunks(logit_NC, sizes):
         gradient = every_gradient[here]
-        factor = look_up(parts, every_slot[here], _room(gradient, other), likelihood)
+        factor = look_up(lengths, every_slot[here], _room(gradient, other), likelihood)
         logit = _wide(every_logit[here], spare)
         if not kept:
             torch.sigmoid(logit, out=probability)
@@ -86,7 +86,7 @@ def ghm_c_loss_and_gradient(
         _put(probability, place_P, logit_P.neg().sigmoid_().neg_(), positive_P)
         _log_likelihood(logit, probability, out=likelihood, spare=spare)
         _put(likelihood, place_P, logsigmoid(logit_P), positive_P)
-        _add(loss_L, likelihood.mul_(factor), parts)
+        _add(loss_L, likelihood.mul_(factor), lengths)
         _product(probability, factor, out=gradient)
     return loss_L.neg_().float(), gradient_NC
 
@@ -123,12 +123,12 @@ def ghm_r_loss_and_gradient(
     gradient_ND = torch.empty_like(pred_ND)
     every_slot, every_gradient, pair = slot_ND.view(-1), gradient_ND.view(-1), (pred_ND.view(-1), target_ND.reshape(-1))
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred_ND.device)
-    for parts, here, length, slope, spare, other in _chunks(pred_ND, sizes):
+    for lengths, here, length, slope, spare, other in _chunks(pred_ND, sizes):
         if not kept:
             _asl1(pair, here, mu, length, slope)
         gradient = every_gradient[here]
-        factor = look_up(parts, every_slot[here], _room(gradient, other), spare)
-        _add(loss_L, torch.sub(length, mu, out=spare).mul_(factor), parts)
+        factor = look_up(lengths, every_slot[here], _room(gradient, other), spare)
+        _add(loss_L, torch.sub(length, mu, out=spare).mul_(factor), lengths)
         _product(slope, factor, out=gradient)
     return loss_L.float(), gradient_ND
 
@@ -201,7 +201,7 @@ def _focal(
 
 
 def _chunks(prediction: Tensor, sizes: list[int]) -> Iterator[tuple[Any, ...]]:
-    """Yield the populations in a chunk of whole rows, where it is, and float32 memory for its examples.
+    """Yield how much of each population is in a chunk of whole rows, where it is, and float32 memory for its examples.
 
     The next chunk gets the same memory. New memory costs more than what is done with it, so that each thread keeps its
     own on a CPU.
@@ -220,12 +220,8 @@ def _chunks(prediction: Tensor, sizes: list[int]) -> Iterator[tuple[Any, ...]]:
     ends = [0, *accumulate(size * columns for size in sizes)]
     for first in range(0, total, max(1, step)):
         last = min(first + step, total)
-        parts = [
-            (level, slice(max(start, first) - first, min(end, last) - first))
-            for level, (start, end) in enumerate(pairwise(ends))
-            if max(start, first) < min(end, last)
-        ]
-        yield parts, slice(first, last), *(memory[:, : last - first] if last - first < length else memory).unbind()
+        lengths = [max(0, min(end, last) - max(start, first)) for start, end in pairwise(ends)]
+        yield lengths, slice(first, last), *(memory[:, : last - first] if last - first < length else memory).unbind()
 
 
 def _keep(slot: Tensor, prediction: Tensor, found: Any) -> None:
@@ -256,10 +252,9 @@ def _product(slope: Tensor, factor: Tensor, *, out: Tensor) -> None:
         out.copy_(product)
 
 
-def _add(loss_L: Tensor, value: Tensor, parts: Parts) -> None:
+def _add(loss_L: Tensor, value: Tensor, lengths: list[int]) -> None:
     """Add values of a chunk to the sums of their populations."""
-    for level, part in parts:
-        loss_L[level].add_(value[part].sum())
+    loss_L.add_(value.sum() if len(lengths) == 1 else torch.stack([part.sum() for part in value.split(lengths)]))
 
 
 def _asl1(pair: tuple[Tensor, Tensor], here: slice, mu: float, length: Tensor, slope: Tensor) -> None:
