@@ -17,7 +17,7 @@ CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
-from ghm.losses import density, kernels, vectorised  # noqa: E402
+from ghm.losses import density, kernels, slots  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
 ROWS, CLASSES, BINS, MU = (100_000, 80, 30, 0.02) if CUDA else (600, 5, 30, 0.02)
@@ -69,7 +69,7 @@ def at_most(limit: float, value: float) -> str:
 
 def regions(norm: Tensor, valid: Tensor, sizes: list[int], bins: int) -> tuple[Tensor, Tensor]:
     """The counts of each population, [L, K], and the region of each norm, K where it has none, by the definition."""
-    edge_E = density.region_edges(bins, end=vectorised.CLASSIFICATION_END, device=norm.device)
+    edge_E = density.region_edges(bins, end=slots.CLASSIFICATION_END, device=norm.device)
     index = density.region_index(norm, valid & (norm == norm), edge_E=edge_E)
     return torch.stack([density.region_counts(part, bins=bins) for part in index.split(sizes)]), index
 

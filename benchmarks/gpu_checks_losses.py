@@ -1,6 +1,7 @@
 """The checks of `benchmarks.gpu_checks` of the losses as a program calls them: alone, captured and compiled."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -134,25 +135,18 @@ def statistics_are_the_operators() -> str:
     """The factors and the moving average of the kernel, and of PyTorch's operators on the same device, to the bit."""
     if not CUDA:
         raise NotRunError
-    triton, worst = ops.TRITON, 0.0
-    every: tuple[dict[str, Any], ...] = (
-        {},
-        {"bias_correction": True, "smoothing": 3.0},
-        {"normalizer": "bins", "loss_weight": 0.3},
-    )
-    for options in every:
-        for total_L in (None, torch.rand(5, device=DEVICE) * 1e6):
-            modules = [losses.GHMC(BINS, 0.75, **options).to(DEVICE) for _ in range(2)]
-            for _ in range(3):
-                count_LK = torch.randint(0, 2**26, (5, BINS), device=DEVICE) * (
-                    torch.rand(5, BINS, device=DEVICE) > 0.5
-                )
-                found = modules[0].factors(count_LK, total_L, "mean")
-                ops.TRITON = False
-                expected = modules[1].factors(count_LK, total_L, "mean")
-                ops.TRITON = triton
-                averages = (module.acc_sum for module in modules)
-                worst = max(worst, error(found, expected), error(*averages))
+    triton, worst, total_L = ops.TRITON, 0.0, torch.rand(5, device=DEVICE) * 1e6
+    every: list[dict[str, Any]] = [{}, {"bias_correction": True, "smoothing": 3.0}, {"normalizer": "bins"}]
+    for options, reduction in product(every, ("mean", "sum")):
+        modules = [losses.GHMC(BINS, 0.75, **options).to(DEVICE) for _ in range(2)]
+        for _ in range(3):
+            count_LK = torch.randint(-(2**26), 2**26, (5, BINS), device=DEVICE).clamp(min=0)
+            found = modules[0].factors(count_LK, lambda: total_L, reduction)
+            ops.TRITON = False
+            expected = modules[1].factors(count_LK, lambda: total_L, reduction)
+            ops.TRITON = triton
+            averages = (module.acc_sum for module in modules)
+            worst = max(worst, error(found, expected), error(*averages))
     return at_most(0, worst)
 
 

@@ -52,11 +52,11 @@ def moving_averages(average_K: Tensor, count_LK: Tensor, *, momentum: float) -> 
 
     Deviation: the paper moves every region; here, as in the reference code and in mmdet, an empty one keeps its S_j.
     """
-    keep_LK = torch.where(count_LK > 0, momentum, 1.0)
-    gain_LK = (1 - momentum) * count_LK
+    occupied_LK, gain_LK = count_LK > 0, (1 - momentum) * count_LK
     moved = [average_K]
-    for keep_K, gain_K in zip(keep_LK.unbind(), gain_LK.unbind(), strict=True):
-        moved.append((keep_K * moved[-1]).add_(gain_K))  # addcmul would round once
+    for occupied_K, gain_K in zip(occupied_LK.unbind(), gain_LK.unbind(), strict=True):
+        later_K = (momentum * moved[-1]).add_(gain_K)  # addcmul would round once
+        moved.append(torch.where(occupied_K, later_K, moved[-1]))
     return moved[1:]
 
 
@@ -77,5 +77,6 @@ def region_weights(
     """
     occupied_LK = count_LK > 0
     regions = occupied_LK.sum(-1, keepdim=True) if normalizer == "valid_bins" else count_LK.shape[-1]
-    weight_LK = total_L[..., None] / ((density_LK + smoothing) * regions)
+    smooth_LK = density_LK + smoothing if smoothing else density_LK.float()
+    weight_LK = total_L[..., None] / (smooth_LK * regions)
     return torch.where(occupied_LK, weight_LK, 0.0)

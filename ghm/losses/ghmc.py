@@ -12,8 +12,8 @@ from torch.nn import functional
 from ghm.losses import ops
 from ghm.losses.checks import Reduction, check_arguments, check_shapes
 from ghm.losses.density import classification_gradient_norm
+from ghm.losses.slots import CLASSIFICATION_END, MOST_BINS
 from ghm.losses.statistics import HarmonisedLoss
-from ghm.losses.vectorised import CLASSIFICATION_END, MOST_BINS
 
 
 class GHMC(HarmonisedLoss):
@@ -67,9 +67,9 @@ class GHMC(HarmonisedLoss):
         else:
             pred = pred.contiguous()
             count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
-            factor_LK = self.factors(count_LK, None, reduction)
+            factor_LK = self.factors(count_LK, lambda: count_LK.sum(1), reduction)
             loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
-        return loss[0] if sizes is None and reduction != "none" else loss
+        return loss.view(()) if sizes is None and reduction != "none" else loss
 
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor, rows: list[int], reduction: Reduction) -> Tensor:
         valid = weight > 0

@@ -65,17 +65,20 @@ class GHMR(HarmonisedLoss):
         if few_R is not None:  # in training, those of positive anchors
             rows = vectorised.sizes_of_rows(few_R, rows)
             pred, target, label_weight = (part.index_select(0, few_R) for part in (pred, target, label_weight))
-        total_L = torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
+
+        def total() -> Tensor:
+            return torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
+
         if pred.dim() == 2 and reduction != "none":
             pred = pred.contiguous()  # the gradient has its layout
-            count_LK, length = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
-            factor_LK = self.factors(count_LK, total_L, reduction)
-            loss = ops.ghm_r(pred, target, label_weight, length, rows, factor_LK, self.mu)
+            count_LK, slot = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
+            factor_LK = self.factors(count_LK, total, reduction)
+            loss = ops.ghm_r(pred, target, label_weight, slot, rows, factor_LK, self.mu)
         else:
             difference = pred.float() - target.float()
             norm = regression_gradient_norm(difference.detach(), mu=self.mu)
             asl1 = (difference * difference + self.mu * self.mu).sqrt() - self.mu
-            loss = self.harmonise(asl1, norm, label_weight > 0, total_L, rows, reduction)
+            loss = self.harmonise(asl1, norm, label_weight > 0, total(), rows, reduction)
         if few_R is not None:
             loss = loss + 0 * everything.sum(dtype=torch.float32)  # NaN where any prediction is, like a sum over all
-        return loss[0] if sizes is None and reduction != "none" else loss
+        return loss.view(()) if sizes is None and reduction != "none" else loss

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ghm.losses import kernel_parts as parts
-from ghm.losses.vectorised import product_is_exact, slot_dtype
+from ghm.losses.slots import product_is_exact, slot_dtype
 
 TILE = 256  # 8 values a thread
 PROGRAMS = 128  # of each multiprocessor, of which 32 run at a time
@@ -166,8 +166,8 @@ def _multiply_kernel(
 
 @triton.jit
 def _factors_kernel(
-    count, total, average, mass, factor, momentum, gain, smoothing, loss_weight, world,
-    L: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, COUNTED: tl.constexpr, AVERAGED: tl.constexpr,
+    count, total, average, mass, factor, momentum, gain, smoothing, scale,
+    L: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, AVERAGED: tl.constexpr,
     CORRECTED: tl.constexpr, VALID: tl.constexpr, MEAN: tl.constexpr,
 ):  # fmt: skip
     slot = tl.arange(0, SLOTS)
@@ -189,13 +189,15 @@ def _factors_kernel(
         if CORRECTED:
             share = keep * share + gain * occupied.to(tl.float32)
             density = tl.div_rn(moved, tl.maximum(share, gain))
-        examples = tl.sum(number).to(tl.float32) if COUNTED else tl.load(total + level).to(tl.float32)
-        examples = tl.where(examples < 1.0, 1.0, examples)  # a maximum would lose NaN
         regions = tl.sum(occupied.to(tl.int32)).to(tl.float32) if VALID else K * 1.0
-        weight = tl.where(occupied, tl.div_rn(examples, (density + smoothing) * regions), 0.0)
+        share_of = (density + smoothing) * regions
         if MEAN:
-            weight = tl.div_rn(weight, tl.div_rn(examples, world))
-        tl.store(factor + level * K + slot, loss_weight * weight, mask=inside)
+            weight = tl.div_rn(share_of * 0 + scale, share_of)
+        else:
+            examples = tl.load(total + level).to(tl.float32)
+            examples = tl.where(examples < 1.0, 1.0, examples)  # a maximum would lose NaN
+            weight = scale * tl.div_rn(share_of * 0 + examples, share_of)
+        tl.store(factor + level * K + slot, tl.where(occupied, weight, 0.0), mask=inside)
     if AVERAGED:
         tl.store(average + slot, moved, mask=inside)
     if CORRECTED:
@@ -297,7 +299,7 @@ def ghm_r_count(
     """Counts, [L, K]; nothing is kept here, either."""
     fixed = {**_regions(bins), "enable_fp_fusion": False}
     count_LK = _count(_ghm_r_kernel, (pred, target, weight), (mu, mu * mu), sizes, bins, **fixed)
-    return count_LK, pred.new_empty(0, dtype=torch.float32)
+    return count_LK, pred.new_empty(0, dtype=slot_dtype(bins))
 
 
 def _ghm_c(
@@ -346,21 +348,22 @@ def factors(
     *,
     momentum: float,
     smoothing: float,
-    loss_weight: float,
-    world: int,
+    scale: float,
     valid: bool,
-    mean: bool,
 ) -> Tensor:
-    """`ghm.losses.statistics.HarmonisedLoss.factors`, [L, K], by the same roundings. The averages move in place."""
+    """`scale` times beta of each region, divided by N without `total_L`; [L, K]. The averages move in place.
+
+    By the roundings of `ghm.losses.statistics.HarmonisedLoss.factors`.
+    """
     levels, bins = count_LK.shape
     factor_LK = torch.empty(levels, bins, device=count_LK.device)
     tensors = [factor_LK if tensor is None else tensor for tensor in (total_L, average_K, mass_K)]
     slots = triton.next_power_of_2(bins)
-    fixed = {"L": levels, "K": bins, "SLOTS": slots, "VALID": valid, "MEAN": mean, "COUNTED": total_L is None}
+    fixed = {"L": levels, "K": bins, "SLOTS": slots, "VALID": valid, "MEAN": total_L is None}
     fixed |= {"AVERAGED": average_K is not None, "CORRECTED": mass_K is not None}
     with torch.cuda.device_of(count_LK):
         _factors_kernel[(1,)](
-            count_LK, *tensors, factor_LK, momentum, 1 - momentum, smoothing, loss_weight, float(world),
+            count_LK, *tensors, factor_LK, momentum, 1 - momentum, smoothing, scale,
             **fixed, num_warps=min(8, max(1, slots // 128)), enable_fp_fusion=False,
         )  # fmt: skip
     return factor_LK

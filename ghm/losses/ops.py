@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn import Parameter
 
-from ghm.losses import vectorised
+from ghm.losses import slots, vectorised
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ _GHM_R = "Tensor pred, Tensor target, Tensor weight, "
 ghm_c_count = _Operator("ghm_c_count", f"({_GHM_C} int[] sizes, int bins) -> (Tensor, Tensor)")
 ghm_r_count = _Operator("ghm_r_count", f"({_GHM_R} int[] sizes, int bins, float mu) -> (Tensor, Tensor)")
 ghm_c = _Passes("ghm_c", f"{_GHM_C} Tensor slot, int[] sizes, Tensor factor")
-ghm_r = _Passes("ghm_r", f"{_GHM_R} Tensor length, int[] sizes, Tensor factor, float mu")
+ghm_r = _Passes("ghm_r", f"{_GHM_R} Tensor slot, int[] sizes, Tensor factor, float mu")
 focal = _Passes("focal", "Tensor logit, Tensor label, Tensor weight, float gamma, float alpha, Tensor factor")
 
 
@@ -185,9 +185,9 @@ def _empty_counts(prediction: Tensor, sizes: list[int], bins: int, dtype: torch.
 
 @ghm_c_count.operator.register_fake
 def _(logit: Tensor, label: Tensor, weight: Tensor, sizes: list[int], bins: int) -> tuple[Tensor, Tensor]:
-    return _empty_counts(logit, sizes, bins, vectorised.slot_dtype(bins))
+    return _empty_counts(logit, sizes, bins, slots.slot_dtype(bins))
 
 
 @ghm_r_count.operator.register_fake
 def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float) -> tuple[Tensor, Tensor]:
-    return _empty_counts(pred, sizes, bins, torch.float32)
+    return _empty_counts(pred, sizes, bins, slots.slot_dtype(bins))

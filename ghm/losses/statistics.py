@@ -126,30 +126,32 @@ class HarmonisedLoss(nn.Module):
         return sizes
 
     @torch.no_grad()
-    def weights(self, count_LK: Tensor, total_L: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights(self, count_LK: Tensor, total_L: Tensor) -> tuple[Tensor, Tensor]:
         """Move the average by the counts of every population in turn, and weigh the regions.
 
         Args:
             count_LK: examples of each region, int64.
-            total_L: of valid examples, or the sum of their weights; None: as many as are counted.
+            total_L: of valid examples, or the sum of their weights.
 
         Returns:
             beta of each region, [L, K], and N of each population, at least 1 and over all
             processes with `sync`, [L].
         """
         world = self._gather(count_LK, total_L)
-        density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
-        total_L = (count_LK.sum(1) if total_L is None else total_L).clamp(min=1)
-        options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
-        return region_weights(density_LK, count_LK, total_L, **options), total_L if world == 1 else total_L / world
+        total_L = total_L.clamp(min=1)
+        return self._beta(count_LK, total_L), total_L if world == 1 else total_L / world
 
-    def _gather(self, count_LK: Tensor, total_L: Tensor | None) -> int:
+    def _beta(self, count_LK: Tensor, total_L: Tensor) -> Tensor:
+        density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
+        options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
+        return region_weights(density_LK, count_LK, total_L, **options)
+
+    def _gather(self, *tensors: Tensor) -> int:
         """With `sync` add up what all processes have counted, in place. The number of processes that share it."""
         if not (self.sync and distributed.is_available() and distributed.is_initialized()):
             return 1
-        distributed.all_reduce(count_LK)
-        if total_L is not None:
-            distributed.all_reduce(total_L)
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
         return distributed.get_world_size()
 
     def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
@@ -164,20 +166,23 @@ class HarmonisedLoss(nn.Module):
         return density_LK / torch.stack(masses).clamp(min=1 - self.momentum)
 
     @torch.no_grad()
-    def factors(self, count_LK: Tensor, total_L: Tensor | None, reduction: Reduction) -> Tensor:
+    def factors(self, count_LK: Tensor, total: Callable[[], Tensor], reduction: Reduction) -> Tensor:
         """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]
 
-        Arguments are those of `weights`, which the average moves in, too.
+        `total` makes what `weights` takes for N; in `mean` N is not needed, as beta is divided by it.
         """
-        if ops.uses_kernels(count_LK) and ops.is_eager(count_LK):
+        uses_kernel = ops.uses_kernels(count_LK) and ops.is_eager(count_LK)
+        if reduction == "sum" and not uses_kernel:
+            return self.loss_weight * self.weights(count_LK, total())[0]
+        total_L = total() if reduction == "sum" else None
+        world = self._gather(count_LK, *[] if total_L is None else [total_L])
+        if uses_kernel:
             from ghm.losses import kernels
 
-            world = self._gather(count_LK, total_L)
-            settings = {"momentum": self.momentum, "smoothing": self.smoothing, "loss_weight": self.loss_weight}
-            which = {"valid": self.normalizer == "valid_bins", "mean": reduction == "mean"}
-            return kernels.factors(count_LK, total_L, self.acc_sum, self.acc_mass, world=world, **settings, **which)
-        beta_LK, total_L = self.weights(count_LK, total_L)
-        return self.loss_weight * (beta_LK / total_L[:, None] if reduction == "mean" else beta_LK)
+            options = {"momentum": self.momentum, "smoothing": self.smoothing, "valid": self.normalizer == "valid_bins"}
+            scale = self.loss_weight if reduction == "sum" else float(world) * self.loss_weight
+            return kernels.factors(count_LK, total_L, self.acc_sum, self.acc_mass, scale=scale, **options)
+        return self._beta(count_LK, torch.full((), float(world) * self.loss_weight, device=count_LK.device))
 
     def harmonise(
         self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: Reduction

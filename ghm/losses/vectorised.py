@@ -1,35 +1,42 @@
 """GHM-C, GHM-R and Focal Loss in plain PyTorch: in chunks that stay in the cache, from labels without one-hot targets.
 
-Shapes: N examples (anchors), C classes or coordinates, L populations, K unit regions, W slots, P rows that may hold a
-positive. `sizes` are the rows of each population, in order. Predictions are contiguous.
+Shapes: N examples (anchors), C classes or D coordinates, L populations, K unit regions, P candidates for positives.
+`sizes` are the rows of each population, in order. Predictions are contiguous. Within a chunk all tensors are flat.
 
 Nearly every logit belongs to a negative, and a row holds one positive at most. So each pass treats all logits as
-negative and mends the positives apart. The slot of an example is its region; K too is the last region (a norm of 1).
-The second half of the slots are positives. The last of either half are in no region: ignored, or NaN.
-`ghm/losses/kernels.py` has the same functions. On a CPU slots of 8 bits are counted and looked up two at a time, as one
-number of 16 bits, in half the time.
+negative and mends the positives. `ghm/losses/kernels.py` has the same functions. On a CPU the pass after a count of one
+chunk goes on with what the count has left in the memory of the chunk.
 """
 
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import pairwise
-from math import isnan, prod
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import logsigmoid
 
-from ghm.losses.density import classification_gradient_norm, region_counts, region_edges, region_index
+from ghm.losses import slots
+from ghm.losses.slots import slot_dtype
 
-CLASSIFICATION_END = 1 + 1e-6  # mmdet's last edge of GHM-C
-MOST_BINS = 2**14 - 2
 ONE = torch.ones(())
-_kept = threading.local()  # the memory of a chunk on a CPU
-# Examples of a chunk: on a CPU its buffers share the cache, on a GPU launches must be few.
-CHUNK, DEVICE_CHUNK = 100_000, 1 << 24
+EASY = 0.995  # up to this probability its difference to 1 has digits enough in float32
+# Examples of a chunk: on a CPU its buffers share the last cache, on a GPU launches must be few.
+CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 24
+BUFFERS = 4
+
+
+class _Kept(threading.local):
+    """What a thread keeps on a CPU: the memory of a chunk, and whose results are in it."""
+
+    memory: Tensor = torch.empty(0)
+    slot: Tensor | None = None  # of the count that has left them
+    place: int = 0  # of its prediction
+    found: Any = None  # what else it knows
+
+
+_kept = _Kept()
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -37,27 +44,21 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def slot_dtype(bins: int) -> torch.dtype:
-    """The dtype that holds the slots of up to `MOST_BINS` regions."""
-    return torch.int8 if bins <= 2**6 - 2 else torch.int16
-
-
 def ghm_c_count(
     logit_NC: Tensor, label_N: Tensor, weight_N: Tensor, sizes: list[int], bins: int
 ) -> tuple[Tensor, Tensor]:
     """Count the gradient norms of valid examples in each region: int64, [L, K]; and the slot of each logit, [N, C]."""
     slot_NC = torch.empty_like(logit_NC, dtype=slot_dtype(bins))
-    ignored_N1 = _ignored(weight_N, bins)[:, None]
-    for _, rows, norm in _chunks(logit_NC, sizes):
-        slot = slot_NC[rows]
-        _regions(torch.sigmoid(logit_NC[rows].float(), out=norm), bins, out=slot)
-        slot.bitwise_or_(ignored_N1[rows])
-    row_P, place_P, positive_P = _positives(label_N, logit_NC.shape[1])
-    right_P = slot_NC.new_empty(place_P.shape)
-    _regions(classification_gradient_norm(logit_NC.view(-1)[place_P].float(), ONE), bins, out=right_P)
-    slot_P = right_P.bitwise_or_(ignored_N1[row_P, 0]).bitwise_or_(_none(bins) + 1)
-    slot_NC.view(-1).index_copy_(0, place_P, torch.where(positive_P, slot_P, slot_NC.view(-1)[place_P]))
-    return _counts(torch.stack([_histogram(slot, bins) for slot in slot_NC.split(sizes)]), bins), slot_NC
+    every_logit, every_slot = logit_NC.view(-1), slot_NC.view(-1)
+    positives, host = _positives(label_N, logit_NC.shape[1]), on_host(logit_NC)
+    for _, here, norm, spare, *_ in _chunks(logit_NC, sizes):
+        torch.sigmoid(_wide(every_logit[here], spare), out=norm)
+        place_P, positive_P = _in_chunk(here, logit_NC, *positives)
+        _put(norm, place_P, 1 - norm[place_P], positive_P)  # equation 3
+        slots.find(norm, bins, spare, out=every_slot[here], host=host)
+    slots.ignore(slot_NC, weight_N, bins, host=host)
+    _keep(slot_NC, logit_NC, positives)
+    return slots.counts(slot_NC, sizes, bins, host=host), slot_NC
 
 
 def ghm_c_loss_and_gradient(
@@ -67,51 +68,48 @@ def ghm_c_loss_and_gradient(
 
     float32, [L]; and in the dtype of the logits, rounded once, [N, C].
     """
-    negative_LW, positive_LW = _by_slot(factor_LK)
-    lookup = _lookup(negative_LW)
+    kept = _found(slot_NC, logit_NC)
+    positives: tuple[Tensor, Tensor | None] = kept or _positives(label_N, logit_NC.shape[1])
+    look_up = slots.lookup(factor_LK, slot_NC.numel(), host=on_host(slot_NC))
     gradient_NC = torch.empty_like(logit_NC)
+    every_logit, every_slot, every_gradient = logit_NC.view(-1), slot_NC.view(-1), gradient_NC.view(-1)
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
-    for level, rows, probability, entropy, factor, spare in _chunks(logit_NC, sizes, buffers=4):
-        logit = logit_NC[rows].float()
-        lookup(level, slot_NC[rows], factor, spare)
-        torch.sigmoid(logit, out=probability)
-        loss_L[level].add_(_softplus(logit, probability, out=entropy, spare=spare).mul_(factor).sum())
-        torch.mul(probability, factor, out=gradient_NC[rows])
-    row_P, place_P, _ = _positives(label_N, logit_NC.shape[1])
-    level_P = torch.zeros_like(row_P)
-    for size in sizes[:-1]:
-        row_P = row_P - size
-        level_P += row_P >= 0
-    factor_P = positive_LW[level_P, slot_NC.view(-1)[place_P].int()]
-    logit_P = -logit_NC.view(-1)[place_P].float()
-    loss_L.scatter_add_(0, level_P, (softplus(logit_P) * factor_P).double())
-    # All else is zero there.
-    gradient_NC.view(-1).index_add_(0, place_P, (logit_P.sigmoid() * -factor_P).to(logit_NC.dtype))
-    return loss_L.float(), gradient_NC
+    for lengths, here, probability, likelihood, spare, other in _chunks(logit_NC, sizes):
+        gradient = every_gradient[here]
+        factor = look_up(lengths, every_slot[here], _room(gradient, other), likelihood)
+        logit = _wide(every_logit[here], spare)
+        if not kept:
+            torch.sigmoid(logit, out=probability)
+        place_P, positive_P = _in_chunk(here, logit_NC, *positives)
+        logit_P = logit[place_P]
+        # The derivative: the difference of two probabilities would have lost digits.
+        _put(probability, place_P, logit_P.neg().sigmoid_().neg_(), positive_P)
+        _log_likelihood(logit, probability, out=likelihood, spare=spare)
+        _put(likelihood, place_P, logsigmoid(logit_P), positive_P)
+        _add(loss_L, likelihood.mul_(factor), lengths)
+        _product(probability, factor, out=gradient)
+    return loss_L.neg_().float(), gradient_NC
 
 
 def ghm_r_count(
     pred_ND: Tensor, target_ND: Tensor, weight_ND: Tensor, sizes: list[int], bins: int, mu: float
 ) -> tuple[Tensor, Tensor]:
-    """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K].
-
-    With it sqrt(d^2 + mu^2) of each, d = prediction - target, float32, [N, D], which `ghm_r_loss_and_gradient` takes.
-    """
-    length_ND = torch.empty_like(pred_ND, dtype=torch.float32)
-    count_LW = torch.zeros(len(sizes), 2 * _none(bins) + 2, dtype=torch.int64, device=pred_ND.device)
-    for level, rows, slope, spare in _chunks(pred_ND, sizes, buffers=2):
-        torch.sub(pred_ND[rows].float(), target_ND[rows].float(), out=slope)
-        length = torch.mul(slope, slope, out=length_ND[rows]).add_(mu * mu).sqrt_()
-        slot = _box_slots(slope.div_(length), weight_ND[rows], bins, spare)
-        count_LW[level].add_(_histogram(slot, bins))
-    return _counts(count_LW, bins), length_ND
+    """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K]; and their slots, [N, D]."""
+    slot_ND = torch.empty_like(pred_ND, dtype=slot_dtype(bins))
+    every_slot, pair, host = slot_ND.view(-1), (pred_ND.view(-1), target_ND.reshape(-1)), on_host(pred_ND)
+    for _, here, length, slope, norm, _ in _chunks(pred_ND, sizes):
+        _asl1(pair, here, mu, length, slope)
+        slots.find(torch.abs(slope, out=norm), bins, norm, out=every_slot[here], host=host)
+    slots.ignore(slot_ND, weight_ND, bins, host=host)
+    _keep(slot_ND, pred_ND, True)
+    return slots.counts(slot_ND, sizes, bins, host=host), slot_ND
 
 
 def ghm_r_loss_and_gradient(
     pred_ND: Tensor,
     target_ND: Tensor,
     weight_ND: Tensor,
-    length_ND: Tensor,
+    slot_ND: Tensor,
     sizes: list[int],
     factor_LK: Tensor,
     mu: float,
@@ -120,14 +118,18 @@ def ghm_r_loss_and_gradient(
 
     float32, [L]; and in the dtype of the prediction, rounded once, [N, D].
     """
-    lookup = _lookup(_by_slot(factor_LK)[0])
+    kept = _found(slot_ND, pred_ND)
+    look_up = slots.lookup(factor_LK, slot_ND.numel(), host=on_host(slot_ND))
     gradient_ND = torch.empty_like(pred_ND)
+    every_slot, every_gradient, pair = slot_ND.view(-1), gradient_ND.view(-1), (pred_ND.view(-1), target_ND.reshape(-1))
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred_ND.device)
-    for level, rows, slope, factor, spare in _chunks(pred_ND, sizes, buffers=3):
-        torch.sub(pred_ND[rows].float(), target_ND[rows].float(), out=slope).div_(length_ND[rows])
-        lookup(level, _box_slots(slope, weight_ND[rows], factor_LK.shape[1], spare), factor, spare)
-        loss_L[level].add_(torch.sub(length_ND[rows], mu, out=spare).mul_(factor).sum())
-        torch.mul(slope, factor, out=gradient_ND[rows])
+    for lengths, here, length, slope, spare, other in _chunks(pred_ND, sizes):
+        if not kept:
+            _asl1(pair, here, mu, length, slope)
+        gradient = every_gradient[here]
+        factor = look_up(lengths, every_slot[here], _room(gradient, other), spare)
+        _add(loss_L, torch.sub(length, mu, out=spare).mul_(factor), lengths)
+        _product(slope, factor, out=gradient)
     return loss_L.float(), gradient_ND
 
 
@@ -138,26 +140,26 @@ def focal_loss_and_gradient(
 
     float32, []; and in the dtype of the logits, rounded once, [N, C].
     """
-    row_P, place_P, positive_P = _positives(label_N, logit_NC.shape[1])
+    classes = logit_NC.shape[1]
+    place_P, positive_P = positives = _positives(label_N, classes)
     weight_N = weight_N.float()
     factor_N1 = ((1 - alpha) * factor * weight_N)[:, None]
     gradient_NC = torch.empty_like(logit_NC)
+    every_logit, every_gradient = logit_NC.view(-1), gradient_NC.view(-1)
     loss = torch.zeros((), dtype=torch.float64, device=logit_NC.device)
-    for _, rows, *buffers in _chunks(logit_NC, [len(logit_NC)], buffers=4):
-        value, slope = _focal(logit_NC[rows].float(), gamma, *buffers)
-        torch.mul(slope, factor_N1[rows], out=gradient_NC[rows])
-        here = rows  # the positives of these rows
-        if on_host(row_P):
-            here = slice(*torch.searchsorted(row_P, torch.tensor([rows.start, rows.stop])).tolist())
-        position_P = place_P[here] - rows.start * logit_NC.shape[1]
-        value.view(-1)[position_P] = value.view(-1)[position_P].masked_fill(positive_P[here], 0.0)
-        loss += (1 - alpha) * torch.dot(value.sum(1), weight_N[rows])
-    logit_P = -logit_NC.view(-1)[place_P].float()
+    for _, here, *buffers in _chunks(logit_NC, [len(logit_NC)]):
+        value, slope = _focal(every_logit[here].float(), gamma, *buffers)
+        rows = slice(here.start // classes, here.stop // classes)
+        torch.mul(slope.view(-1, classes), factor_N1[rows], out=gradient_NC[rows])
+        here_P, here_positive_P = _in_chunk(here, logit_NC, *positives)
+        _put(value, here_P, torch.zeros_like(here_P, dtype=torch.float32), here_positive_P)
+        loss += (1 - alpha) * torch.dot(value.view(-1, classes).sum(1), weight_N[rows])
+    logit_P = -every_logit[place_P].float()
     value_P, slope_P = _focal(logit_P, gamma, *logit_P.new_empty(4, len(logit_P)))
-    weight_P = alpha * weight_N[row_P]
-    loss += torch.where(positive_P, value_P * weight_P, 0.0).sum(dtype=torch.float64)
-    slope_P = (slope_P * -factor * weight_P).to(logit_NC.dtype)
-    gradient_NC.view(-1).index_copy_(0, place_P, torch.where(positive_P, slope_P, gradient_NC.view(-1)[place_P]))
+    weight_P = alpha * weight_N[place_P // classes]
+    value_P = value_P * weight_P
+    loss += (value_P if positive_P is None else value_P.where(positive_P, 0.0)).sum(dtype=torch.float64)
+    _put(every_gradient, place_P, (slope_P * -factor * weight_P).to(logit_NC.dtype), positive_P)
     return (factor * loss).float(), gradient_NC
 
 
@@ -169,19 +171,24 @@ def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
 
 
 def few_rows(weight_ND: Tensor) -> Tensor | None:
-    """The rows with a weight other than zero on a CPU where they are few, [R]; else None, which stands for all."""
-    if not on_host(weight_ND) or torch.compiler.is_compiling():
+    """Rows on a CPU, [R], few of all: those with a weight other than zero, and some beside them; else None, for all."""
+    if not on_host(weight_ND) or torch.compiler.is_compiling() or not weight_ND.numel():
         return None
-    # Comparisons, and sums of short rows, take ten times as long.
-    used_N = weight_ND.float().abs() @ torch.ones(weight_ND.shape[1])
-    if 4 * int(used_N.count_nonzero()) >= len(used_N):
-        return None
-    return used_N.nonzero().squeeze(1)
+    some = weight_ND[:: 1 + len(weight_ND) // 512]
+    if 2 * int(some.count_nonzero()) > some.numel():
+        return None  # or nearly: it is not worth a look at all
+    used_ND, columns = weight_ND.bool(), weight_ND.shape[1]  # comparisons take ten times as long
+    if 8 % columns or used_ND.numel() % 8:
+        row_R = used_ND.any(1).nonzero().view(-1)
+    else:  # eight at a time
+        rows = 8 // columns
+        row_R = torch.add(torch.arange(rows), used_ND.reshape(-1).view(torch.int64).nonzero(), alpha=rows).view(-1)
+    return row_R if 4 * len(row_R) < len(weight_ND) else None
 
 
 def sizes_of_rows(row_R: Tensor, sizes: list[int]) -> list[int]:
     """How many of the rows, in order, are in each population."""
-    end_L = torch.searchsorted(row_R, torch.tensor([0, *sizes]).cumsum(0)).tolist()
+    end_L = torch.searchsorted(row_R, torch.tensor([*accumulate(sizes, initial=0)])).tolist()
     return [end - start for start, end in pairwise(end_L)]
 
 
@@ -190,7 +197,7 @@ def _focal(
 ) -> tuple[Tensor, Tensor]:
     """p^gamma softplus(x), p = sigmoid(x), and its derivative by x: p^gamma (gamma (1 - p) softplus(x) + p)."""
     torch.sigmoid(logit, out=probability)
-    _softplus(logit, probability, out=slope, spare=value)
+    _log_likelihood(logit, probability, out=slope, spare=value).neg_()
     if gamma == 2:
         torch.mul(probability, probability, out=power)
     else:
@@ -200,145 +207,109 @@ def _focal(
     return value, slope
 
 
-def _chunks(prediction: Tensor, sizes: list[int], buffers: int = 1) -> Iterator[tuple[Any, ...]]:
-    """Yield a population, rows of it, and float32 memory for their examples, which the next chunk gets too.
+def _chunks(prediction: Tensor, sizes: list[int]) -> Iterator[tuple[Any, ...]]:
+    """Yield how much of each population is in a chunk of whole rows, where it is, and float32 memory for its examples.
 
-    New memory costs more than what is done with it, so that each thread keeps its own on a CPU.
+    The next chunk gets the same memory. New memory costs more than what is done with it, so that each thread keeps its
+    own on a CPU.
     """
-    columns, host = prediction.shape[1], on_host(prediction)
-    rows = max(1, (CHUNK if host else DEVICE_CHUNK) // max(1, columns))
-    shape = (buffers, min(len(prediction), rows), columns)
+    columns, total, host = prediction.shape[1], prediction.numel(), on_host(prediction)
+    step = columns * max(1, (CHUNK if host else DEVICE_CHUNK) // max(1, columns))
+    length = min(total, step)
     if host:
-        if getattr(_kept, "memory", ONE).numel() < max(2, prod(shape)):
-            _kept.memory = torch.empty(max(2, prod(shape)))
-        memory = _kept.memory[: prod(shape)].view(shape).unbind()
+        _kept.slot = _kept.found = None
+        if _kept.memory.numel() < BUFFERS * length:
+            with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
+                _kept.memory = torch.empty(BUFFERS * length)
+        memory = _kept.memory[: BUFFERS * length].view(BUFFERS, length)
     else:
-        memory = torch.empty(shape, device=prediction.device).unbind()
-    start = 0
-    for level, size in enumerate(sizes):
-        for first in range(start, start + size, rows):
-            last = min(first + rows, start + size)
-            yield level, slice(first, last), *(buffer[: last - first] for buffer in memory)
-        start += size
+        memory = torch.empty(BUFFERS, length, device=prediction.device)
+    ends = [0, *accumulate(size * columns for size in sizes)]
+    for first in range(0, total, max(1, step)):
+        last = min(first + step, total)
+        lengths = [max(0, min(end, last) - max(start, first)) for start, end in pairwise(ends)]
+        yield lengths, slice(first, last), *(memory[:, : last - first] if last - first < length else memory).unbind()
 
 
-@lru_cache
-def product_is_exact(bins: int) -> bool:
-    """Whether floor(g * bins) in float32 is the region of every float32 g in [0, 1).
-
-    Rounding keeps the order, so it is enough to look at each edge and at the number below it.
-    """
-    edge_E = region_edges(bins, end=1.0)[1:-1]
-    here_E = torch.arange(1, bins)
-    below_E = torch.nextafter(edge_E, torch.zeros(()))
-    return bool(((edge_E * bins).long() == here_E).all() and ((below_E * bins).long() == here_E - 1).all())
+def _keep(slot: Tensor, prediction: Tensor, found: Any) -> None:
+    """Say that the chunk's memory is as a count has left it, where one chunk was all."""
+    if on_host(slot) and slot.numel() <= CHUNK:
+        _kept.slot, _kept.place, _kept.found = slot, prediction.data_ptr(), found
 
 
-def _regions(norm: Tensor, bins: int, *, out: Tensor) -> None:
-    """Write the slot of every gradient norm; `norm` is used up."""
-    if on_host(norm) and product_is_exact(bins) and not isnan(norm.sum()):
-        out.copy_(norm.mul_(bins))
-    else:
-        edge_E = region_edges(bins, end=CLASSIFICATION_END, device=norm.device)
-        index = region_index(norm, norm == norm, edge_E=edge_E)
-        out.copy_(index.masked_fill_(index == bins, _none(bins)))
+def _found(slot: Tensor, prediction: Tensor) -> Any:
+    """What else the count with these slots knows, if the chunk's memory still is as it has left it; else None."""
+    return _kept.found if _kept.slot is slot and _kept.place == prediction.data_ptr() else None
 
 
-def _box_slots(slope: Tensor, weight: Tensor, bins: int, spare: Tensor) -> Tensor:
-    """The slot of every coordinate by its slope, the derivative of ASL1."""
-    slot = torch.empty(slope.shape, dtype=slot_dtype(bins), device=slope.device)
-    _regions(torch.abs(slope, out=spare), bins, out=slot)
-    return slot if _all_valid(weight) else slot.bitwise_or_(_ignored(weight, bins))
+def _wide(part: Tensor, spare: Tensor) -> Tensor:
+    """Some values as float32, in `spare` where they are not."""
+    return part if part.dtype == torch.float32 else spare.copy_(part)
 
 
-def _all_valid(weight: Tensor) -> bool:
-    """Whether it is known that no example is ignored."""
-    return on_host(weight) and weight.numel() > 0 and weight.amin().item() > 0
+def _room(part: Tensor, other: Tensor) -> Tensor:
+    """Memory for float32: that of what is written last, which is in the cache then, where it is float32."""
+    return part if part.dtype == torch.float32 else other
 
 
-def _none(bins: int) -> int:
-    """The slot of what is in no region, which is the slot of any norm with its bits set. W is twice one more."""
-    return (1 << (bins + 1).bit_length()) - 1
+def _product(slope: Tensor, factor: Tensor, *, out: Tensor) -> None:
+    """Write the product, rounded once, to a tensor of any dtype; the first is lost where it is not float32."""
+    product = torch.mul(slope, factor, out=_room(out, slope))
+    if product is slope:
+        out.copy_(product)
 
 
-def _ignored(weight: Tensor, bins: int) -> Tensor:
-    """The bits to set in the slots of examples with a weight: those of none where they are ignored."""
-    return (weight > 0).to(slot_dtype(bins)).sub_(1).bitwise_and_(_none(bins))
+def _add(loss_L: Tensor, value: Tensor, lengths: list[int]) -> None:
+    """Add values of a chunk to the sums of their populations."""
+    loss_L.add_(value.sum() if len(lengths) == 1 else torch.stack([part.sum() for part in value.split(lengths)]))
 
 
-def _histogram(slot: Tensor, bins: int) -> Tensor:
-    """Count the slots, int64, [W]."""
-    slot, width = slot.view(-1), 2 * _none(bins) + 2
-    if not on_host(slot):
-        return region_counts(slot, bins=width)
-    if _pairs(slot) and len(slot) >= width * 256:
-        count_WW = torch.bincount(slot.view(torch.int16), minlength=width * 256).view(-1, 256)[:, :width]
-        return count_WW.sum(0) + count_WW.sum(1)
-    return torch.bincount(slot, minlength=width)
+def _asl1(pair: tuple[Tensor, Tensor], here: slice, mu: float, length: Tensor, slope: Tensor) -> None:
+    """sqrt(d^2 + mu^2), d = prediction - target, and the derivative of ASL1 by d, which is d divided by it."""
+    pred, target = pair
+    torch.sub(_wide(pred[here], slope), _wide(target[here], length), out=slope)
+    torch.mul(slope, slope, out=length).add_(mu * mu).sqrt_()
+    slope.div_(length)
 
 
-def _counts(count_LW: Tensor, bins: int) -> Tensor:
-    """The counts of the regions, of negatives and positives, [L, K], from those of the slots."""
-    count_LH = count_LW.unflatten(1, (2, -1)).sum(1)
-    count_LK = count_LH[:, :bins].clone()
-    count_LK[:, -1].add_(count_LH[:, bins])
-    return count_LK
-
-
-def _pairs(slot: Tensor) -> bool:
-    """Whether slots can be read two at a time."""
-    return slot.dtype == torch.int8 and slot.numel() % 2 == slot.storage_offset() % 2 == 0
-
-
-def _by_slot(factor_LK: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor of each slot of a negative, 0 for positives, and the other way round, both [L, W]."""
-    half = _none(factor_LK.shape[1]) + 1
-    factor_LH = pad(torch.cat([factor_LK, factor_LK[:, -1:]], dim=1), (0, half - factor_LK.shape[1] - 1))
-    return pad(factor_LH, (0, half)), pad(factor_LH, (half, 0))
-
-
-def _lookup(factor_LW: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-    """Make the function that looks up the factors of slots of a population, two at a time as complex numbers.
-
-    It writes to its third argument; what is in the fourth is lost.
-    """
-    levels, width = factor_LW.shape
-    pair_LWV = torch.empty(levels, width, 256 if width <= 128 else 0, dtype=torch.complex64, device=factor_LW.device)
-    second = int(sys.byteorder == "little")  # the part that the high byte, a row of the table, stands for
-    table_LWW2 = torch.view_as_real(pair_LWV)[:, :, :width]
-    if width <= 128:
-        table_LWW2[..., second] = factor_LW[:, :, None]
-        table_LWW2[..., 1 - second] = factor_LW[:, None]
-    factor_l, pair_l = factor_LW.unbind(), pair_LWV.flatten(1).unbind()
-
-    def lookup(level: int, slot: Tensor, out: Tensor, spare: Tensor) -> Tensor:
-        table, target = factor_l[level], out.view(-1)
-        slot = slot.view(-1)
-        if on_host(slot) and _pairs(slot):
-            table, target, slot = pair_l[level], target.view(torch.complex64), slot.view(torch.int16)
-        index = spare.view(-1).view(torch.int32)[: len(slot)]
-        torch.index_select(table, 0, index.copy_(slot), out=target)
-        return out
-
-    return lookup
-
-
-def _softplus(logit: Tensor, probability: Tensor, *, out: Tensor, spare: Tensor) -> Tensor:
-    """log(1 + exp(x)) from p = sigmoid(x), as max(x, 0) - log(1 - min(p, 1 - p)); exponentials are what costs most."""
+def _log_likelihood(logit: Tensor, probability: Tensor, *, out: Tensor, spare: Tensor) -> Tensor:
+    """log(1 - p), p = sigmoid(x), as log(max(p, 1 - p)) - max(x, 0); exponentials are what costs most."""
+    if on_host(probability) and probability.numel() and probability.amax().item() <= EASY:
+        return torch.neg(probability, out=out).log1p_()
     torch.sub(ONE, probability, out=out)
-    torch.log1p(torch.minimum(out, probability, out=out).neg_(), out=out)
-    return torch.sub(torch.clamp(logit, min=0, out=spare), out, out=out)
+    torch.minimum(out, probability, out=out).neg_().log1p_()
+    return out.sub_(torch.clamp(logit, min=0, out=spare))
 
 
-def _positives(label_N: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of positives, their places among all logits, and whether they are positives at all, each [P].
+def _positives(label_N: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+    """The places of positives among all logits, and whether they are positives at all, both [P].
 
-    On a CPU only them, elsewhere one candidate a row, so that nothing waits for the device.
+    On a CPU only them, and None for the second, elsewhere one candidate a row, so that nothing waits for the device.
     """
-    column_N = label_N.clamp(0, classes - 1).long()
+    column_N = label_N.clamp(0, classes - 1)
     positive_N = column_N == label_N
     if on_host(label_N):
-        row_P = positive_N.nonzero().squeeze(1)
-        return row_P, row_P * classes + column_N[row_P], positive_N[row_P]
+        row_P = positive_N.nonzero().view(-1)
+        return torch.add(label_N[row_P].long(), row_P, alpha=classes), None
     row_N = torch.arange(len(label_N), device=label_N.device)
-    return row_N, row_N * classes + column_N, positive_N
+    return row_N * classes + column_N.long(), positive_N
+
+
+def _in_chunk(
+    here: slice, logit_NC: Tensor, place_P: Tensor, positive_P: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The places of positives in a chunk, and whether they are positives at all."""
+    if here == slice(0, logit_NC.numel()):
+        return place_P, positive_P
+    if positive_P is None:
+        first, last = torch.searchsorted(place_P, torch.tensor([here.start, here.stop])).tolist()
+        return place_P[first:last] - here.start, None
+    rows = slice(here.start // logit_NC.shape[1], here.stop // logit_NC.shape[1])
+    return place_P[rows] - here.start, positive_P[rows]
+
+
+def _put(target: Tensor, place_P: Tensor, value_P: Tensor, positive_P: Tensor | None) -> None:
+    """Write the values of positives to their places."""
+    if positive_P is not None:
+        value_P = value_P.where(positive_P, target[place_P])
+    target.index_copy_(0, place_P, value_P)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ghm.losses import vectorised
+from ghm.losses import slots, vectorised
 from tests import reference
 from tests.losses.kinds import CLASSIFICATION, assert_same_step, run
 
@@ -90,24 +90,40 @@ def test_a_confident_positive_keeps_the_digits_that_a_difference_to_one_loses(pa
     assert gradient.item() == pytest.approx(expected.gradient.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bins", [1, 10, 20, 30, 126, 127])
 @pytest.mark.parametrize("classes", [1, 3, 80])
-def test_chunks_of_any_length_make_no_difference(monkeypatch: pytest.MonkeyPatch, bins: int, classes: int) -> None:
+def test_chunks_of_any_length_make_no_difference(
+    monkeypatch: pytest.MonkeyPatch, bins: int, classes: int, dtype: torch.dtype
+) -> None:
     """Long and odd chunks, one or two slots at a time, are what one chunk is."""
     torch.manual_seed(0)
-    pred, label = torch.randn(997, classes) * 3 - 2, torch.randint(-1, classes + 1, (997,))
+    monkeypatch.setattr(slots, "PAIRS", 2)
+    pred, label = (torch.randn(997, classes) * 3 - 2).to(dtype), torch.randint(-1, classes + 1, (997,))
     weight = (torch.rand(997) > 0.1).float()
     expected = run(ghmc(bins=bins), pred, label, weight, sizes=[600, 397])
     for chunk in (1, 7, 1000, 4096):
         monkeypatch.setattr(vectorised, "CHUNK", chunk)
         found = run(ghmc(bins=bins), pred, label, weight, sizes=[600, 397])
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("most", [5.2, 5.3, 5.4, 20.0])
+def test_hard_negatives_keep_their_digits(most: float) -> None:
+    """Around the probability up to which 1 - p is taken as it is, which a logit of 5.293 has."""
+    pred = torch.linspace(most - 0.01, most, 64).reshape(-1, 1)
+    loss, gradient = run(ghmc(bins=1), pred, torch.full((64,), 1), torch.ones(64))
+    wide = pred.double().requires_grad_()
+    expected = functional.softplus(wide).mean()
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), wide.grad, rtol=1e-6, atol=0)
 
 
 def test_more_regions_than_slots_are_counted_too() -> None:
     torch.manual_seed(0)
     step = (torch.randn(50, 3), torch.randint(0, 4, (50,)), torch.ones(50))
-    bins = vectorised.MOST_BINS + 1
+    bins = slots.MOST_BINS + 1
     assert ghmc(bins=bins, reduction="none")(*step).sum() / 150 == pytest.approx(ghmc(bins=bins)(*step).item())
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ghm.losses import vectorised
 from tests.losses.kinds import REGRESSION, assert_same_step, run
 
 ghmr, peer = REGRESSION.ours, REGRESSION.peer
@@ -61,6 +62,27 @@ def test_rows_without_weight_are_left_out_without_a_trace(
         assert_same_step(ours, theirs, (pred, target, weight))
     pred[weight.eq(0).all(1).nonzero()[0]] = float("nan")
     assert ours(pred, target, weight).isnan()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("rows", [1, 16, 999, 1000])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.6])
+def test_few_rows_hold_every_weight_each_once_and_in_order(columns: int, rows: int, share: float) -> None:
+    torch.manual_seed(rows)
+    weight_ND = torch.randn(rows, columns) * (torch.rand(rows, columns) < share)
+    row_R = vectorised.few_rows(weight_ND)
+    if row_R is None:
+        assert 4 * (8 // columns or 1) * weight_ND.any(1).sum() >= rows or rows == 1
+    else:
+        assert torch.equal(row_R, row_R.unique()) and 4 * len(row_R) < rows
+        assert weight_ND[row_R].count_nonzero() == weight_ND.count_nonzero()
+
+
+@pytest.mark.parametrize("bins", [2**15 - 2, 2**15 - 1, 40_000])
+def test_regions_beyond_slots_of_16_bits_are_those_of_mmdet(bins: int) -> None:
+    torch.manual_seed(0)
+    step = (torch.randn(50, 4), torch.randn(50, 4), torch.ones(50, 4))
+    assert_same_step(ghmr(bins=bins), peer(bins=bins), step)
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:

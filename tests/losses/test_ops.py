@@ -25,11 +25,11 @@ def arguments() -> dict[str, tuple[Any, tuple]]:
     box = (torch.randn(10, 4), torch.randn(10, 4), torch.ones(10, 4))
     factor_LK, factor = torch.rand(3, BINS), torch.tensor(0.5)
     slot = ops.ghm_c_count(logit, label, weight, SIZES, BINS)[1]
-    length = ops.ghm_r_count(*box, SIZES, BINS, 0.02)[1]
+    box_slot = ops.ghm_r_count(*box, SIZES, BINS, 0.02)[1]
     calls = {
         "ghm_c": ((logit, label, weight, slot, SIZES, factor_LK), ops.ghm_c),
         "focal": ((logit, label, weight, 2.0, 0.25, factor), ops.focal),
-        "ghm_r": ((*box, length, SIZES, factor_LK, 0.02), ops.ghm_r),
+        "ghm_r": ((*box, box_slot, SIZES, factor_LK, 0.02), ops.ghm_r),
     }
     every: dict[str, Any] = {
         "ghm_c_count": (ops.ghm_c_count, (logit, label, weight, SIZES, BINS)),
