@@ -29,6 +29,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     **{f"GHM-C kernels, {name}": partial(kernels.ghm_c_is_float64, dtype) for name, dtype in DTYPES.items()},
     **{f"GHM-R kernels, {name}": partial(kernels.ghm_r_is_float64, dtype) for name, dtype in DTYPES.items()},
     **{f"Focal Loss kernels, {name}": partial(kernels.focal_is_float64, dtype) for name, dtype in DTYPES.items()},
+    "statistics are PyTorch's": losses.statistics_are_the_operators,
     "GHM-C, 20 steps of mmdet's": partial(losses.modules_are_mmdets, "GHMC"),
     "GHM-R, 20 steps of mmdet's": partial(losses.modules_are_mmdets, "GHMR"),
     "targets are mmdet's and the CPU's": training.targets_are_mmdets,

@@ -45,11 +45,11 @@ else
   device=cpu step=step_cpu rounds=1 training=(--preset tiny) budget=0 losses=(--logits 1e5 --rounds 3)
 fi
 part "checks" 90 gpu_checks.md "$python" -m benchmarks.gpu_checks --out "$out"
-part "step at COCO's size" 110 "$step.md" "$python" -m benchmarks.step --out "$out" --rounds "$rounds"
+part "step at COCO's size" 140 "$step.md" "$python" -m benchmarks.step --out "$out" --rounds "$rounds"
 part "losses" 40 "losses_$device.md" "$python" -m benchmarks.losses --out "$out" "${losses[@]}"
 part "AP of the default" 95 default_ap.md "$python" -m benchmarks.default_ap --out "$out" "${training[@]}"
-part "training speed" 90 training_speed.md "$python" -m benchmarks.speed --out "$out" --budget "$budget" "${training[@]}"
-part "killed trainings" 50 killed.md "$python" -m benchmarks.faults --preset tiny --kills 3
+part "training speed" 70 training_speed.md "$python" -m benchmarks.speed --out "$out" --budget "$budget" "${training[@]}"
+part "killed trainings" 40 killed.md "$python" -m benchmarks.faults --preset tiny --kills 3
 # 8 files are left: what a lent machine may give back. The figure can be drawn again, and the table has been printed.
 rm -f "$out/losses_$device.png" "$out/training_speed.md"
 

@@ -130,6 +130,32 @@ def nothing_waits() -> str:
     return "silent"
 
 
+def statistics_are_the_operators() -> str:
+    """The factors and the moving average of the kernel, and of PyTorch's operators on the same device, to the bit."""
+    if not CUDA:
+        raise NotRunError
+    triton, worst = ops.TRITON, 0.0
+    every: tuple[dict[str, Any], ...] = (
+        {},
+        {"bias_correction": True, "smoothing": 3.0},
+        {"normalizer": "bins", "loss_weight": 0.3},
+    )
+    for options in every:
+        for total_L in (None, torch.rand(5, device=DEVICE) * 1e6):
+            modules = [losses.GHMC(BINS, 0.75, **options).to(DEVICE) for _ in range(2)]
+            for _ in range(3):
+                count_LK = torch.randint(0, 2**26, (5, BINS), device=DEVICE) * (
+                    torch.rand(5, BINS, device=DEVICE) > 0.5
+                )
+                found = modules[0].factors(count_LK, total_L, "mean")
+                ops.TRITON = False
+                expected = modules[1].factors(count_LK, total_L, "mean")
+                ops.TRITON = triton
+                averages = (module.acc_sum for module in modules)
+                worst = max(worst, error(found, expected), error(*averages))
+    return at_most(0, worst)
+
+
 def a_captured_graph_replays() -> str:
     """A CUDA graph of forward and backward gives the eager step, on inputs that changed after the capture."""
     if not CUDA:

@@ -88,8 +88,9 @@ def target(text: str) -> int | None:
 
 
 def inner_loop(code: list[Instruction]) -> list[Instruction]:
-    """The longest of the loops that hold no other."""
-    spans = [(end, at) for at, text in code if (end := target(text)) is not None and end < at]
+    """The longest of the loops that hold no other; code behind the exit is for a warp whose threads have parted."""
+    leaves = next(at for at, text in code if name(text) == "EXIT" and not text.startswith("@"))
+    spans = [(end, at) for at, text in code if at < leaves and (end := target(text)) is not None and end < at]
     inner = [span for span in spans if not any(span != o and span[0] <= o[0] and o[1] <= span[1] for o in spans)]
     start, end = max(inner, key=lambda span: span[1] - span[0])
     return [(at, text) for at, text in code if start <= at <= end]

@@ -8,8 +8,8 @@ and the median of the ratios of a block to the one beside it.
 
 - *default*: the default of `params.yaml` with its real images, from files to moved weights. Parts of a step come from a
   second pass in which each is timed by itself.
-- *coco*, on a GPU: RetinaNet R50-FPN as in the preset `coco_r50_1x`, 16 images of noise of 800 x 1344 pixels with 7
-  boxes each, in memory: reading them is not timed. bf16 is mmdet's automatic mixed precision.
+- *coco*, on a GPU: RetinaNet R50-FPN as in the preset `coco_r50_1x`, images of noise of 800 x 1344 pixels with 7 boxes
+  each, in memory: reading them is not timed. bf16 is mmdet's automatic mixed precision; ours compiled, theirs never.
 - *operators*: what targets and losses dispatch for 16 images of 800 x 1333 pixels, and how often the host would wait
   for a GPU; and a whole step of the default. Counted on a CPU, by the code that a GPU runs without kernels.
 """
@@ -63,7 +63,7 @@ class Ours:
     def __init__(self, cfg: Any, given: Batch | None) -> None:
         self.engine = Engine(cfg, Processes(), begins=True)
         self.engine.model.train()
-        self.given, self.taken = given, 0
+        self.given, self.taken = given.pin_memory() if given and CUDA else given, 0  # as our loader hands it over
         if given is None:
             self.loader = batches.loader(cfg, Processes())
             self.images = _endless(self.loader, lambda epoch: self.loader.batch_sampler.start(epoch, 0))
@@ -174,12 +174,12 @@ def noise(images: int, boxes: int, height: int, width: int, shown: int) -> Batch
     return Batch(pixels, torch.tensor([[height, shown]] * images), truth, ["noise"] * images, [])
 
 
-def coco(variant: str, precision: str) -> Any:
+def coco(variant: str, precision: str, compiled: bool = False) -> Any:
     """The config of the preset `coco_r50_1x` with random weights."""
     content = sections.read(ROOT / "params.yaml")
     for section, values in sections.read(ROOT / "presets" / "coco_r50_1x.yaml").items():
         content[section].update(values)
-    content["train"]["precision"] = precision
+    content["train"] |= {"precision": precision, "compile": compiled}
     manifest = {"name": "coco", "classes": [str(number) for number in range(80)], "category_ids": [*range(80)]}
     split = {"images": 117_266, "images_without_boxes": 0, "annotations": "none.json", "folder": "none"}
     manifest["splits"] = dict.fromkeys(("train", "val"), split)
@@ -206,7 +206,8 @@ def compared(name: str, cfg: Any, given: Batch | None, rounds: int, steps: int) 
     rows: dict[str, dict[str, Any]] = {}
     memory: dict[str, float] = {}
     for side in ("ours", "mmdet"):
-        rows[side] = {"step": name, "precision": cfg.speed.precision, "of": side}
+        compiled, held = cfg.speed.compile and side == "ours", torch.cuda.memory_allocated() if CUDA else 0
+        rows[side] = {"step": name, "precision": cfg.speed.precision + " compiled" * compiled, "of": side}
         try:
             if side == "mmdet":
                 sides[side] = Stock(cfg, given, state)
@@ -217,7 +218,7 @@ def compared(name: str, cfg: Any, given: Batch | None, rounds: int, steps: int) 
         except RuntimeError as error:  # mmdet's GHM refuses to mix dtypes
             rows[side]["fails"] = str(error).splitlines()[0]
             del sides[side]
-        memory[side] = torch.cuda.max_memory_allocated() / 2**30 if CUDA else 0.0
+        memory[side] = (torch.cuda.max_memory_allocated() - held) / 2**30 if CUDA else 0.0
     times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, run in sides.items():
@@ -319,9 +320,14 @@ def main() -> None:
         print(f"{name}\n\n{table(rows)}", file=sys.stderr, flush=True)
 
     if CUDA:
-        for precision in ("bf16", "fp32"):
-            for variant in VARIANTS:
-                keep("coco", compared(variant, coco(variant, precision), noise(16, 7, HEIGHT, WIDTH, SHOWN), rounds, 4))
+        wanted = [(variant, "bf16", False, 16) for variant in VARIANTS] + [("fl_sl1", "bf16", True, 16)]
+        wanted += [(variant, "bf16", False, 2) for variant in VARIANTS]
+        wanted += [(variant, "fp32", False, 16) for variant in VARIANTS]
+        for variant, precision, compiled, images in wanted:
+            cfg, given = coco(variant, precision, compiled), noise(images, 7, HEIGHT, WIDTH, SHOWN)
+            rows = compared(variant, cfg, given, rounds, 64 // images)
+            keep("coco", [{"images": images, **row} for row in rows])
+            torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(prefix="ghm-step-") as folder:
         faults.prepare(Path(folder) / "run", None, processes=1, images=400)
         os.chdir(Path(folder) / "run")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ghm.losses import vectorised
+from ghm.losses import ops, vectorised
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
 
@@ -40,8 +40,9 @@ class Count(TorchDispatchMode):
 
 @contextmanager
 def counted() -> Iterator[Count]:
-    """Operators of the block, by the path that a device takes."""
-    with patch.object(vectorised, "on_host", lambda _tensor: False), Count() as count:
+    """Operators of the block, by the path that a device takes; a pass of a loss counts as one."""
+    on_device = patch.object(vectorised, "on_host", lambda _tensor: False)
+    with on_device, patch.object(ops, "is_eager", lambda _tensor: False), Count() as count:
         yield count
 
 

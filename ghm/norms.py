@@ -1,8 +1,9 @@
-"""Group normalisation that is fast where channels lie last in memory on a CPU.
+"""Norms that cost less: group norm with channels last in memory on a CPU, batch norm that keeps its statistics.
 
 Shapes: B images, C channels, P positions, G groups of D channels.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,3 +69,34 @@ def _group_mean(sum_B1C: Tensor, groups: int, positions: int) -> Tensor:
     sum_BGD = sum_B1C.unflatten(2, (groups, -1)).squeeze(1)
     mean_BG1 = sum_BGD.sum(2, keepdim=True).div_(positions * sum_BGD.shape[2])
     return mean_BG1.expand_as(sum_BGD).reshape(sum_B1C.shape)
+
+
+def fold(module: nn.Module) -> None:
+    """Have each convolution do what the batch norm right behind it does, while that keeps its statistics.
+
+    The norm is then one factor and one offset a channel, and both can go into the convolution's weight and bias: what
+    the norm would read, write and keep for backward is as large as the feature maps. The module has the same
+    parameters and state dict, and learns the same gradients. What is right behind is what has been added next.
+    """
+    for parent in module.modules():
+        for conv, norm in pairwise(parent.children()):
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and conv.bias is None:
+                norm.__class__, conv.__class__ = _FoldedNorm, _FoldedConv
+                conv.behind = [norm]  # type: ignore[assignment]  # in a list, so that it is no child
+
+
+class _FoldedConv(nn.Conv2d):
+    behind: list[nn.BatchNorm2d]
+
+    def forward(self, input: Tensor) -> Tensor:
+        norm: Any = self.behind[0]
+        if norm.training:
+            return super().forward(input)
+        scale_C = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        offset_C = norm.bias - norm.running_mean * scale_C
+        return self._conv_forward(input, self.weight * scale_C[:, None, None, None], offset_C)
+
+
+class _FoldedNorm(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if self.training else input

@@ -9,16 +9,17 @@ How, without a loop over images or boxes and without waiting for the device: anc
 they share with a box along each axis is computed for columns and rows, and the IoU of an anchor needs one product of
 the two. Anchors times boxes may be gigabytes, so that is done in blocks of images. Where one image is more than a block
 its anchors are done in blocks, twice: for the best IoU of each box, and then for what each anchor stands for, a number:
-0 ignored, 1 background, 2 + g box g of its image. All targets are looked up by that number. Each operation on a value
-is mmdet's, so that results are, too, bit for bit.
+0 ignored, 1 background, 1 + G - g box g of its image that is the anchor's best, 2 + G + g the box whose best the anchor
+is. Of the numbers that an anchor could have the largest is its own, and all targets are looked up by that. Each
+operation on a value is mmdet's, so that results are, too, bit for bit.
 
 Shapes: B images, G boxes, M = B * G, P anchors of an image, K columns or rows of anchors, N = B * P examples in the
-order of `ghm.head.Examples`; 2 is x, y; 4 is left, top, right, bottom, or centre x, y, width, height where so named.
+order of `ghm.head.Examples`, R those whose targets are looked up; 2 is x, y; 4 is left, top, right, bottom.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache, reduce
 from typing import Any, Self
 
 import torch
@@ -27,6 +28,8 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+
+from ghm.losses import vectorised
 
 BLOCK = 40_000_000  # pairs of an anchor and a box at once: 160 MB of IoU, and as much again on the way to it
 NEVER = 2.0  # an IoU that nothing has
@@ -73,13 +76,13 @@ class Grid(_Tensors):
     """
 
     corner_P4: Tensor
-    centre_P4: Tensor  # centre x, y, width, height
+    centre_P2: Tensor
+    size_P2: Tensor
     area_P: Tensor
-    column_P: Tensor  # int64
-    row_P: Tensor
-    low_21K: Tensor  # left of the anchors of each column, top of each row
-    high_21K: Tensor
-    origin_21K: Tensor  # the position that they belong to, whole pixels
+    lane_211P: Tensor  # column and row, int64
+    low_211K: Tensor  # left of the anchors of each column, top of each row
+    high_211K: Tensor
+    origin_211K: Tensor  # the position that they belong to, whole pixels
     mean_4: Tensor  # of the coder of boxes
     std_4: Tensor
 
@@ -97,8 +100,15 @@ class Grid(_Tensors):
         lane_2P, origin_2P = torch.cat(lanes, dim=1), torch.cat(origins, dim=1)
         span_32P = torch.cat([corner_P4.t().reshape(2, 2, -1), origin_2P[None]])  # all of a lane have the same
         span_32K = torch.zeros(3, 2, int(first_21.max())).scatter_(2, lane_2P.expand(3, -1, -1), span_32P)
-        centre_P4, scale_24 = _centre(corner_P4), torch.tensor([coder.means, coder.stds])
-        return cls(corner_P4, centre_P4, centre_P4[:, 2:].prod(1), *lane_2P, *span_32K[:, :, None], *scale_24)
+        centre_P2, size_P2 = _centre(corner_P4)
+        scale_24 = torch.tensor([coder.means, coder.stds])
+        lanes_3211K, lane_211P = span_32K[:, :, None, None], lane_2P[:, None, None]
+        return cls(corner_P4, centre_P2, size_P2, size_P2.prod(1), lane_211P, *lanes_3211K, *scale_24)
+
+    @cached_property
+    def last(self) -> list[int]:
+        """The largest x and y of a position. Not for a device: it would be waited for."""
+        return self.origin_211K.amax((1, 2, 3)).int().tolist()
 
 
 def covers(head: Any) -> bool:
@@ -135,93 +145,126 @@ def assign(
     """
     state_BP = _states(truth, grid, assigner)
     images, boxes = truth.label_BG.shape
-    positives = (state_BP > 1).sum(1, dtype=torch.float32).clamp_(min=1).sum()
-    state_BP += torch.arange(0, images * (2 + boxes), 2 + boxes, device=state_BP.device)[:, None]
-    place_N = torch.cat([image for level_BP in state_BP.split(sizes, 1) for image in level_BP.unbind()])
-    state_N = place_N % (2 + boxes)
-    positive_N4 = (state_N > 1)[:, None].expand(-1, 4).to(torch.float32, memory_format=torch.contiguous_format)
-    label_N = pad(truth.label_BG, (2, 0), value=classes).view(-1).index_select(0, place_N)
-    # What is not positive has a box of size 1, whose deltas are finite, until they are set to 0.
-    box_BG4 = pad(truth.box_BG4, (0, 0, 2, 0)) if decoded else pad(_centre(truth.box_BG4), (0, 0, 2, 0), value=1.0)
-    target_N4 = box_BG4.flatten(0, 1).index_select(0, place_N)
-    if not decoded:
-        anchor_centre_N2, anchor_size_N2 = spread(grid.centre_P4, sizes, images).split(2, 1)
-        centre_N2, size_N2 = target_N4.split(2, 1)
-        shift_N2 = (centre_N2 - anchor_centre_N2).div_(anchor_size_N2)
-        target_N4 = torch.cat([shift_N2, (size_N2 / anchor_size_N2).log_()], dim=1)
-        target_N4.sub_(grid.mean_4).div_(grid.std_4).mul_(positive_N4)
-    return (label_N, (state_N > 0).float(), target_N4, positive_N4), positives
+    positive_BP = (state_BP - 1).clamp_(0, 1)
+    positives = positive_BP.sum(1).clamp_(min=1).sum()
+    order_R = _order(tuple(sizes), images, state_BP.device)
+    state_R, positive_N = (each_BP.view(-1).index_select(0, order_R) for each_BP in (state_BP, positive_BP))
+    label_weight_N, box_weight_N4 = state_R.clamp(max=1), positive_N[:, None].expand(-1, 4)
+    host, row_R = vectorised.on_host(state_BP), order_R
+    if host:  # the positives are enough; to find them a device would have to be waited for
+        row_R = positive_N.nonzero().squeeze(1)
+        order_R, state_R = order_R.index_select(0, row_R), state_R.index_select(0, row_R)
+    image_R = order_R.div(len(grid.area_P), rounding_mode="floor")
+    box_R = (state_R - (boxes + 1.5)).abs_().clamp_(max=boxes - 1).int().add_(image_R, alpha=boxes)  # of all images
+    label_N = truth.label_BG.view(-1).index_select(0, box_R)
+    target_N4 = _box_targets(truth, grid, box_R, order_R.sub(image_R, alpha=len(grid.area_P)), decoded=decoded)
+    if host:
+        label_N = label_N.new_full(positive_N.shape, classes).index_copy_(0, row_R, label_N)
+        target_N4 = target_N4.new_zeros(box_weight_N4.shape).index_copy_(0, row_R, target_N4)
+    else:
+        none_N1, box_weight_N4 = state_R[:, None] < 2, box_weight_N4.contiguous()
+        label_N.masked_fill_(none_N1.squeeze(1), classes)
+        target_N4.masked_fill_(none_N1, 0.0)
+    return (label_N, label_weight_N, target_N4, box_weight_N4), positives
 
 
-def spread(value_P4: Tensor, sizes: list[int], images: int) -> Tensor:
+def _box_targets(truth: Truth, grid: Grid, box_R: Tensor, anchor_R: Tensor, *, decoded: bool) -> Tensor:
+    """Of anchors and boxes, by their places among those of an image and of all images. [R, 4]"""
+    # From tables of two columns: a GPU has a block of threads copy each row of 16 bytes.
+    box_M4 = truth.box_BG4.view(-1, 4)
+    first_R2, second_R2 = (part.index_select(0, box_R) for part in (box_M4.split(2, 1) if decoded else _centre(box_M4)))
+    if decoded:
+        return torch.cat([first_R2, second_R2], dim=1)
+    centre_R2, size_R2 = (part.index_select(0, anchor_R) for part in (grid.centre_P2, grid.size_P2))
+    target_R4 = torch.cat([first_R2.sub_(centre_R2).div_(size_R2), second_R2.div_(size_R2).log_()], dim=1)
+    return target_R4.sub_(grid.mean_4).div_(grid.std_4)
+
+
+def spread(value_P4: Tensor, sizes: Sequence[int], images: int) -> Tensor:
     """What all images share, for each example. [N, 4]"""
     return torch.cat([level for level in value_P4.split(sizes) for _ in range(images)])
 
 
-def _centre(corner: Tensor) -> Tensor:
-    """Centre and size of boxes, [..., 4], by the arithmetic of mmdet's `bbox2delta`."""
+@lru_cache(maxsize=4)
+def _order(sizes: Sequence[int], images: int, device: torch.device) -> Tensor:
+    """The place of each example among the anchors of all images, one image after another. int32, [N]"""
+    place_BP = torch.arange(images * sum(sizes), dtype=torch.int32, device=device).view(images, -1)
+    return torch.cat([level_BP.flatten() for level_BP in place_BP.split(sizes, 1)])
+
+
+@lru_cache(maxsize=64)
+def _numbers(boxes: int, device: torch.device) -> Tensor:
+    """Of each box of an image, for an anchor that is its best and for one whose best it is. [2, 1, G, 1]"""
+    number_2G = torch.arange(2.0, 2 + 2 * boxes, device=device).view(2, boxes)
+    return torch.stack([number_2G[1], number_2G[0].flip(0)])[:, None, :, None]
+
+
+def _centre(corner: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre and size of boxes, both [..., 2], by the arithmetic of mmdet's `bbox2delta`."""
     low, high = corner.split(2, -1)
-    return torch.cat([(low + high) * 0.5, high - low], dim=-1)
+    return (low + high) * 0.5, high - low
 
 
 def _states(truth: Truth, grid: Grid, assigner: Any) -> Tensor:
-    """What each anchor stands for: 0 ignored, 1 background, 2 + g box g of its image. int64, [B, P]"""
+    """The number of what each anchor stands for. float32, [B, P]"""
     images, boxes = truth.label_BG.shape
-    low_2M1, high_2M1 = truth.box_BG4.reshape(-1, 2, 2, 1).permute(1, 2, 0, 3).unbind()
+    low_2BG1, high_2BG1 = truth.box_BG4.view(images, boxes, 2, 2, 1).permute(2, 3, 0, 1, 4).unbind()
     # Only a box that is inside out has an area below 0. It shares nothing with an anchor, so any area gives IoU 0; and
     # with one of at least 0 no union is as small as mmdet's least, 1e-6.
-    area_M1 = (high_2M1 - low_2M1).prod(0).clamp_(min=0)
-    shared_2MK = torch.minimum(high_2M1, grid.high_21K).sub_(torch.maximum(low_2M1, grid.low_21K)).clamp_(min=0)
-    valid_2BK = grid.origin_21K < truth.size_B2.t().flip(0)[..., None]
-    # Outside the valid part an IoU is 0, which is no better than any other.
-    shared_2MK.view(2, images, boxes, -1).mul_(valid_2BK[:, :, None])
-    number_G = torch.arange(2, 2 + boxes, dtype=torch.float32, device=area_M1.device)
-    number_BG1 = (number_G * (truth.label_BG >= 0))[..., None]
+    area_BG1 = (high_2BG1 - low_2BG1).prod(0).clamp_(min=0)
+    shared_2BGK = torch.minimum(high_2BG1, grid.high_211K).sub_(torch.maximum(low_2BG1, grid.low_211K)).clamp_(min=0)
+    size_B2, valid_2B1K = truth.size_B2, None
+    if not (vectorised.on_host(size_B2) and all(x > grid.last[0] and y > grid.last[1] for y, x in size_B2.tolist())):
+        valid_2B1K = grid.origin_211K < size_B2.t().flip(0)[..., None, None]
+        shared_2BGK.mul_(valid_2B1K)  # outside the valid part an IoU is 0, which is no better than any other
+    blocks = [(truth.label_BG[..., None] < 0, area_BG1, shared_2BGK)]
     at_once = max(1, BLOCK // (boxes * len(grid.area_P)))
-    parts = zip(
-        number_BG1.split(at_once),
-        *(part.split(at_once * boxes) for part in (area_M1, *shared_2MK.unbind())),
-        strict=True,
-    )
-    most_BP, which_BP, last_BP = _joined([_matches(grid, assigner, *part) for part in parts], dim=0)
-    state_BP = which_BP.add_(2).mul_(most_BP >= assigner.pos_iou_thr).add_(most_BP < assigner.neg_iou_thr)
-    state_BP = torch.where(last_BP > 0, last_BP.long(), state_BP)
-    valid_x_BK, valid_y_BK = valid_2BK.long().unbind()
-    return state_BP.mul_(valid_x_BK.index_select(1, grid.column_P)).mul_(valid_y_BK.index_select(1, grid.row_P))
+    if images > at_once:
+        blocks = list(zip(*(part.split(at_once, -3) for part in blocks[0]), strict=True))
+    most_BP, number_2BP = _joined([_matches(grid, assigner, *block) for block in blocks], dim=-2)
+    last_BP, first_BP = number_2BP.unbind()
+    state_BP = torch.lt(most_BP, assigner.neg_iou_thr, out=torch.empty_like(most_BP))
+    state_BP.addcmul_(first_BP, most_BP.ge_(assigner.pos_iou_thr))
+    torch.maximum(state_BP, last_BP, out=state_BP)
+    if valid_2B1K is not None:
+        state_BP.mul_(valid_2B1K.gather(3, grid.lane_211P.expand(-1, images, -1, -1)).all(0).squeeze(1))
+    return state_BP
 
 
-def _matches(
-    grid: Grid, assigner: Any, number_BG1: Tensor, area_M1: Tensor, width_MK: Tensor, height_MK: Tensor
-) -> tuple[Tensor, ...]:
-    """The best IoU of each anchor, its first box of that, and the last number of a box whose best it is, or 0. [B, P]
+def _matches(grid: Grid, assigner: Any, none_BG1: Tensor, area_BG1: Tensor, shared_2BGK: Tensor) -> tuple[Tensor, ...]:
+    """The best IoU of each anchor, [B, P], and its largest number of either kind, or 0, [2, B, P].
 
     Args:
-        number_BG1: of each box; 0 for what is none.
-        area_M1: of each box.
-        width_MK, height_MK: what each box shares with each column and row.
+        none_BG1: whether there is no such box.
+        area_BG1: of each box.
+        shared_2BGK: the width and height that each box shares with each column and row.
     """
-    at_once = max(1, BLOCK // len(area_M1))
-    blocks: list[tuple[Tensor, ...]] = [(grid.column_P, grid.row_P, grid.area_P)]
+    at_once = max(1, BLOCK // area_BG1.numel())
+    blocks = [(grid.lane_211P, grid.area_P)]
     if len(grid.area_P) > at_once:
-        blocks = list(zip(*(part.split(at_once) for part in blocks[0]), strict=True))
+        blocks = list(zip(*(part.split(at_once, -1) for part in blocks[0]), strict=True))
 
-    def overlaps(column_P: Tensor, row_P: Tensor, area_P: Tensor) -> Tensor:
-        """IoU, [B, G, P of the block]."""
-        common_MP = width_MK.index_select(1, column_P).mul_(height_MK.index_select(1, row_P))
-        return common_MP.div_((area_M1 + area_P).sub_(common_MP)).view(*number_BG1.shape[:2], -1)
+    def overlaps(lane_211P: Tensor, area_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory, [2, B, G, P of the block], and its halves: IoU, and what may be written to."""
+        both_2BGP = shared_2BGK.gather(3, lane_211P.expand(-1, *area_BG1.shape[:2], -1))
+        iou_BGP, spare_BGP = both_2BGP.unbind()
+        iou_BGP.mul_(spare_BGP)
+        iou_BGP.div_(torch.add(area_BG1, area_P, out=spare_BGP).sub_(iou_BGP))
+        return both_2BGP, iou_BGP, spare_BGP
 
     only = overlaps(*blocks[0]) if len(blocks) == 1 else None
-    bests = [(overlaps(*block) if only is None else only).amax(2, keepdim=True) for block in blocks]
-    best_BG1 = functools.reduce(torch.maximum, bests)
+    best_BG1 = reduce(torch.maximum, [(only or overlaps(*block))[1].amax(2, keepdim=True) for block in blocks])
     least = assigner.min_pos_iou if assigner.match_low_quality else NEVER
-    if least > 0:
-        best_BG1.masked_fill_(best_BG1 < least, NEVER)
+    best_BG1.masked_fill_((best_BG1 < least).logical_or_(none_BG1) if least > 0 else none_BG1, NEVER)
+    number_21G1 = _numbers(area_BG1.shape[1], area_BG1.device)
     found = []
     for block in blocks:
-        iou_BGP = overlaps(*block) if only is None else only
-        most_BP, which_BP = iou_BGP.max(1)
-        found.append((most_BP, which_BP, iou_BGP.eq_(best_BG1).mul_(number_BG1).amax(1)))
-    return _joined(found, dim=1)
+        both_2BGP, iou_BGP, spare_BGP = only or overlaps(*block)
+        most_BP = iou_BGP.amax(1)
+        torch.eq(iou_BGP, most_BP[:, None], out=spare_BGP)
+        iou_BGP.eq_(best_BG1)
+        found.append((most_BP, both_2BGP.mul_(number_21G1).amax(2)))
+    return _joined(found, dim=-1)
 
 
 def _joined(parts: list[tuple[Tensor, ...]], dim: int) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Laws of the group normalisation: PyTorch's in value and all gradients, whatever the layout."""
+"""Laws of the norms: group norm is PyTorch's in value and all gradients, and a folded batch norm is the one before."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from mmcv.cnn import ConvModule
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ghm.norms import GroupNorm
+from ghm.config import BACKBONES
+from ghm.norms import GroupNorm, fold
+from ghm.registry import MODELS
 
 LAST = torch.channels_last
 # From [B, C, H, W] to the same values in another layout.
@@ -172,3 +174,55 @@ def test_mmdets_layers_are_built_with_it_and_share_state_dicts_with_those_of_pyt
 def test_other_groups_than_divide_the_channels_are_refused_as_by_pytorch():
     with pytest.raises(ValueError, match="divisible"):
         GroupNorm(10, 3)
+
+
+def backbone(name: str, **changes: Any) -> Any:
+    """In float64, with statistics and parameters of norms as training might leave them."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        built = MODELS.build({**BACKBONES[name], "norm_eval": True, "frozen_stages": 1, "init_cfg": None, **changes})
+    torch.manual_seed(0)
+    norms: list[Any] = [module for module in built.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        for tensor in (norm.weight, norm.running_var):
+            nn.init.uniform_(tensor, 0.5, 1.5)
+        for tensor in (norm.bias, norm.running_mean):
+            nn.init.normal_(tensor)
+    return built.double()
+
+
+def learnt(module: nn.Module) -> list[Any]:
+    """Feature maps of an image and the gradient of every parameter."""
+    module.zero_grad()
+    maps = module(torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    torch.stack([(level * level).sum() for level in maps]).sum().backward()
+    gradients: list[Any] = [weight.grad for weight in module.parameters() if weight.requires_grad]
+    return [*(level.detach() for level in maps), *(gradient.clone() for gradient in gradients)]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_folded_backbone_is_the_one_before(name: str) -> None:
+    module = backbone(name)
+    module.train()
+    state, expected = copy.deepcopy(module.state_dict()), learnt(module)
+    fold(module)
+    called: list[int] = []
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.register_forward_hook(lambda _module, inputs, output: called.append(inputs[0] is output))
+    torch.testing.assert_close(learnt(module), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(module.state_dict(), state, rtol=0, atol=0)
+    assert called and all(called)
+
+
+def test_a_folded_norm_that_takes_statistics_is_as_before_and_copies_are_apart() -> None:
+    module = backbone("resnet18", norm_eval=False, frozen_stages=-1)
+    module.train()
+    expected = learnt(copy.deepcopy(module))
+    fold(module)
+    other = copy.deepcopy(module)
+    other.eval()
+    torch.testing.assert_close(learnt(module), expected)
+    before = learnt(other)
+    nn.init.zeros_(module.conv1.weight)
+    nn.init.zeros_(module.bn1.weight)
+    torch.testing.assert_close(learnt(other), before, rtol=0, atol=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ghm.losses import ops, vectorised
+from ghm.losses import ops
 from ghm.losses.checks import Reduction, check_arguments, check_shapes
 from ghm.losses.density import classification_gradient_norm
 from ghm.losses.slots import CLASSIFICATION_END, MOST_BINS
@@ -65,10 +65,9 @@ class GHMC(HarmonisedLoss):
         if reduction == "none" or not labelled:
             loss = self._dense(pred.float(), target, label_weight, rows, reduction)
         else:
-            count = vectorised.ghm_c_count if ops.is_plain(pred) else ops.ghm_c_count
             pred = pred.contiguous()
-            count_LK, slot = count(pred.detach(), target, label_weight, rows, self.bins)
-            factor_LK = self.factors(count_LK, lambda: count_LK.sum(1), reduction)
+            count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
+            factor_LK = self.factors(count_LK, None, reduction)
             loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
         return loss.view(()) if sizes is None and reduction != "none" else loss
 

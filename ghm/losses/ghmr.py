@@ -70,10 +70,9 @@ class GHMR(HarmonisedLoss):
             return torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
 
         if pred.dim() == 2 and reduction != "none":
-            count = vectorised.ghm_r_count if ops.is_plain(pred) else ops.ghm_r_count
             pred = pred.contiguous()  # the gradient has its layout
-            count_LK, slot = count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
-            factor_LK = self.factors(count_LK, total, reduction)
+            count_LK, slot = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
+            factor_LK = self.factors(count_LK, None if reduction == "mean" else total(), reduction)
             loss = ops.ghm_r(pred, target, label_weight, slot, rows, factor_LK, self.mu)
         else:
             difference = pred.float() - target.float()

@@ -9,6 +9,22 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+# Of the 32 values in a register of a warp, how many have the lane's number: their bits that agree with its bits.
+_BITS = "".join(
+    f"and.b32 t, $1, {1 << bit}; setp.ne.b32 p, t, 0; vote.sync.ballot.b32 v, p, 0xffffffff; "
+    f"bfe.s32 t, lane, {bit}, 1; lop3.b32 m, m, v, t, 0x90; "
+    for bit in range(5)
+)
+VOTES = tl.constexpr(
+    "{ .reg .pred p; .reg .b32 lane, t, v, m; mov.u32 lane, %laneid; "
+    f"setp.ne.b32 p, $2, 0; vote.sync.ballot.b32 m, p, 0xffffffff; {_BITS} popc.b32 $0, m; }}"
+)
+# The sum of a thread's 8 values in the first, 0 in the others.
+_SUM = " ".join(f"add.s32 t, t, ${8 + i};" for i in range(8)) + " mov.b32 $0, t; "
+TOGETHER = tl.constexpr(
+    "{ .reg .b32 t; mov.b32 t, 0; " + _SUM + " ".join(f"mov.b32 ${i}, 0;" for i in range(1, 8)) + " }"
+)
+TOGETHER_OF = tl.constexpr(",".join(8 * ["=r"] + 8 * ["r"]))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # it has no library of CUDA's and no assembly
 
 
@@ -142,10 +158,35 @@ def gather(table, region, valid):
 
 
 @triton.jit
+def nothing(SLOTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """A histogram of nothing: a number a slot, or with VOTES numbers of a lane's region in each of its registers."""
+    if INTERPRETED or SLOTS > 32:
+        return tl.zeros([SLOTS], dtype=tl.int32)
+    else:
+        return tl.zeros([ROWS, WIDTH], dtype=tl.int32)
+
+
+@triton.jit
 def histogram(region, valid, SLOTS: tl.constexpr, TILE: tl.constexpr):
-    return tl.histogram(
-        tl.reshape(region, [TILE], can_reorder=True), SLOTS, tl.reshape(valid, [TILE], can_reorder=True)
-    )
+    """How many of a tile are in each region. Up to 32 regions by votes: lane i counts the lanes whose region is i."""
+    if INTERPRETED or SLOTS > 32:
+        return tl.histogram(
+            tl.reshape(region, [TILE], can_reorder=True), SLOTS, tl.reshape(valid, [TILE], can_reorder=True)
+        )
+    else:
+        return tl.inline_asm_elementwise(VOTES, "=r,r,r", [region, valid.to(tl.int32)], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def add_up(total, histogram, K: tl.constexpr, SLOTS: tl.constexpr):
+    """Add a histogram to the counts of a population."""
+    if INTERPRETED or SLOTS > 32:
+        slot = tl.arange(0, SLOTS)
+        tl.atomic_add(total + slot, histogram.to(tl.int64), mask=slot < K, sem="relaxed")
+    else:
+        lane = tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r,r", [histogram], tl.int32, is_pure=True, pack=1)
+        several = tl.inline_asm_elementwise(TOGETHER, TOGETHER_OF, [histogram], tl.int32, is_pure=True, pack=8)
+        tl.atomic_add(total + lane, several.to(tl.int64), mask=(lane < K) & (several > 0), sem="relaxed")
 
 
 @triton.jit

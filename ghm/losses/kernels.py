@@ -4,7 +4,8 @@ Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K u
 
 A program is one warp, so that nothing in it waits. It takes a block of rows of one population, in tiles of TILE / WIDTH
 rows and WIDTH columns. Labels and weights are read once a row and never expanded, counts are private to the program
-until it ends, and one launch covers all populations. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
+until it ends, and one launch covers all populations. Programs add to the sums without the fences that an order would
+cost. Under `TRITON_INTERPRET=1` the kernels run on a CPU, for tests.
 """
 
 import math
@@ -20,7 +21,7 @@ from ghm.losses import kernel_parts as parts
 from ghm.losses.slots import product_is_exact, slot_dtype
 
 TILE = 256  # 8 values a thread
-PROGRAMS = 64  # of each multiprocessor, of which 32 run at a time
+PROGRAMS = 128  # of each multiprocessor, of which 32 run at a time
 MOST_POPULATIONS = 8
 SIZES = [f"size_{level}" for level in range(MOST_POPULATIONS)]
 # What a kernel is compiled for. COUNT writes counts, LOSS sums, GRADIENT derivatives, LOSS_AND_GRADIENT both.
@@ -35,7 +36,7 @@ def _ghm_c_kernel(
     SLOTS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
-    histogram = tl.zeros([SLOTS], dtype=tl.int32)
+    histogram = parts.nothing(SLOTS, TILE // WIDTH, WIDTH)
     easy = 0
     part = tl.zeros([TILE // WIDTH, WIDTH], dtype=tl.float32)
     begin = 0
@@ -48,7 +49,7 @@ def _ghm_c_kernel(
             column = left + tl.arange(0, WIDTH)[None, :]
             mask, valid = inside & (column < C), counts & (column < C)
             place = first * C + row * C + column
-            positive = target == column
+            positive = target - left == tl.arange(0, WIDTH)[None, :]  # or else compared in 64 bits
             if PASS == COUNT:
                 x = tl.load(logit + place, mask=valid, other=-100.0).to(tl.float32)
                 # Most tiles hold nothing but sure negatives, which are all in the first region.
@@ -70,11 +71,10 @@ def _ghm_c_kernel(
                     tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
         begin += TILE // WIDTH
     if PASS == COUNT:
-        slot = tl.arange(0, SLOTS)
-        histogram += tl.where(slot == 0, easy, 0)
-        tl.atomic_add(total + level * K + slot, histogram.to(tl.int64), mask=slot < K)
+        parts.add_up(total + level * K, histogram, K, SLOTS)
+        tl.atomic_add(total + level * K, easy.to(tl.int64), sem="relaxed")
     elif PASS != GRADIENT:
-        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
+        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", *SIZES])
@@ -85,11 +85,11 @@ def _ghm_r_kernel(
     SLOTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     level, first, rows = parts.locate(size_0, size_1, size_2, size_3, size_4, size_5, size_6, size_7, block, L)
-    histogram = tl.zeros([SLOTS], dtype=tl.int32)
-    part = tl.zeros([TILE], dtype=tl.float32)
+    histogram = parts.nothing(SLOTS, 1, TILE)
+    part = tl.zeros([1, TILE], dtype=tl.float32)
     begin = 0
     while begin < rows * C:
-        place = begin + tl.arange(0, TILE)
+        place = begin + tl.arange(0, TILE)[None, :]
         inside = place < rows * C
         d, valid = parts.differences(pred, target, weight, first * C + place, inside)
         length = tl.sqrt_rn(d * d + mu_square)
@@ -106,10 +106,9 @@ def _ghm_r_kernel(
                 tl.store(out + first * C + place, slope.to(out.dtype.element_ty), mask=inside)
         begin += TILE
     if PASS == COUNT:
-        slot = tl.arange(0, SLOTS)
-        tl.atomic_add(total + level * K + slot, histogram.to(tl.int64), mask=slot < K)
+        parts.add_up(total + level * K, histogram, K, SLOTS)
     elif PASS != GRADIENT:
-        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)))
+        tl.atomic_add(total + level, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", *SIZES])
@@ -142,7 +141,7 @@ def _focal_kernel(
                 tl.store(out + place, slope.to(out.dtype.element_ty), mask=mask)
         begin += TILE // WIDTH
     if PASS != GRADIENT:
-        tl.atomic_add(total, tl.sum(part.to(tl.float64)))
+        tl.atomic_add(total, tl.sum(part.to(tl.float64)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block", "stride", *SIZES])
@@ -161,6 +160,45 @@ def _multiply_kernel(
             value = tl.load(gradient + first * C + place, mask=inside, other=0.0).to(tl.float32) * factor
             tl.store(gradient + first * C + place, value.to(gradient.dtype.element_ty), mask=inside)
             begin += TILE
+
+
+@triton.jit
+def _factors_kernel(
+    count, total, average, mass, factor, momentum, gain, smoothing, loss_weight,
+    L: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, COUNTED: tl.constexpr, AVERAGED: tl.constexpr,
+    CORRECTED: tl.constexpr, VALID: tl.constexpr, MEAN: tl.constexpr,
+):  # fmt: skip
+    slot = tl.arange(0, SLOTS)
+    inside = slot < K
+    moved = tl.zeros([SLOTS], dtype=tl.float32)
+    share = moved
+    if AVERAGED:
+        moved = tl.load(average + slot, mask=inside, other=0.0)
+    if CORRECTED:
+        share = tl.load(mass + slot, mask=inside, other=0.0)
+    for level in range(L):
+        number = tl.load(count + level * K + slot, mask=inside, other=0)
+        occupied = number > 0
+        density = number.to(tl.float32)
+        if AVERAGED:
+            keep = tl.where(occupied, momentum, 1.0)
+            moved = keep * moved + gain * density
+            density = moved
+        if CORRECTED:
+            share = keep * share + gain * occupied.to(tl.float32)
+            density = tl.div_rn(moved, tl.maximum(share, gain))
+        regions = tl.sum(occupied.to(tl.int32)).to(tl.float32) if VALID else K * 1.0
+        if MEAN:  # N cancels out
+            weight = tl.div_rn(loss_weight, (density + smoothing) * regions)
+        else:
+            examples = tl.sum(number).to(tl.float32) if COUNTED else tl.load(total + level).to(tl.float32)
+            examples = tl.where(examples < 1.0, 1.0, examples)  # a maximum would lose NaN
+            weight = loss_weight * tl.div_rn(examples, (density + smoothing) * regions)
+        tl.store(factor + level * K + slot, tl.where(occupied, weight, 0.0), mask=inside)
+    if AVERAGED:
+        tl.store(average + slot, moved, mask=inside)
+    if CORRECTED:
+        tl.store(mass + slot, share, mask=inside)
 
 
 def _width(columns: int) -> int:
@@ -297,3 +335,32 @@ def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
     """Multiply the rows of each population by its `upstream`, [L] or []; nothing is read or written where that is 1."""
     stride = upstream.stride(0) if upstream.dim() else 0
     _launch(_multiply_kernel, [gradient, upstream], (stride,), sizes)
+
+
+def factors(
+    count_LK: Tensor,
+    total_L: Tensor | None,
+    average_K: Tensor | None,
+    mass_K: Tensor | None,
+    *,
+    momentum: float,
+    smoothing: float,
+    loss_weight: float,
+    world: int,
+    valid: bool,
+    mean: bool,
+) -> Tensor:
+    """`ghm.losses.statistics.HarmonisedLoss.factors`, [L, K], by the same roundings. The averages move in place."""
+    levels, bins = count_LK.shape
+    scale = float(loss_weight * world if mean else loss_weight)
+    factor_LK = torch.empty(levels, bins, device=count_LK.device)
+    tensors = [factor_LK if tensor is None else tensor for tensor in (total_L, average_K, mass_K)]
+    slots = triton.next_power_of_2(bins)
+    fixed = {"L": levels, "K": bins, "SLOTS": slots, "VALID": valid, "MEAN": mean, "COUNTED": total_L is None}
+    fixed |= {"AVERAGED": average_K is not None, "CORRECTED": mass_K is not None}
+    with torch.cuda.device_of(count_LK):
+        _factors_kernel[(1,)](
+            count_LK, *tensors, factor_LK, momentum, 1 - momentum, smoothing, scale,
+            **fixed, num_warps=min(8, max(1, slots // 128)), enable_fp_fusion=False,
+        )  # fmt: skip
+    return factor_LK

@@ -52,39 +52,43 @@ def uses_kernels(tensor: Tensor) -> bool:
     return TRITON and tensor.is_cuda and not LACKING
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether plain PyTorch may run as it is, without an operator around it: on a CPU, where nothing traces."""
+def is_eager(tensor: Tensor) -> bool:
+    """Whether a pass may run without an operator around it: on an ordinary tensor, where nothing traces."""
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    is_tensor = type(tensor) in (Tensor, Parameter)
-    return is_tensor and not is_traced and vectorised.on_host(tensor) and not uses_kernels(tensor)
+    return type(tensor) in (Tensor, Parameter) and not tensor.is_meta and not is_traced
 
 
-def _operator(name: str, schema: str) -> Any:
-    """An operator that Triton's kernels or plain PyTorch run: the function `name` of one of the two modules.
+class _Operator:
+    """A pass: the function `name` of Triton's kernels or of plain PyTorch. A custom operator for what traces it.
 
     Plain PyTorch makes `..._loss` and `..._gradient` together, as the one is a by-product of the other.
     """
-    stem, _, result = name.rpartition("_")
 
-    def run(prediction: Tensor, *rest: Any) -> Any:
+    def __init__(self, name: str, schema: str, mutates: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.operator: Any = custom_op(f"ghm::{name}", self.run, mutates_args=mutates, schema=schema)
+
+    def __call__(self, prediction: Tensor, *rest: Any) -> Any:
+        return (self.run if is_eager(prediction) else self.operator)(prediction, *rest)
+
+    def run(self, prediction: Tensor, *rest: Any) -> Any:
         if uses_kernels(prediction):
             from ghm.losses import kernels  # not before: it needs Triton
 
-            return getattr(kernels, name)(prediction, *rest)
-        if hasattr(vectorised, name):
-            return getattr(vectorised, name)(prediction, *rest)
+            return getattr(kernels, self.name)(prediction, *rest)
+        if hasattr(vectorised, self.name):
+            return getattr(vectorised, self.name)(prediction, *rest)
+        stem, _, result = self.name.rpartition("_")
         both = getattr(vectorised, f"{stem}_loss_and_gradient")(prediction, *rest)
         return both[("loss", "gradient").index(result)]
 
-    return custom_op(f"ghm::{name}", run, mutates_args=(), schema=schema)
 
-
-class _Plain(torch.autograd.Function):
-    """A loss on a CPU, with its gradient made in forward."""
+class _Eager(torch.autograd.Function):
+    """A loss with its gradient made in forward, without an operator around it."""
 
     @staticmethod
     def forward(ctx: Any, passes: "_Passes", prediction: Tensor, *rest: Any) -> Tensor:  # type: ignore[override]
-        loss, gradient = passes.function(prediction, *rest)
+        loss, gradient = passes.both.run(prediction, *rest)
         _save_gradient(ctx, (prediction, *rest), (loss, gradient))
         ctx.passes = passes
         return loss
@@ -94,18 +98,7 @@ class _Plain(torch.autograd.Function):
         return None, *ctx.passes.backward(ctx, upstream)
 
 
-@custom_op(
-    "ghm::multiply", mutates_args={"gradient"}, schema="(Tensor(a!) gradient, Tensor upstream, int[] sizes) -> ()"
-)
-def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
-    """Multiply the rows of each population by its `upstream`, [L] or []; nothing is written where that is 1."""
-    if uses_kernels(gradient):
-        from ghm.losses import kernels
-
-        kernels.multiply(gradient, upstream, sizes)
-    elif not (vectorised.on_host(upstream) and bool((upstream == 1).all())):
-        for part, factor in zip(gradient.split(sizes), upstream.reshape(-1), strict=True):
-            part.copy_(part.float().mul_(factor))
+multiply = _Operator("multiply", "(Tensor(a!) gradient, Tensor upstream, int[] sizes) -> ()", ("gradient",))
 
 
 class _Passes:
@@ -116,23 +109,26 @@ class _Passes:
     """
 
     def __init__(self, name: str, arguments: str) -> None:
-        self.loss = _operator(f"{name}_loss", f"({arguments}) -> Tensor")
-        self.gradient = _operator(f"{name}_gradient", f"({arguments}) -> Tensor")
-        self.both = _operator(f"{name}_loss_and_gradient", f"({arguments}) -> (Tensor, Tensor)")
-        self.function = getattr(vectorised, f"{name}_loss_and_gradient")
-        self.loss.register_fake(_empty_loss)
-        self.gradient.register_fake(lambda prediction, *_: torch.empty_like(prediction))
-        self.both.register_fake(
+        self.loss = _Operator(f"{name}_loss", f"({arguments}) -> Tensor")
+        self.gradient = _Operator(f"{name}_gradient", f"({arguments}) -> Tensor")
+        self.both = _Operator(f"{name}_loss_and_gradient", f"({arguments}) -> (Tensor, Tensor)")
+        self.loss.operator.register_fake(_empty_loss)
+        self.gradient.operator.register_fake(lambda prediction, *_: torch.empty_like(prediction))
+        self.both.operator.register_fake(
             lambda prediction, *rest: (_empty_loss(prediction, *rest), torch.empty_like(prediction))
         )
-        self.loss.register_autograd(self._again, setup_context=_save)
-        self.both.register_autograd(self.backward, setup_context=_save_gradient)
+        self.loss.operator.register_autograd(self._again, setup_context=_save)
+        self.both.operator.register_autograd(self.backward, setup_context=_save_gradient)
 
     def __call__(self, prediction: Tensor, *rest: Any) -> Tensor:
         """The loss, float32; in one pass with its gradient where that is wanted."""
-        if torch.is_grad_enabled() and prediction.requires_grad and prediction.dtype != torch.float16:
-            return _Plain.apply(self, prediction, *rest) if is_plain(prediction) else self.both(prediction, *rest)[0]
-        return self.loss(prediction, *rest)
+        if not (torch.is_grad_enabled() and prediction.requires_grad):
+            return self.loss(prediction, *rest)
+        if prediction.dtype == torch.float16:
+            return self.loss.operator(prediction, *rest)
+        if is_eager(prediction):
+            return _Eager.apply(self, prediction, *rest)
+        return self.both.operator(prediction, *rest)[0]
 
     def backward(self, ctx: Any, upstream: Tensor, _: None = None) -> tuple:
         """The gradients of the arguments, the first of which is made already."""
@@ -143,15 +139,14 @@ class _Passes:
         if type(gradient) is not Tensor:  # while `torch.compile` traces, for which it is an output of forward
             gradient = gradient.clone()
         sizes = [value for value in ctx.rest if isinstance(value, list)]
-        if not (is_plain(upstream) and bool((upstream == 1).all())):
-            multiply(gradient, upstream, sizes[0] if sizes else [len(gradient)])
+        multiply(gradient, upstream, sizes[0] if sizes else [len(gradient)])
         return gradient, *[None] * (len(ctx.rest) - 1)
 
     def _again(self, ctx: Any, upstream: Tensor) -> tuple:
         *tensors, factor = ctx.saved_tensors
         tensors = iter([*tensors, factor * (upstream[:, None] if factor.dim() else upstream)])
         arguments = [next(tensors) if value is None else value for value in ctx.rest]
-        return self.gradient(*arguments), *[None] * (len(arguments) - 1)
+        return self.gradient.operator(*arguments), *[None] * (len(arguments) - 1)
 
 
 def _save(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -174,8 +169,8 @@ def _empty_loss(prediction: Tensor, *rest: Any) -> Tensor:
 _GHM_C = "Tensor logit, Tensor label, Tensor weight, "
 _GHM_R = "Tensor pred, Tensor target, Tensor weight, "
 # Each count and what it keeps of each value for the passes that follow, so that they need not find it again.
-ghm_c_count = _operator("ghm_c_count", f"({_GHM_C} int[] sizes, int bins) -> (Tensor, Tensor)")
-ghm_r_count = _operator("ghm_r_count", f"({_GHM_R} int[] sizes, int bins, float mu) -> (Tensor, Tensor)")
+ghm_c_count = _Operator("ghm_c_count", f"({_GHM_C} int[] sizes, int bins) -> (Tensor, Tensor)")
+ghm_r_count = _Operator("ghm_r_count", f"({_GHM_R} int[] sizes, int bins, float mu) -> (Tensor, Tensor)")
 ghm_c = _Passes("ghm_c", f"{_GHM_C} Tensor slot, int[] sizes, Tensor factor")
 ghm_r = _Passes("ghm_r", f"{_GHM_R} Tensor slot, int[] sizes, Tensor factor, float mu")
 focal = _Passes("focal", "Tensor logit, Tensor label, Tensor weight, float gamma, float alpha, Tensor factor")
@@ -188,11 +183,11 @@ def _empty_counts(prediction: Tensor, sizes: list[int], bins: int, dtype: torch.
     return prediction.new_empty(len(sizes), bins, dtype=torch.int64), kept
 
 
-@ghm_c_count.register_fake
+@ghm_c_count.operator.register_fake
 def _(logit: Tensor, label: Tensor, weight: Tensor, sizes: list[int], bins: int) -> tuple[Tensor, Tensor]:
     return _empty_counts(logit, sizes, bins, slots.slot_dtype(bins))
 
 
-@ghm_r_count.register_fake
+@ghm_r_count.operator.register_fake
 def _(pred: Tensor, target: Tensor, weight: Tensor, sizes: list[int], bins: int, mu: float) -> tuple[Tensor, Tensor]:
     return _empty_counts(pred, sizes, bins, slots.slot_dtype(bins))

@@ -163,6 +163,13 @@ def focal_loss_and_gradient(
     return (factor * loss).float(), gradient_NC
 
 
+def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
+    """Multiply the rows of each population by its `upstream`, [L] or []; nothing is written where that is 1."""
+    if not (on_host(upstream) and all(value == 1 for value in upstream.reshape(-1).tolist())):
+        for part, factor in zip(gradient.split(sizes), upstream.reshape(-1), strict=True):
+            part.copy_(part.float().mul_(factor))
+
+
 def few_rows(weight_ND: Tensor) -> Tensor | None:
     """Rows on a CPU, [R], few of all: those with a weight other than zero, and some beside them; else None, for all."""
     if not on_host(weight_ND) or torch.compiler.is_compiling() or not weight_ND.numel():

@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from ghm import checkpoints
+from ghm import checkpoints, norms
 from ghm.losses.statistics import HarmonisedLoss
 from ghm.registry import MODELS
 from ghm.training import batches, state
@@ -75,6 +75,8 @@ class Engine:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.speed.tf32
         _seed(cfg.randomness.seed)
         self.detector: Any = MODELS.build(cfg.model)
+        if cfg.model.backbone.norm_eval:
+            norms.fold(self.detector.backbone)
         if cfg.speed.channels_last:
             self.detector.to(memory_format=torch.channels_last)
         self.detector.to("cuda" if torch.cuda.is_available() else "cpu")

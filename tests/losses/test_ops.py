@@ -48,7 +48,7 @@ def arguments() -> dict[str, tuple[Any, tuple]]:
 @pytest.mark.parametrize("name", arguments())
 def test_pytorchs_own_check_of_an_operator_passes(passes: str, name: str) -> None:
     operator, inputs = arguments()[name]
-    results = torch.library.opcheck(operator, inputs)
+    results = torch.library.opcheck(operator.operator, inputs)
     assert set(results.values()) == {"SUCCESS"}
 
 

@@ -168,7 +168,8 @@ def test_the_scale_of_float16_doubles_after_steps_without_an_overflow(
 
 
 def test_with_float16_the_numbers_are_without_its_scale(bench: Callable[..., Bench]):
-    half, whole = bench(train__precision="fp16"), bench(train__precision="fp32")
+    # Not GHM, which weighs a box anew that rounding moves to another region.
+    half, whole = (bench("fl_sl1", train__precision=precision) for precision in ("fp16", "fp32"))
     half.engine.scale = torch.tensor(SCALE)
     found, expected = (given.step(given.batches[0]).read()[0] for given in (half, whole))
     assert found == pytest.approx(expected, rel=0.02)
