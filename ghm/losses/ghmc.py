@@ -67,7 +67,7 @@ class GHMC(HarmonisedLoss):
         else:
             pred = pred.contiguous()
             count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
-            factor_LK = self.factors(count_LK, lambda: count_LK.sum(1), reduction)
+            factor_LK = self.factors(count_LK, None, reduction)
             loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
         return loss.view(()) if sizes is None and reduction != "none" else loss
 

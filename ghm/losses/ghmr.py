@@ -72,7 +72,7 @@ class GHMR(HarmonisedLoss):
         if pred.dim() == 2 and reduction != "none":
             pred = pred.contiguous()  # the gradient has its layout
             count_LK, slot = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
-            factor_LK = self.factors(count_LK, total, reduction)
+            factor_LK = self.factors(count_LK, None if reduction == "mean" else total(), reduction)
             loss = ops.ghm_r(pred, target, label_weight, slot, rows, factor_LK, self.mu)
         else:
             difference = pred.float() - target.float()

@@ -166,8 +166,8 @@ def _multiply_kernel(
 
 @triton.jit
 def _factors_kernel(
-    count, total, average, mass, factor, momentum, gain, smoothing, scale,
-    L: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, AVERAGED: tl.constexpr,
+    count, total, average, mass, factor, momentum, gain, smoothing, loss_weight,
+    L: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, COUNTED: tl.constexpr, AVERAGED: tl.constexpr,
     CORRECTED: tl.constexpr, VALID: tl.constexpr, MEAN: tl.constexpr,
 ):  # fmt: skip
     slot = tl.arange(0, SLOTS)
@@ -191,12 +191,12 @@ def _factors_kernel(
             density = tl.div_rn(moved, tl.maximum(share, gain))
         regions = tl.sum(occupied.to(tl.int32)).to(tl.float32) if VALID else K * 1.0
         share_of = (density + smoothing) * regions
-        if MEAN:
-            weight = tl.div_rn(share_of * 0 + scale, share_of)
+        if MEAN:  # N cancels out
+            weight = tl.div_rn(tl.zeros_like(share_of) + loss_weight, share_of)
         else:
-            examples = tl.load(total + level).to(tl.float32)
+            examples = tl.sum(number).to(tl.float32) if COUNTED else tl.load(total + level).to(tl.float32)
             examples = tl.where(examples < 1.0, 1.0, examples)  # a maximum would lose NaN
-            weight = scale * tl.div_rn(share_of * 0 + examples, share_of)
+            weight = loss_weight * tl.div_rn(tl.zeros_like(share_of) + examples, share_of)
         tl.store(factor + level * K + slot, tl.where(occupied, weight, 0.0), mask=inside)
     if AVERAGED:
         tl.store(average + slot, moved, mask=inside)
@@ -348,18 +348,18 @@ def factors(
     *,
     momentum: float,
     smoothing: float,
-    scale: float,
+    loss_weight: float,
+    world: int,
     valid: bool,
+    mean: bool,
 ) -> Tensor:
-    """`scale` times beta of each region, divided by N without `total_L`; [L, K]. The averages move in place.
-
-    By the roundings of `ghm.losses.statistics.HarmonisedLoss.factors`.
-    """
+    """`ghm.losses.statistics.HarmonisedLoss.factors`, [L, K], by the same roundings. The averages move in place."""
     levels, bins = count_LK.shape
+    scale = float(loss_weight * world if mean else loss_weight)
     factor_LK = torch.empty(levels, bins, device=count_LK.device)
     tensors = [factor_LK if tensor is None else tensor for tensor in (total_L, average_K, mass_K)]
     slots = triton.next_power_of_2(bins)
-    fixed = {"L": levels, "K": bins, "SLOTS": slots, "VALID": valid, "MEAN": total_L is None}
+    fixed = {"L": levels, "K": bins, "SLOTS": slots, "VALID": valid, "MEAN": mean, "COUNTED": total_L is None}
     fixed |= {"AVERAGED": average_K is not None, "CORRECTED": mass_K is not None}
     with torch.cuda.device_of(count_LK):
         _factors_kernel[(1,)](

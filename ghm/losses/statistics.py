@@ -126,19 +126,19 @@ class HarmonisedLoss(nn.Module):
         return sizes
 
     @torch.no_grad()
-    def weights(self, count_LK: Tensor, total_L: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, count_LK: Tensor, total_L: Tensor | None) -> tuple[Tensor, Tensor]:
         """Move the average by the counts of every population in turn, and weigh the regions.
 
         Args:
             count_LK: examples of each region, int64.
-            total_L: of valid examples, or the sum of their weights.
+            total_L: of valid examples, or the sum of their weights; None: as many as are counted.
 
         Returns:
             beta of each region, [L, K], and N of each population, at least 1 and over all
             processes with `sync`, [L].
         """
         world = self._gather(count_LK, total_L)
-        total_L = total_L.clamp(min=1)
+        total_L = (count_LK.sum(1) if total_L is None else total_L).clamp(min=1)
         return self._beta(count_LK, total_L), total_L if world == 1 else total_L / world
 
     def _beta(self, count_LK: Tensor, total_L: Tensor) -> Tensor:
@@ -146,12 +146,13 @@ class HarmonisedLoss(nn.Module):
         options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
         return region_weights(density_LK, count_LK, total_L, **options)
 
-    def _gather(self, *tensors: Tensor) -> int:
+    def _gather(self, count_LK: Tensor, total_L: Tensor | None) -> int:
         """With `sync` add up what all processes have counted, in place. The number of processes that share it."""
         if not (self.sync and distributed.is_available() and distributed.is_initialized()):
             return 1
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
+        distributed.all_reduce(count_LK)
+        if total_L is not None:
+            distributed.all_reduce(total_L)
         return distributed.get_world_size()
 
     def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
@@ -166,23 +167,22 @@ class HarmonisedLoss(nn.Module):
         return density_LK / torch.stack(masses).clamp(min=1 - self.momentum)
 
     @torch.no_grad()
-    def factors(self, count_LK: Tensor, total: Callable[[], Tensor], reduction: Reduction) -> Tensor:
+    def factors(self, count_LK: Tensor, total_L: Tensor | None, reduction: Reduction) -> Tensor:
         """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]
 
-        `total` makes what `weights` takes for N; in `mean` N is not needed, as beta is divided by it.
+        Arguments are those of `weights`, which the average moves in, too. In `mean` N cancels out, whatever it is.
         """
-        uses_kernel = ops.uses_kernels(count_LK) and ops.is_eager(count_LK)
-        if reduction == "sum" and not uses_kernel:
-            return self.loss_weight * self.weights(count_LK, total())[0]
-        total_L = total() if reduction == "sum" else None
-        world = self._gather(count_LK, *[] if total_L is None else [total_L])
-        if uses_kernel:
+        if ops.uses_kernels(count_LK) and ops.is_eager(count_LK):
             from ghm.losses import kernels
 
-            options = {"momentum": self.momentum, "smoothing": self.smoothing, "valid": self.normalizer == "valid_bins"}
-            scale = self.loss_weight if reduction == "sum" else float(world) * self.loss_weight
-            return kernels.factors(count_LK, total_L, self.acc_sum, self.acc_mass, scale=scale, **options)
-        return self._beta(count_LK, torch.full((), float(world) * self.loss_weight, device=count_LK.device))
+            world = self._gather(count_LK, total_L)
+            settings = {"momentum": self.momentum, "smoothing": self.smoothing, "loss_weight": self.loss_weight}
+            which = {"valid": self.normalizer == "valid_bins", "mean": reduction == "mean"}
+            return kernels.factors(count_LK, total_L, self.acc_sum, self.acc_mass, world=world, **settings, **which)
+        if reduction == "mean":
+            scale = float(self._gather(count_LK, None)) * self.loss_weight
+            return self._beta(count_LK, torch.full((), scale, device=count_LK.device))
+        return self.loss_weight * self.weights(count_LK, total_L)[0]
 
     def harmonise(
         self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: Reduction

@@ -165,7 +165,7 @@ def focal_loss_and_gradient(
 
 def multiply(gradient: Tensor, upstream: Tensor, sizes: list[int]) -> None:
     """Multiply the rows of each population by its `upstream`, [L] or []; nothing is written where that is 1."""
-    if not (on_host(upstream) and bool((upstream == 1).all())):
+    if not (on_host(upstream) and all(value == 1 for value in upstream.reshape(-1).tolist())):
         for part, factor in zip(gradient.split(sizes), upstream.reshape(-1), strict=True):
             part.copy_(part.float().mul_(factor))
 
@@ -174,6 +174,9 @@ def few_rows(weight_ND: Tensor) -> Tensor | None:
     """Rows on a CPU, [R], few of all: those with a weight other than zero, and some beside them; else None, for all."""
     if not on_host(weight_ND) or torch.compiler.is_compiling() or not weight_ND.numel():
         return None
+    if weight_ND.stride(-1) == 0:  # one weight a row, as `ghm.targets` makes them
+        row_R = weight_ND[:, 0].nonzero().view(-1)
+        return row_R if 4 * len(row_R) < len(weight_ND) else None
     some = weight_ND[:: 1 + len(weight_ND) // 512]
     if 2 * int(some.count_nonzero()) > some.numel():
         return None  # or nearly: it is not worth a look at all
