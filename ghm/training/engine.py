@@ -1,6 +1,7 @@
 """What a step is made of: the model on its device, the optimiser, a moving average of the weights."""
 
 import copy
+import functools
 import logging
 import math
 import random
@@ -157,9 +158,9 @@ class Engine:
         dtype = DTYPES[self.cfg.speed.precision]
         with torch.autocast(self.device, dtype, enabled=dtype != torch.float32):
             losses = self.model(image_B3HW, truth, mode="loss")
-        terms = {name: torch.stack(values).sum() for name, values in losses.items()}
-        loss = torch.stack([term for name, term in terms.items() if "loss" in name]).sum()
-        (loss * (self.scale * share)).backward()
+        terms = {name: functools.reduce(torch.add, values) for name, values in losses.items()}
+        loss = functools.reduce(torch.add, [term for name, term in terms.items() if "loss" in name])
+        loss.backward(self.scale * share)
         # The number of positives adds up, the others are means.
         shared = {name: term.detach() * (1.0 if name == "positives" else share) for name, term in terms.items()}
         return {"loss": loss.detach() * share, **shared}
