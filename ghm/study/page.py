@@ -103,9 +103,12 @@ def _reading(result: Comparison) -> str:
     read = reading_intervals(names.markdown(study.reference) + same, len(compared))
     lines = [f"AP in percent. {read}", *seen(answers), scope(study.seeds)]
     if study.chooses:
+        others = len(compared) - len(answers)
         fair = (
-            f"Its verdict on `{report}` is fair, and corrected for all that was chosen, under all conditions; other "
-            f"rows ({count(len(compared) - len(answers), 'comparison')}) are corrected apart."
+            f"Its verdict on `{report}` is fair"
+            + ", and corrected for all that was chosen, under all conditions" * (len(answers) > 1)
+            + f"; other rows ({count(others, 'comparison')}) are corrected apart" * (others > 0)
+            + "."
         )
         biased = (
             "It was chosen by the images it is reported on: its AP and its difference lean upward. Its verdict is "

@@ -42,6 +42,7 @@ def test_what_is_reported_is_what_val_chose_though_another_is_better_on_test(tra
         "- GHM-C with `ghmc.bins` **10**, chosen on `val` with 52.0 AP, has 51.0 AP on `test` and is **better** than FL"
     )
     assert f"{words}: +1.0 AP, 95 % interval +" in page
+    assert "Its verdict on `test` is fair; other rows (1 comparison) are corrected apart." in page
     assert "**20**" not in page
     rows = table(page)
     assert [row["ghmc.bins"] for row in rows] == ["–", "10", "20"]  # noqa: RUF001
@@ -72,7 +73,7 @@ def test_what_is_chosen_is_corrected_under_all_conditions_and_the_values_that_we
     assert [number[value, name]["comparisons"] for name in ("clean", "noisy") for value in (10, 20)] == [4] * 4
     assert number[5, "clean"]["verdict"] == "better"
     assert "**2 comparisons**: the verdicts are corrected for them." in page
-    assert "other rows (4 comparisons) are corrected apart" in page
+    assert "is fair, and corrected for all that was chosen, under all conditions; other rows (4 comparisons)" in page
     for row in table(page)[1:]:
         least = number[int(row["ghmc.bins"]), "clean"]["detectable"]
         assert float(row["detectable"]) == pytest.approx(100 * least, abs=0.06)
