@@ -7,8 +7,10 @@ closed form, with S - 1 in place of S, and with Student's t for what so few seed
 Shapes: S seeds, B weightings of the images, the first of which counts each image once, I images.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -18,6 +20,9 @@ from ghm.evaluation.matches import Array
 METRICS = ("AP", "AP50", "AP75")
 RESAMPLES = 1000
 LEVEL = 0.95
+POWER = 0.8  # in about so many cases a difference that is called detectable gets a verdict
+UNCLEAR = "not distinguishable"
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,30 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def verdict(self) -> str:
-        """What a difference with this interval says, at its level; nothing where it has no width."""
-        if self.low == self.high:
-            return "not distinguishable"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "not distinguishable"
+
+@dataclass(frozen=True)
+class Error:
+    """How far a figure may lie from the truth, and how well that is known."""
+
+    standard: float  # standard error
+    of_seeds: float  # share of its square that is the seeds' doing
+    images: int
+    seeds: int
+
+    def margin(self, alpha: float) -> float:
+        """What the figure is off by, either way, in a share `alpha` of the cases at most: see `interval`."""
+        many, few = (stats.t.isf(alpha / 2, max(number - 1, 1)) ** 2 for number in (self.images, self.seeds))
+        return float(self.standard * np.sqrt(many + (few - many) * self.of_seeds**2))
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A figure minus another: its interval is for itself, its verdict is one of several that hold `together`."""
+
+    error: Error
+    comparisons: int = 1  # that are judged together
+    verdict: str = UNCLEAR
+    detectable: float | None = None  # None where there is no error
 
 
 @dataclass(frozen=True)
@@ -88,28 +111,59 @@ def interval(value_SB: Array, images: int) -> Interval | None:
             undefined are left out.
         images: I.
     """
-    return _interval(value_SB, np.all(value_SB > -1, axis=0), images, lowest=0.0)
+    found = _estimate(value_SB, np.all(value_SB > -1, axis=0), images)
+    return found and Interval(*_ends(*found, lowest=0.0))
 
 
-def difference(own_SB: Array, other_SB: Array, images: int) -> Interval | None:
-    """`interval` of own minus other, seed by seed, weighting by weighting, inside [-1, 1]."""
-    return _interval(own_SB - other_SB, np.all((own_SB > -1) & (other_SB > -1), axis=0), images, lowest=-1.0)
+def difference(own_SB: Array, other_SB: Array, images: int) -> Difference | None:
+    """`interval` of own minus other, seed by seed, weighting by weighting, inside [-1, 1]; judged for itself."""
+    found = _estimate(own_SB - other_SB, np.all((own_SB > -1) & (other_SB > -1), axis=0), images)
+    return found and together({"": Difference(*_ends(*found, lowest=-1.0), found[1])})[""]
 
 
-def _interval(value_SB: Array, defined_B: Array, images: int, lowest: float) -> Interval | None:
+def together(family: Mapping[Key, Difference]) -> dict[Key, Difference]:
+    """The same differences, with verdicts of which none is wrong in LEVEL of the cases, however many there are.
+
+    The step-down procedure of Holm (Scandinavian Journal of Statistics 6, 1979): a difference is clear where the
+    interval of level 1 - alpha / k leaves out 0, k being how many are not clear yet. It asks nothing of how they depend
+    on each other, which they do: they share images and the reference. A difference without an error is never clear.
+
+    Detectable is, after Bloom (Evaluation Review 19, 1995), the margin of alpha / m, m being how many there are, plus
+    the margin that an estimate falls below the truth by in 1 - POWER of the cases.
+    """
+    alpha, unclear = 1 - LEVEL, {*family}
+    wide = {key for key, minus in family.items() if minus.low < minus.high}
+    while clear := {
+        key for key in unclear & wide if abs(family[key].estimate) > family[key].error.margin(alpha / len(unclear))
+    }:
+        unclear -= clear
+
+    def judged(key: Key, minus: Difference) -> Difference:
+        verdict = UNCLEAR if key in unclear else "better" if minus.estimate > 0 else "worse"
+        detectable = minus.error.margin(alpha / len(family)) + minus.error.margin(2 * (1 - POWER))
+        return replace(minus, comparisons=len(family), verdict=verdict, detectable=detectable or None)
+
+    return {key: judged(key, minus) for key, minus in family.items()}
+
+
+def _estimate(value_SB: Array, defined_B: Array, images: int) -> tuple[float, Error] | None:
     if not defined_B[0]:
         return None
     value_SB = value_SB[:, defined_B]
     point_S, drawn_SB, seeds = value_SB[:, 0], value_SB[:, 1:], len(value_SB)
-    estimate, half = float(point_S.mean()), 0.0
+    variance, share = 0.0, 0.0
     if drawn_SB.shape[1] > 1:
         mean_B = drawn_SB.mean(axis=0)
-        of_images, of_seeds, freedom = mean_B.var(ddof=1), 0.0, max(seeds - 1, 1)
+        of_images, of_seeds = mean_B.var(ddof=1), 0.0
         if seeds > 1:
             of_seeds = point_S.var(ddof=1) / seeds
-            of_images = max(0.0, of_images - (drawn_SB - mean_B).var(axis=1, ddof=1).sum() / freedom / seeds)
+            own = (drawn_SB - mean_B).var(axis=1, ddof=1).sum() / (seeds - 1)
+            of_images = max(0.0, of_images - own / seeds)
         variance = of_images + of_seeds
         share = of_seeds / variance if variance else 0.0
-        many, few = (stats.t.ppf((1 + LEVEL) / 2, max(number, 1)) ** 2 for number in (images - 1, freedom))
-        half = float(np.sqrt(variance * (many + (few - many) * share**2)))
-    return Interval(estimate, max(lowest, estimate - half), min(1.0, estimate + half))
+    return float(point_S.mean()), Error(float(np.sqrt(variance)), float(share), images, seeds)
+
+
+def _ends(estimate: float, error: Error, lowest: float) -> tuple[float, float, float]:
+    half = error.margin(1 - LEVEL)
+    return estimate, max(lowest, estimate - half), min(1.0, estimate + half)

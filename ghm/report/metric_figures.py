@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from ghm.evaluation.bootstrap import METRICS
+from ghm.evaluation.bootstrap import METRICS, UNCLEAR
 from ghm.params import Params
 from ghm.report import names
 from ghm.report.comparison import Compared
@@ -23,7 +23,8 @@ def differences(compared: Compared, params: Params) -> Plot | None:
             if minus := compared[name, metric][1]:
                 colour = colours(params.variants)[name]
                 ax.plot([100 * minus.low, 100 * minus.high], [y, y], color=colour, linewidth=2.2)
-                ax.plot(100 * minus.estimate, y, marker="o", color=colour, markersize=6)
+                inside = "white" if minus.verdict == UNCLEAR else colour
+                ax.plot(100 * minus.estimate, y, marker="o", color=colour, markersize=6, markerfacecolor=inside)
         ax.axvline(0, color=GREY, linewidth=1)
         ax.set(title=f"{metric} minus {names.figure(first)}", xlabel="points", ylim=(len(others) - 0.4, -0.6))
         ax.grid(visible=False, axis="y")
@@ -31,7 +32,7 @@ def differences(compared: Compared, params: Params) -> Plot | None:
     return Plot(
         figure,
         f"Differences to {names.markdown(first)} in AP, AP50 and AP75, with {LEVEL} intervals",
-        "One that does not touch the line at 0 is called better or worse.",
+        "Hollow: not distinguishable, corrected for the number of variants; intervals are each for itself.",
     )
 
 

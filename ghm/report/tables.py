@@ -21,7 +21,6 @@ HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "VOC_AP50")  # t
 FIGURES = {"precision": "precision", "recall": "recall", "f1": "F1"}  # of an outcome -> how tables name them
 DASH = "–"  # noqa: RUF001  (what a table shows where there is no number)
 LEVEL = f"{100 * bootstrap.LEVEL:g} %"
-ONE_IN = f"one in {1 / (1 - bootstrap.LEVEL):.0f}"  # so often an interval misses the truth
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -39,13 +38,13 @@ def main(results: Results, params: Params, compared: Compared) -> str:
     """Return a row for each variant: metrics in percent, AP with its interval, and AP minus the first's."""
     keys = [key for key in HEADLINE if key != "VOC_AP50" or any(key in means for means in results.metrics.values())]
     baseline = next(iter(params.variants))
-    head = ["variant", *keys, f"AP, {LEVEL}", f"AP minus {names.line(baseline)}, {LEVEL}", "verdict"]
+    head = ["variant", *keys, f"AP, {LEVEL}", f"AP minus {names.line(baseline)}, {LEVEL}", "verdict", "detectable"]
     rows = []
     for name in params.variants:
         means = [_percent(results.metrics[name], results.seed_metrics[name], key) for key in keys]
         ap, minus = compared[name, "AP"]
-        compared_ = [signed(minus), minus.verdict] if minus else [BASELINE, BASELINE]
-        rows.append([name, *means, between(ap), *compared_])
+        judged = [signed(minus), minus.verdict, detectable(minus.detectable)] if minus else [BASELINE, BASELINE, DASH]
+        rows.append([name, *means, between(ap), *judged])
     return markdown(head, rows)
 
 
@@ -57,6 +56,11 @@ def interval(metric: Interval) -> str:
 def signed(minus: Interval) -> str:
     """A difference with its interval, in points."""
     return f"{100 * minus.estimate:+.1f} {between(minus, '+')}"
+
+
+def detectable(least: float | None) -> str:
+    """The smallest true difference that would have got a verdict, in points."""
+    return DASH if least is None else f"{100 * least:.1f}" if least < 1 else "over 100"
 
 
 def between(metric: Interval, sign: str = "") -> str:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from ghm.evaluation.bootstrap import LEVEL, RESAMPLES, Interval
+from ghm.evaluation.bootstrap import LEVEL, POWER, RESAMPLES, UNCLEAR, Difference
 from ghm.params import Params
 from ghm.report import names, tables
 from ghm.report.comparison import Compared
@@ -21,14 +21,35 @@ def answer(params: Params, compared: Compared) -> str:
         return f"There is nothing to compare {names.code(first)} with: add a variant to `params.yaml`."
     differences = {name: compared[name, "AP"][1] for name in others}
     lines = [f"- {names.code(name)} {judged(minus, names.code(first))}" for name, minus in differences.items() if minus]
-    return "\n".join([*lines, "", scope(params.seeds)])
+    return "\n\n".join(["\n".join(lines), *seen([*filter(None, differences.values())]), scope(params.seeds)])
 
 
-def judged(minus: Interval, other: str) -> str:
+def judged(minus: Difference, other: str) -> str:
     """Say whether something is better than `other`, by the interval of its AP minus that of `other`."""
-    preposition = "from" if minus.verdict == "not distinguishable" else "than"
+    unclear = minus.verdict == UNCLEAR
+    preposition = "from" if unclear else "than"
     interval = f"{tables.LEVEL} interval {100 * minus.low:+.1f} to {100 * minus.high:+.1f}"
+    alone = f", which leaves out 0, but not clearly enough among {minus.comparisons} comparisons"
+    interval += alone * (unclear and minus.low < minus.high and not minus.low <= 0 <= minus.high)
     return f"is **{minus.verdict}** {preposition} {other}: {100 * minus.estimate:+.1f} AP, {interval}."
+
+
+def seen(differences: Sequence[Difference]) -> list[str]:
+    """Say that verdicts hold together, and what they could have missed: a paragraph, if there is anything to say."""
+    known = sorted(minus.detectable for minus in differences if minus.detectable is not None)
+    ends = dict.fromkeys(tables.detectable(end) for end in (known[:1] + known[-1:]))
+    lines = []
+    if len(differences) > 1:
+        lines.append(
+            f"**{len(differences)} comparisons**: the verdicts are corrected for them. Were there no difference, "
+            f"about {100 * (1 - LEVEL):.0f} in 100 such reports at most would call one or more *better* or *worse*."
+        )
+    if known:
+        lines.append(
+            f"**What could be seen**: a true difference of {' to '.join(ends)} AP "
+            f"gets its verdict in about {100 * POWER:.0f} of 100 cases; smaller ones are missed more often."
+        )
+    return [" ".join(lines)] * bool(lines)
 
 
 def scope(seeds: Sequence[int]) -> str:
@@ -121,15 +142,22 @@ def reading(params: Params) -> str:
     return (
         f"COCO metrics in percent on `{params.evaluate.split}`: APs, APm and APl for boxes of up to 32², up to 96² and "
         f"more square pixels ({tables.DASH}: there are none), AR100 the recall with 100 detections per image.{spread} "
-        + reading_intervals(names.code(next(iter(params.variants))))
+        + reading_intervals(names.code(next(iter(params.variants))), len(params.variants) - 1)
     )
 
 
-def reading_intervals(reference: str) -> str:
-    """Say how to read intervals, and verdicts on the difference to `reference`."""
+def reading_intervals(reference: str, comparisons: int) -> str:
+    """Say how to read intervals, and verdicts on so many differences to `reference`."""
+    side = f"the interval of the difference to {reference} lies on one side of 0"
+    if comparisons > 1:
+        side += (
+            ", also after it was widened for the number of comparisons ([Holm's procedure]"
+            "(../docs/report.md#several-comparisons)); those shown are not widened"
+        )
     return (
         f"Intervals hold the truth in {100 * LEVEL:g} of 100 cases, each for itself: images are resampled "
         f"{RESAMPLES:,} times, the same for all that is compared; several seeds enter by the spread between them "
         f"([checked by simulation](../benchmarks/README.md#do-the-intervals-hold-the-truth)). *Better* and *worse* "
-        f"mean that the interval of the difference to {reference} lies on one side of 0."
+        f"mean that {side}. *Detectable* is the true difference that gets such a verdict in about {100 * POWER:.0f} "
+        "of 100 cases, with as many images and seeds as here."
     )

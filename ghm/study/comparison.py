@@ -8,7 +8,7 @@ import numpy as np
 
 from ghm import params, runs, sections
 from ghm.errors import InputError
-from ghm.evaluation.bootstrap import METRICS, Interval, Resampled
+from ghm.evaluation.bootstrap import METRICS, Difference, Interval, Resampled, together
 from ghm.params import Params
 from ghm.report.comparison import difference, interval
 from ghm.runs import Record
@@ -26,9 +26,14 @@ class Row:
     reported_on: dict[int, float]  # seed -> AP on the split to report on
     # AP, AP50, AP75 on that split: mean over seeds, and its difference to the reference on the same images and seeds.
     intervals: dict[str, Interval | None]
-    differences: dict[str, Interval | None]
+    differences: dict[str, Difference | None]
     paired: int  # seeds that the reference has, too
     chosen: bool = False
+
+    @property
+    def answers(self) -> bool:
+        """Whether this is what the study answers with where it chooses a value."""
+        return self.chosen or self.cell.value is None
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -97,7 +102,7 @@ def gather(name: str, study: Study) -> Comparison:
         name,
         study,
         splits,
-        rows=tuple(_chosen(rows) if study.chooses else rows),
+        rows=tuple(_judged(_chosen(rows) if study.chooses else rows, study.chooses and splits[0] != splits[-1])),
         images={split: Resampled.load(finished[0].detections(split) / runs.RESAMPLED).images for split in splits},
         parameters=params.parse(content),
         records=tuple(Record.read(runs.run_folder(trial.variant, trial.seed, trial.folder)) for trial in finished),
@@ -113,3 +118,19 @@ def _chosen(rows: list[Row]) -> list[Row]:
     curves = itertools.groupby(swept, lambda row: row.cell.key[:2])
     best = [max(of_curve, key=lambda row: row.rank) for _, of_curve in curves]
     return [replace(row, chosen=any(row is other for other in best)) for row in rows]
+
+
+def _judged(rows: list[Row], apart: bool) -> list[Row]:
+    """The rows, with verdicts that hold together under all conditions, in each metric.
+
+    Args:
+        apart: values were chosen on other images, so that those not chosen are no part of the answer: they are judged
+            among themselves.
+    """
+    judged: list[dict[str, Difference | None]] = [{} for _ in rows]
+    for metric, answers in itertools.product(METRICS, (True, False)):
+        family = {n: row.differences[metric] for n, row in enumerate(rows) if (row.answers or not apart) == answers}
+        verdicts = together({n: minus for n, minus in family.items() if minus})
+        for n in family:
+            judged[n][metric] = verdicts.get(n)
+    return [replace(row, differences=differences) for row, differences in zip(rows, judged, strict=True)]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ghm.evaluation.bootstrap import Interval
+from ghm.evaluation.bootstrap import UNCLEAR, Interval
 from ghm.report import names
 from ghm.report.style import GREY, Plot, colours, panels
 from ghm.report.tables import LEVEL
@@ -22,7 +22,7 @@ def draw(result: Comparison) -> Plot:
     """Draw AP on the reported split against the values, or of each curve where there are none."""
     study, split = result.study, result.splits[-1]
     marks: dict[str, Any] = {"color": GREY, "markerfacecolor": "none", "linestyle": "none", "marker": "o"}
-    extra = [Line2D([], [], label="not distinguishable", markersize=5, **marks)]
+    extra = [Line2D([], [], label=UNCLEAR, markersize=5, **marks)]
     if study.chooses:
         extra.append(Line2D([], [], label=f"chosen on {result.splits[0]}", markersize=11, **marks))
     figure, axes = panels(study.curves, len(study.conditions), height=3.1, extra=extra)
@@ -69,7 +69,7 @@ def _points(ax: Axes, x: Sequence[float], rows: Sequence[Row], colour: str) -> N
     ax.errorbar(x, middle, yerr=np.transpose(ends), color=colour, marker="o", markersize=5, capsize=3, elinewidth=1.2)
     for place, ap, row in zip(x, middle, rows, strict=True):
         minus = row.differences["AP"]
-        if minus and minus.verdict == "not distinguishable":
+        if minus and minus.verdict == UNCLEAR:
             ax.plot(place, ap, "o", color=colour, markersize=5, markerfacecolor="white", zorder=4)
         if row.chosen:
             ax.plot(place, ap, "o", color=colour, markersize=13, markerfacecolor="none", zorder=4)

@@ -9,8 +9,8 @@ from typing import Any
 from ghm import files
 from ghm.report import names
 from ghm.report.style import Plot, look
-from ghm.report.tables import DASH, LEVEL, ONE_IN, distinct, interval, markdown, signed
-from ghm.report.words import described, judged, reading_intervals, scope
+from ghm.report.tables import DASH, LEVEL, detectable, distinct, interval, markdown, signed
+from ghm.report.words import described, judged, reading_intervals, scope, seen
 from ghm.study import figure
 from ghm.study.comparison import Comparison, Row
 from ghm.words import count, label
@@ -97,13 +97,23 @@ def _reading(result: Comparison) -> str:
     """Say how to read the tables."""
     study, choose, report = result.study, result.splits[0], result.splits[-1]
     same = f" at the same `{study.parameter}`" if study.curves[study.reference].swept else ""
-    lines = [f"AP in percent. {reading_intervals(names.markdown(study.reference) + same)}", scope(study.seeds)]
+    compared = [(row, minus) for row in result.rows if (minus := row.differences["AP"])]
+    apart = study.chooses and choose != report
+    answers = [minus for row, minus in compared if row.answers or not apart]
+    read = reading_intervals(names.markdown(study.reference) + same, len(compared))
+    lines = [f"AP in percent. {read}", *seen(answers), scope(study.seeds)]
     if study.chooses:
+        others = len(compared) - len(answers)
         fair = (
-            f"Its verdict on `{report}` is that of a single, fair comparison; of the other rows, {ONE_IN} without a "
-            "difference would show one."
+            f"Its verdict on `{report}` is fair"
+            + ", and corrected for all that was chosen, under all conditions" * (len(answers) > 1)
+            + f"; other rows ({count(others, 'comparison')}) are corrected apart" * (others > 0)
+            + "."
         )
-        biased = "It was chosen by the images it is reported on: its AP and its difference lean upward."
+        biased = (
+            "It was chosen by the images it is reported on: its AP and its difference lean upward. Its verdict is "
+            "corrected for all values."
+        )
         best = f"**Bold**: the value with the best mean AP on `{choose}`."
         lines.append(f"{best} {biased if choose == report else fair}")
     return "\n\n".join(lines)
@@ -131,7 +141,7 @@ def _sentences(result: Comparison, condition: str) -> list[str]:
 def _table(result: Comparison, condition: str) -> str:
     study, choose, report = result.study, result.splits[0], result.splits[-1]
     head = ["curve", *([study.parameter] if study.parameter else []), "seeds", f"AP on {choose}, each seed"]
-    head += [f"AP on {report}, {LEVEL}", f"minus {names.line(study.reference)}", "verdict"]
+    head += [f"AP on {report}, {LEVEL}", f"minus {names.line(study.reference)}", "verdict", "detectable"]
     rows = []
     for row in (row for row in result.rows if row.cell.condition == condition):
         ap, minus = row.intervals["AP"], row.differences["AP"]
@@ -143,6 +153,7 @@ def _table(result: Comparison, condition: str) -> str:
         cells.append(f"{100 * row.rank[1]:.1f}" + f" ({seeds})" * (len(row.chosen_on) > 1) if seeds else DASH)
         cells.append(interval(ap) if ap else DASH)
         cells += [signed(minus), minus.verdict + " (one seed)" * (row.paired == 1)] if minus else [DASH, DASH]
+        cells.append(detectable(minus.detectable) if minus else DASH)
         rows.append(cells)
     return markdown(head, rows)
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ghm.evaluation import bootstrap
-from ghm.evaluation.bootstrap import METRICS, RESAMPLES, Interval, Resampled, weights
+from ghm.evaluation.bootstrap import (
+    METRICS,
+    RESAMPLES,
+    UNCLEAR,
+    Difference,
+    Error,
+    Interval,
+    Resampled,
+    together,
+    weights,
+)
 from ghm.evaluation.matches import CURVE_IOUS, RECALLS_R, weighted
 from tests.evaluation.cases import CLASSES, artificial, pycocotools
 
@@ -36,7 +46,7 @@ def interval(value_SB: np.ndarray, images: int) -> Interval:
     return found
 
 
-def difference(own_SB: np.ndarray, other_SB: np.ndarray, images: int) -> Interval:
+def difference(own_SB: np.ndarray, other_SB: np.ndarray, images: int) -> Difference:
     """Of figures that are defined."""
     found = bootstrap.difference(own_SB, other_SB, images)
     assert found
@@ -137,9 +147,107 @@ def test_an_interval_holds_its_figure_and_nothing_impossible(seed: int, seeds: i
     assert -1 <= minus.low <= minus.estimate <= minus.high <= 1
 
 
-def test_a_verdict_needs_an_interval_that_has_a_width_and_leaves_0_out():
-    verdicts = [Interval(low, low, high).verdict for low, high in ((0.001, 0.02), (-0.02, -0.001), (0, 0.02), (1, 1))]
-    assert verdicts == ["better", "worse", "not distinguishable", "not distinguishable"]
+def made(estimate: float, standard: float, of_seeds: float = 0.0, images: int = 50, seeds: int = 1) -> Difference:
+    """A difference with this standard error, judged for itself."""
+    error = Error(standard, of_seeds, images, seeds)
+    half = error.margin(0.05)
+    return together({"": Difference(estimate, estimate - half, estimate + half, error)})[""]
+
+
+def family(number: int, *, images: int, seeds: int, variants: int, effect: float = 0.0) -> dict[int, Difference]:
+    """Differences of variants to a reference on the same images, `effect` on average over images and runs."""
+    rng = np.random.default_rng([number, images, seeds])
+    weight_BI, of_image_I = weights(images, 200, seed=number), 0.1 * rng.normal(size=images)
+    own_VSI = of_image_I + 0.02 * rng.normal(size=(1 + variants, seeds, 1)) * (seeds > 1)
+    own_VSI = own_VSI + 0.1 * rng.normal(size=(1 + variants, seeds, images))
+    value_VSB = 0.4 + own_VSI @ weight_BI.T / images
+    return {one: difference(value_VSB[one] + effect, value_VSB[0], images) for one in range(1, 1 + variants)}
+
+
+def called(found: dict[int, Difference]) -> bool:
+    """Whether anything is better or worse."""
+    return any(minus.verdict != UNCLEAR for minus in found.values())
+
+
+DIFFERENCES = st.builds(
+    made,
+    estimate=st.floats(-0.2, 0.2),
+    standard=st.floats(0, 0.1),
+    of_seeds=st.floats(0, 1),
+    images=st.integers(1, 60),
+    seeds=st.integers(1, 5),
+)
+
+
+@given(minus=DIFFERENCES)
+def test_a_single_verdict_needs_an_interval_that_has_a_width_and_leaves_0_out(minus: Difference):
+    clear = minus.low < minus.high and not minus.low <= 0 <= minus.high
+    assert minus.verdict == (UNCLEAR if not clear else "better" if minus.estimate > 0 else "worse")
+    assert together({"alone": minus}) == {"alone": minus}, "one comparison needs no correction"
+
+
+@given(found=st.lists(DIFFERENCES, min_size=1, max_size=6), other=DIFFERENCES)
+def test_a_verdict_among_several_is_never_surer_than_alone_and_its_figures_stay(
+    found: list[Difference], other: Difference
+):
+    for one, (alone, judged) in enumerate(zip(found, together(dict(enumerate(found))).values(), strict=True)):
+        assert judged.verdict in {UNCLEAR, alone.verdict}
+        assert (judged.estimate, judged.low, judged.high) == (alone.estimate, alone.low, alone.high)
+        assert judged.comparisons == len(found)
+        among_more = together(dict(enumerate([*found, other])))[one]
+        assert among_more.verdict == judged.verdict or UNCLEAR in {among_more.verdict, judged.verdict}
+        least = [each.detectable or 0 for each in (alone, judged, among_more)]
+        assert least == sorted(least)
+
+
+@given(st.lists(st.tuples(st.floats(-6, 6), st.integers(2, 60)), min_size=1, max_size=8))
+def test_verdicts_are_those_of_holms_adjusted_p(found: list[tuple[float, int]]):
+    p = np.array([2 * stats.t.sf(abs(estimate), images - 1) for estimate, images in found])
+    order, adjusted, largest = np.argsort(p), np.empty(len(p)), 0.0
+    for rank, one in enumerate(order):
+        largest = max(largest, (len(p) - rank) * p[one])
+        adjusted[one] = largest
+    judged = together({one: made(estimate, 1.0, images=images) for one, (estimate, images) in enumerate(found)})
+    for one, minus in judged.items():
+        if abs(adjusted[one] - 0.05) > 1e-9:
+            assert (minus.verdict != UNCLEAR) == (adjusted[one] < 0.05)
+
+
+@pytest.mark.parametrize(("seeds", "variants"), [(1, 3), (3, 3), (3, 8)])
+def test_where_nothing_differs_5_of_100_families_call_something_better_or_worse_and_uncorrected_far_more(
+    seeds: int, variants: int
+):
+    families = [family(number, images=60, seeds=seeds, variants=variants) for number in range(400)]
+    assert np.mean([called(found) for found in families]) > 0.09
+    assert np.mean([called(together(found)) for found in families]) <= 0.08  # 5 % and 3 errors of 400 draws
+
+
+@pytest.mark.parametrize(("seeds", "variants"), [(1, 1), (1, 3), (5, 1), (5, 3)])
+def test_a_detectable_difference_gets_its_verdict_in_about_80_of_100_cases(seeds: int, variants: int):
+    shape = {"images": 60, "seeds": seeds, "variants": variants}
+    of_each = [minus.detectable for number in range(150) for minus in together(family(number, **shape)).values()]
+    effect = float(np.mean([least for least in of_each if least]))
+    found = [together(family(1000 + number, **shape, effect=effect)).values() for number in range(150)]
+    assert 0.65 <= np.mean([minus.verdict == "better" for of_one in found for minus in of_one]) <= 0.93
+
+
+def test_more_images_and_more_seeds_make_the_detectable_difference_smaller_and_more_comparisons_larger():
+    def least(**shape: int) -> float:
+        found = [together(family(number, **shape)).values() for number in range(60)]
+        return float(np.mean([minus.detectable or 0 for of_one in found for minus in of_one]))
+
+    assert least(images=30, seeds=1, variants=2) > 1.5 * least(images=120, seeds=1, variants=2)
+    of_images = [least(images=images, seeds=3, variants=2) for images in (30, 120, 480)]
+    of_seeds = [least(images=60, seeds=seeds, variants=2) for seeds in (2, 3, 5, 10)]
+    assert of_images == sorted(of_images, reverse=True)
+    assert of_seeds == sorted(of_seeds, reverse=True)
+    assert least(images=60, seeds=3, variants=1) < least(images=60, seeds=3, variants=4)
+
+
+def test_without_an_error_nothing_is_clear_or_detectable():
+    same_SB = np.full((2, 20), 0.5)
+    minus = difference(same_SB, same_SB / 2, 10)
+    assert (minus.estimate, minus.verdict, minus.detectable) == (0.25, UNCLEAR, None)
 
 
 def test_the_first_weighting_is_what_pycocotools_says_and_what_is_saved_is_loaded(tmp_path: Path):

@@ -118,8 +118,43 @@ def test_intervals_are_those_of_the_resampled_metrics(large: Written) -> None:
         row = table.loc[("ghmc_sl1", metric)]
         ends = [row["difference"], row["difference_low"], row["difference_high"]]
         np.testing.assert_allclose(ends, [expected.estimate, expected.low, expected.high], rtol=1e-4)
-        assert row["verdict"] == expected.verdict
-    assert f"`ghmc_sl1` is **{large.rows('Result')['ghmc_sl1'][-1]}**" in large.page
+        assert row["comparisons"] == (90 if metric.startswith("AP_") else 3)
+    assert f"`ghmc_sl1` is **{large.rows('Result')['ghmc_sl1'][-2]}**" in large.page
+
+
+def test_verdicts_are_corrected_for_the_number_of_comparisons_and_the_page_says_so(large: Written) -> None:
+    found = read(large.params, large.root)
+    first, *others = large.params.variants
+    compared = {key: minus for key, (_, minus) in comparison.compare(found).items() if minus}
+    for metric in ("AP", "AP50", "AP75"):
+        alone = {name: comparison.difference(found.resampled[name], found.resampled[first], metric) for name in others}
+        together = bootstrap.together({name: minus for name, minus in alone.items() if minus})
+        assert together == {name: compared[name, metric] for name in others}
+    of_classes = {key: minus for key, minus in compared.items() if key[1] not in bootstrap.METRICS}
+    assert bootstrap.together(of_classes) == of_classes
+    assert "**3 comparisons**: the verdicts are corrected for them." in large.page
+    assert "also after it was widened for the number of comparisons" in large.page
+    smallest = sorted(compared[name, "AP"].detectable or 0 for name in others)
+    ends = " to ".join(dict.fromkeys(tables.detectable(least) for least in (smallest[0], smallest[-1])))
+    assert f"a true difference of {ends} AP gets its verdict in about 80 of 100 cases" in large.page
+    for name in others:
+        assert large.rows("Result")[name][-1] == tables.detectable(compared[name, "AP"].detectable)
+
+
+def test_an_interval_that_leaves_out_0_for_itself_alone_is_explained() -> None:
+    error = bootstrap.Error(0.01, 0.0, 800, 1)
+    alone = bootstrap.together({"": bootstrap.Difference(0.021, 0.0014, 0.0406, error)})[""]
+    assert words.judged(alone, "FL") == "is **better** than FL: +2.1 AP, 95 % interval +0.1 to +4.1."
+    assert "comparisons" not in "".join(words.seen([alone])) + words.reading_intervals("FL", 1)
+    among = bootstrap.together(dict.fromkeys("abc", alone))["a"]
+    assert words.judged(among, "FL") == (
+        "is **not distinguishable** from FL: +2.1 AP, 95 % interval +0.1 to +4.1, which leaves out 0, but not clearly "
+        "enough among 3 comparisons."
+    )
+    assert "a true difference of 3.2 AP gets" in words.seen([among])[0]
+    sure = bootstrap.Difference(0.021, 0.021, 0.021, bootstrap.Error(0.0, 0.0, 800, 1))
+    assert words.judged(sure, "FL") == "is **not distinguishable** from FL: +2.1 AP, 95 % interval +2.1 to +2.1."
+    assert words.seen([sure]) == []
 
 
 def test_the_baseline_and_a_single_variant_are_compared_with_nothing(large: Written, blind: Written) -> None:
@@ -127,6 +162,7 @@ def test_the_baseline_and_a_single_variant_are_compared_with_nothing(large: Writ
     assert set(baseline["verdict"]) == {"baseline"}
     assert np.isnan(baseline[["difference", "difference_low", "difference_high"]].to_numpy(float)).all()
     assert "There is nothing to compare `fl_sl1` with" in blind.page
+    assert "comparisons" not in blind.page and "could be seen" not in blind.page
     assert "other images and other training runs (2 seeds)" in large.page
 
 

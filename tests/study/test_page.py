@@ -42,6 +42,7 @@ def test_what_is_reported_is_what_val_chose_though_another_is_better_on_test(tra
         "- GHM-C with `ghmc.bins` **10**, chosen on `val` with 52.0 AP, has 51.0 AP on `test` and is **better** than FL"
     )
     assert f"{words}: +1.0 AP, 95 % interval +" in page
+    assert "Its verdict on `test` is fair; other rows (1 comparison) are corrected apart." in page
     assert "**20**" not in page
     rows = table(page)
     assert [row["ghmc.bins"] for row in rows] == ["–", "10", "20"]  # noqa: RUF001
@@ -61,6 +62,21 @@ def test_verdicts_are_those_of_the_difference_on_the_same_images_and_seeds(train
     assert better["differences"]["AP"]["estimate"] == pytest.approx(0.01)
     assert 0 < better["differences"]["AP"]["low"] < better["differences"]["AP"]["high"] < 0.02
     assert better["paired"] == 3
+
+
+def test_what_is_chosen_is_corrected_under_all_conditions_and_the_values_that_were_not_apart(trainer: Trainer):
+    test = {5: 51.0, 10: 49.0, 20: 50.05}
+    trainer.level = by_bins(val=test, test=test)
+    results, page = run_study(define(values=[5, 10, 20], conditions={"clean": {}, "noisy": {"data.label_noise": 0.3}}))
+    number = {(row["cell"]["value"], row["cell"]["condition"]): row["differences"]["AP"] for row in results["rows"]}
+    assert [number[5, name]["comparisons"] for name in ("clean", "noisy")] == [2, 2]
+    assert [number[value, name]["comparisons"] for name in ("clean", "noisy") for value in (10, 20)] == [4] * 4
+    assert number[5, "clean"]["verdict"] == "better"
+    assert "**2 comparisons**: the verdicts are corrected for them." in page
+    assert "is fair, and corrected for all that was chosen, under all conditions; other rows (4 comparisons)" in page
+    for row in table(page)[1:]:
+        least = number[int(row["ghmc.bins"]), "clean"]["detectable"]
+        assert float(row["detectable"]) == pytest.approx(100 * least, abs=0.06)
 
 
 def test_a_swept_reference_is_compared_at_the_same_value_and_nothing_is_chosen(trainer: Trainer):
@@ -115,7 +131,8 @@ def test_a_data_set_with_one_split_warns_that_it_chose_by_what_it_reports(traine
     trainer.level = lambda variant, params: (50.0,)
     results, page = run_study(define(seeds=[0]))
     assert results["chosen_on"] == results["reported_on"] == "val"
-    assert "its AP and its difference lean upward" in page
+    assert "its AP and its difference lean upward. Its verdict is corrected for all values." in page
+    assert {row["differences"]["AP"]["comparisons"] for row in results["rows"] if row["cell"]["value"]} == {2}
 
 
 def test_runs_that_were_judged_on_different_images_are_not_compared(trainer: Trainer):
