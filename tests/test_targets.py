@@ -9,10 +9,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from mmdet.models.dense_heads import RetinaHead
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
-from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,54 +20,8 @@ from ghm import targets
 from ghm.errors import InputError
 from ghm.losses import ops, vectorised
 from ghm.targets import Truth
+from tests.heads import COCO, DIGITS, built, drawn, maps
 from tests.waits import all_counted
-
-CLASSES = 80
-LOSSES = {
-    "ghmc": dict(type="ghm.GHMC", bins=30, momentum=0.75, use_sigmoid=True),
-    "ghmr": dict(type="ghm.GHMR", bins=10, momentum=0.7, loss_weight=10.0),
-    "fl": dict(type="ghm.FocalLoss", use_sigmoid=True),
-    "sl1": dict(type="ghm.SmoothL1Loss", beta=0.11),
-}
-COCO = dict(octave_base_scale=4, scales_per_octave=3, ratios=[0.5, 1.0, 2.0])
-DIGITS = dict(octave_base_scale=3, scales_per_octave=2, ratios=[1.0, 2.0])
-
-
-def built(
-    variant: str = "ghmc_ghmr", anchors: dict = DIGITS, levels: int = 3, assigner: dict | None = None, **rest: Any
-) -> Any:
-    cls, box = variant.split("_")
-    rule = dict(type="mmdet.MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0)
-    training = dict(assigner=rule | (assigner or {}), allowed_border=-1, pos_weight=-1)
-    training |= rest.pop("train_cfg", {})
-    return MODELS.build(
-        ConfigDict(
-            type="ghm.GHMRetinaHead",
-            num_classes=CLASSES,
-            in_channels=8,
-            feat_channels=8,
-            stacked_convs=0,
-            anchor_generator=dict(
-                type="mmdet.AnchorGenerator", strides=[8 * 2**level for level in range(levels)], **anchors
-            ),
-            loss_cls=LOSSES[cls],
-            loss_bbox=LOSSES[box],
-            train_cfg=training,
-            **rest,
-        )
-    )
-
-
-def maps(head: Any, images: int, height: int, width: int, device: str = "cpu") -> tuple[list[Tensor], list[Tensor]]:
-    """What the head gives for an input of this size."""
-    strides = [stride for stride, _ in head.prior_generator.strides]
-    shapes = [(-(-height // stride), -(-width // stride)) for stride in strides]
-
-    def levels(channels: int) -> list[Tensor]:
-        sizes = [(images, head.num_base_priors * channels, *shape) for shape in shapes]
-        return [torch.randn(size, device=device).to(memory_format=torch.channels_last) for size in sizes]
-
-    return levels(head.cls_out_channels), levels(4)
 
 
 def mmdets(head: Any, scores: list[Tensor], truth: list[InstanceData], metas: list[dict]) -> tuple[list[Tensor], int]:
@@ -87,34 +39,6 @@ def assert_mmdets_targets(head: Any, truth: list[InstanceData], metas: list[dict
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     assert positives.shape == () and positives.dtype == torch.float32 and positives == number
-
-
-def drawn(seed: int, boxes: list[int], height: int = 96, width: int = 128) -> tuple[list[Any], list[dict]]:
-    """Images with boxes of all kinds: tied, doubled, outside, without area, inside out, of one pixel and of all."""
-    random = torch.Generator().manual_seed(seed)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=random)
-
-    truth, metas = [], []
-    for count in boxes:
-        size_2 = torch.tensor([width, height])
-        corner_N2 = (uniform(count, 2) * 1.5 - 0.25) * size_2
-        side_N2 = size_2 * uniform(count, 2) ** 3
-        kind_N1 = torch.randint(8, (count, 1), generator=random)
-        corner_N2 = torch.where(kind_N1 == 0, (corner_N2 / 4).round() * 4, corner_N2)
-        side_N2 = torch.where(kind_N1 == 0, (side_N2 / 8).round() * 8, side_N2)
-        side_N2 = torch.where(kind_N1 == 1, 1.0, side_N2)
-        side_N2 = torch.where(kind_N1 == 2, side_N2 * torch.tensor([1.0, 0.0]), side_N2)
-        corner_N2 = torch.where(kind_N1 == 3, corner_N2 + 4 * size_2, corner_N2)
-        side_N2 = torch.where((kind_N1 == 4) & (uniform(count, 1) < 0.2), -side_N2, side_N2)
-        box_N4 = torch.cat([corner_N2, corner_N2 + side_N2], dim=1)
-        if count > 1 and uniform(1) < 0.5:
-            box_N4[-1] = box_N4[0]
-        truth.append(InstanceData(bboxes=box_N4, labels=torch.randint(CLASSES, (count,), generator=random)))
-        shape = ((1 - uniform(2) * (uniform(1) < 0.5)) * torch.tensor([height, width])).ceil().int().tolist()
-        metas.append(dict(img_shape=tuple(shape), pad_shape=(*shape, 3)))
-    return truth, metas
 
 
 @settings(max_examples=300)
@@ -306,7 +230,7 @@ def test_the_iou_of_anchors_and_boxes_is_never_whole():
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             for tensor in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(tensor, Tensor) and tensor.dim() == 3:
+                if isinstance(tensor, Tensor):
                     self.found = max(self.found, tensor.numel())
             return result
 
@@ -315,7 +239,7 @@ def test_the_iou_of_anchors_and_boxes_is_never_whole():
             truth, head._grid(inputs[0]), [level[0].numel() // 80 for level in inputs[0]], head.assigner, 80,
             decoded=False,
         )  # fmt: skip
-    assert targets.BLOCK / 2 < trace.found <= targets.BLOCK
+    assert targets.BLOCK < trace.found <= 2 * targets.BLOCK  # IoU, and as much again on the way to it
 
 
 def test_anchors_of_a_shape_are_made_once_and_of_few_shapes_kept(monkeypatch: pytest.MonkeyPatch):
