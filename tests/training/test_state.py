@@ -141,22 +141,23 @@ def test_a_hostile_checkpoint_with_a_right_checksum_is_set_aside_and_nothing_of_
     assert executed.is_dir()  # so it would have
 
 
-def save_under_a_limit(folder: Path, answer: Any) -> None:
+def save_under_a_limit(folder: Path, larger: dict[str, Any], answer: Any) -> None:
     """Save a larger checkpoint than a file may be, then the same one without the limit. Tell what was said and left."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        state.save(folder, content(3, numbers=100_000))
+        state.save(folder, larger)
     except InputError as error:
         answer.send((str(error), names(folder)))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    state.save(folder, content(3, numbers=100_000))
+    state.save(folder, larger)
 
 
 def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path: Path):
     before = [state.save(tmp_path, content(step)).name for step in (1, 2)]
     receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=save_under_a_limit, args=(tmp_path, sender))
+    larger = content(3, numbers=100_000)  # filled here: a forked child has no threads to fill it
+    child = FORK.Process(target=save_under_a_limit, args=(tmp_path, larger, sender))
     child.start()
     child.join(60)
     assert child.exitcode == 0
