@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from math import inf
 from numbers import Integral, Real
+from types import UnionType
 from typing import Any, Literal, get_args
 
 from torch import Size, Tensor
@@ -10,6 +11,7 @@ from torch import Size, Tensor
 Reduction = Literal["none", "mean", "sum"]
 Statistics = Literal["level", "batch"]
 Normalizer = Literal["valid_bins", "bins"]
+Smoothing = float | Literal["positives"]
 SIGMOID = "True, for these losses have one logit per class and none for the background (softmax has one)"
 COUNT = (Integral, "a whole number, 1 or greater", lambda value: value >= 1)
 FLAG = (bool, "True or False", lambda _value: True)
@@ -22,7 +24,7 @@ def _choice(choices: Any) -> tuple[type, str, Callable[[Any], bool]]:
 
 
 # Argument -> its type, the allowed values in words, and a test of them.
-ALLOWED: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+ALLOWED: dict[str, tuple[type | UnionType, str, Callable[[Any], bool]]] = {
     "alpha": (Real, "in [0, 1]", lambda value: 0 <= value <= 1),
     "beta": POSITIVE,
     "bias_correction": FLAG,
@@ -34,7 +36,11 @@ ALLOWED: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "mu": POSITIVE,
     "normalizer": _choice(Normalizer),
     "reduction": _choice(Reduction),
-    "smoothing": NOT_NEGATIVE,
+    "smoothing": (
+        Real | str,
+        "positives, or 0 or greater and finite",
+        lambda value: value == "positives" or (not isinstance(value, str) and 0 <= value < inf),
+    ),
     "statistics": _choice(Statistics),
     "sync": FLAG,
     "use_sigmoid": (bool, SIGMOID, lambda value: value),

@@ -61,7 +61,7 @@ def moving_averages(average_K: Tensor, count_LK: Tensor, *, momentum: float) -> 
 
 
 def region_weights(
-    density_LK: Tensor, count_LK: Tensor, total_L: Tensor, *, normalizer: str = "valid_bins", smoothing: float = 0.0
+    density_LK: Tensor, count_LK: Tensor, total_L: Tensor, *, normalizer: str = "valid_bins", smoothing: float | Tensor = 0.0
 ) -> Tensor:
     """Equation 7 with unit regions: beta = total / GD, GD = (S_j + smoothing) * M. 0 for an empty region. [..., K]
 
@@ -73,10 +73,10 @@ def region_weights(
         count_LK: the counts of this step, which say what is occupied.
         total_L: N of each population.
         normalizer: with `valid_bins` M is the number of occupied regions of the population, with `bins` of all.
-        smoothing: examples added to every occupied region, 0 or more.
+        smoothing: examples added to every occupied region, 0 or more; a number or [].
     """
     occupied_LK = count_LK > 0
     regions = occupied_LK.sum(-1, keepdim=True) if normalizer == "valid_bins" else count_LK.shape[-1]
-    smooth_LK = density_LK + smoothing if smoothing else density_LK.float()
+    smooth_LK = density_LK.float() if isinstance(smoothing, float) and not smoothing else density_LK + smoothing
     weight_LK = total_L[..., None] / (smooth_LK * regions)
     return torch.where(occupied_LK, weight_LK, 0.0)

@@ -67,12 +67,22 @@ class GHMC(HarmonisedLoss):
         else:
             pred = pred.contiguous()
             count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
-            factor_LK = self.factors(count_LK, None, reduction)
+            factor_LK = self.factors(count_LK, None, reduction, self._positives(pred, target, label_weight))
             loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
         return loss.view(()) if sizes is None and reduction != "none" else loss
 
+    def _positives(self, logit: Tensor, target: Tensor, weight: Tensor) -> Tensor | None:
+        """How many examples are of a class and not ignored, where that is asked for: float32, []."""
+        if self.smoothing != "positives":
+            return None
+        if target.shape == logit.shape:
+            positive = ((target > 0.5) & (weight > 0)).view(-1, logit.shape[-1]).any(-1)
+        else:
+            positive = (target >= 0) & (target < logit.shape[-1]) & (weight > 0)
+        return positive.sum(dtype=torch.float32)
+
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor, rows: list[int], reduction: Reduction) -> Tensor:
-        valid = weight > 0
+        valid, positives = weight > 0, self._positives(logit, target, weight)
         if target.shape != logit.shape:
             target = target[..., None] == torch.arange(logit.shape[-1], device=target.device)
             valid = valid[..., None].expand(logit.shape)
@@ -80,4 +90,4 @@ class GHMC(HarmonisedLoss):
         norm = classification_gradient_norm(logit.detach(), target)
         total_L = torch.stack([part.sum() for part in valid.split(rows)])
         loss = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
-        return self.harmonise(loss, norm, valid, total_L, rows, reduction)
+        return self.harmonise(loss, norm, valid, total_L, rows, reduction, positives)

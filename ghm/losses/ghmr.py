@@ -72,13 +72,19 @@ class GHMR(HarmonisedLoss):
         if pred.dim() == 2 and reduction != "none":
             pred = pred.contiguous()  # the gradient has its layout
             count_LK, slot = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
-            factor_LK = self.factors(count_LK, None if reduction == "mean" else total(), reduction)
+            number = None if reduction == "mean" else total()
+            factor_LK = self.factors(count_LK, number, reduction, self._positives(label_weight))
             loss = ops.ghm_r(pred, target, label_weight, slot, rows, factor_LK, self.mu)
         else:
             difference = pred.float() - target.float()
             norm = regression_gradient_norm(difference.detach(), mu=self.mu)
             asl1 = (difference * difference + self.mu * self.mu).sqrt() - self.mu
-            loss = self.harmonise(asl1, norm, label_weight > 0, total(), rows, reduction)
+            positives = self._positives(label_weight)
+            loss = self.harmonise(asl1, norm, label_weight > 0, total(), rows, reduction, positives)
         if few_R is not None:
             loss = loss + 0 * everything.sum(dtype=torch.float32)  # NaN where any prediction is, like a sum over all
         return loss.view(()) if sizes is None and reduction != "none" else loss
+
+    def _positives(self, weight_ND: Tensor) -> Tensor | None:
+        """How many boxes count, where that is asked for: float32, []."""
+        return (weight_ND > 0).any(-1).sum(dtype=torch.float32) if self.smoothing == "positives" else None

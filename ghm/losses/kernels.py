@@ -168,8 +168,10 @@ def _multiply_kernel(
 def _factors_kernel(
     count, total, average, mass, factor, momentum, gain, smoothing, loss_weight,
     L: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr, COUNTED: tl.constexpr, AVERAGED: tl.constexpr,
-    CORRECTED: tl.constexpr, VALID: tl.constexpr, MEAN: tl.constexpr,
+    CORRECTED: tl.constexpr, VALID: tl.constexpr, MEAN: tl.constexpr, POSITIVES: tl.constexpr,
 ):  # fmt: skip
+    if POSITIVES:
+        smoothing = tl.load(smoothing)
     slot = tl.arange(0, SLOTS)
     inside = slot < K
     moved = tl.zeros([SLOTS], dtype=tl.float32)
@@ -347,7 +349,7 @@ def factors(
     mass_K: Tensor | None,
     *,
     momentum: float,
-    smoothing: float,
+    smoothing: float | Tensor,
     loss_weight: float,
     world: int,
     valid: bool,
@@ -361,6 +363,7 @@ def factors(
     slots = triton.next_power_of_2(bins)
     fixed = {"L": levels, "K": bins, "SLOTS": slots, "VALID": valid, "MEAN": mean, "COUNTED": total_L is None}
     fixed |= {"AVERAGED": average_K is not None, "CORRECTED": mass_K is not None}
+    fixed |= {"POSITIVES": isinstance(smoothing, Tensor)}
     with torch.cuda.device_of(count_LK):
         _factors_kernel[(1,)](
             count_LK, *tensors, factor_LK, momentum, 1 - momentum, smoothing, scale,

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
 from ghm.losses import ops
-from ghm.losses.checks import Normalizer, Reduction, Statistics, check_arguments
+from ghm.losses.checks import Normalizer, Reduction, Smoothing, Statistics, check_arguments
 from ghm.losses.density import moving_averages, region_counts, region_edges, region_index, region_weights
 
 
@@ -39,7 +39,9 @@ class HarmonisedLoss(nn.Module):
             occupied. Without it a region's first weights are 1 / (1 - momentum) too large.
         normalizer: `valid_bins`: the density counts occupied regions, as in the reference code. `bins`: all of them,
             as in the paper's equation; the loss is then smaller by occupied / bins.
-        smoothing: pseudo-count added to the density of every occupied region, 0 or more.
+        smoothing: pseudo-count added to the density of every occupied region, 0 or more. `positives`: as many as the
+            call has positive examples, in all its populations together. Then no example weighs more than 1 / (P M) in
+            the mean, and the loss does not change where every example is there twice.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -78,7 +80,7 @@ class HarmonisedLoss(nn.Module):
         sync: bool = False,
         bias_correction: bool = False,
         normalizer: Normalizer = "valid_bins",
-        smoothing: float = 0.0,
+        smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__()
         check_arguments(bins=bins, momentum=momentum, loss_weight=loss_weight, reduction=reduction)
@@ -126,33 +128,36 @@ class HarmonisedLoss(nn.Module):
         return sizes
 
     @torch.no_grad()
-    def weights(self, count_LK: Tensor, total_L: Tensor | None) -> tuple[Tensor, Tensor]:
+    def weights(
+        self, count_LK: Tensor, total_L: Tensor | None, positives: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Move the average by the counts of every population in turn, and weigh the regions.
 
         Args:
             count_LK: examples of each region, int64.
             total_L: of valid examples, or the sum of their weights; None: as many as are counted.
+            positives: how many examples are positive, float32, []; only read with smoothing `positives`.
 
         Returns:
             beta of each region, [L, K], and N of each population, at least 1 and over all
             processes with `sync`, [L].
         """
-        world = self._gather(count_LK, total_L)
+        world = self._gather(count_LK, total_L, positives)
         total_L = (count_LK.sum(1) if total_L is None else total_L).clamp(min=1)
-        return self._beta(count_LK, total_L), total_L if world == 1 else total_L / world
+        return self._beta(count_LK, total_L, positives), total_L if world == 1 else total_L / world
 
-    def _beta(self, count_LK: Tensor, total_L: Tensor) -> Tensor:
+    def _beta(self, count_LK: Tensor, total_L: Tensor, positives: Tensor | None) -> Tensor:
         density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
-        options = {"normalizer": self.normalizer, "smoothing": self.smoothing}
-        return region_weights(density_LK, count_LK, total_L, **options)
+        smoothing = self.smoothing if positives is None else positives
+        return region_weights(density_LK, count_LK, total_L, normalizer=self.normalizer, smoothing=smoothing)
 
-    def _gather(self, count_LK: Tensor, total_L: Tensor | None) -> int:
+    def _gather(self, *numbers: Tensor | None) -> int:
         """With `sync` add up what all processes have counted, in place. The number of processes that share it."""
         if not (self.sync and distributed.is_available() and distributed.is_initialized()):
             return 1
-        distributed.all_reduce(count_LK)
-        if total_L is not None:
-            distributed.all_reduce(total_L)
+        for number in numbers:
+            if number is not None:
+                distributed.all_reduce(number)
         return distributed.get_world_size()
 
     def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
@@ -167,7 +172,9 @@ class HarmonisedLoss(nn.Module):
         return density_LK / torch.stack(masses).clamp(min=1 - self.momentum)
 
     @torch.no_grad()
-    def factors(self, count_LK: Tensor, total_L: Tensor | None, reduction: Reduction) -> Tensor:
+    def factors(
+        self, count_LK: Tensor, total_L: Tensor | None, reduction: Reduction, positives: Tensor | None = None
+    ) -> Tensor:
         """What the loss of an example of each region is multiplied with in the sum, `mean` or `sum`. [L, K]
 
         Arguments are those of `weights`, which the average moves in, too. In `mean` N cancels out, whatever it is.
@@ -175,25 +182,34 @@ class HarmonisedLoss(nn.Module):
         if ops.uses_kernels(count_LK) and ops.is_eager(count_LK):
             from ghm.losses import kernels
 
-            world = self._gather(count_LK, total_L)
-            settings = {"momentum": self.momentum, "smoothing": self.smoothing, "loss_weight": self.loss_weight}
+            world = self._gather(count_LK, total_L, positives)
+            smoothing = self.smoothing if positives is None else positives
+            settings = {"momentum": self.momentum, "smoothing": smoothing, "loss_weight": self.loss_weight}
             which = {"valid": self.normalizer == "valid_bins", "mean": reduction == "mean"}
             return kernels.factors(count_LK, total_L, self.acc_sum, self.acc_mass, world=world, **settings, **which)
         if reduction == "mean":
-            scale = float(self._gather(count_LK, None)) * self.loss_weight
-            return self._beta(count_LK, torch.full((), scale, device=count_LK.device))
-        return self.loss_weight * self.weights(count_LK, total_L)[0]
+            scale = float(self._gather(count_LK, positives)) * self.loss_weight
+            return self._beta(count_LK, torch.full((), scale, device=count_LK.device), positives)
+        return self.loss_weight * self.weights(count_LK, total_L, positives)[0]
 
     def harmonise(
-        self, loss: Tensor, norm: Tensor, valid: Tensor, total_L: Tensor, rows: list[int], reduction: Reduction
+        self,
+        loss: Tensor,
+        norm: Tensor,
+        valid: Tensor,
+        total_L: Tensor,
+        rows: list[int],
+        reduction: Reduction,
+        positives: Tensor | None,
     ) -> Tensor:
         """Weigh the loss of every example by the density of its region, and reduce: [L], or as `loss` with `none`.
 
-        `loss`, `norm` and `valid` are of every example and of one shape; `rows` are the sizes of the populations.
+        `loss`, `norm` and `valid` are of every example and of one shape; `rows` are the sizes of the populations;
+        `positives` as in `weights`.
         """
         index = region_index(norm, valid, edge_E=self.edges)
         count_LK = torch.stack([region_counts(part, bins=self.bins) for part in index.split(rows)])
-        beta_LK, total_L = self.weights(count_LK, total_L)
+        beta_LK, total_L = self.weights(count_LK, total_L, positives)
         beta_LK = pad(self.loss_weight * beta_LK, (0, 1))
         beta = torch.cat([beta_K[part] for beta_K, part in zip(beta_LK, index.split(rows), strict=True)])
         if reduction == "none":
