@@ -137,13 +137,15 @@ def statistics_are_the_operators() -> str:
         raise NotRunError
     triton, worst = ops.TRITON, 0.0
     every: list[dict[str, Any]] = [{}, {"bias_correction": True, "smoothing": 3.0}, {"normalizer": "bins"}]
+    every.append({"smoothing": "positives"})
     for options, reduction, total_L in product(every, ("mean", "sum"), (None, torch.rand(5, device=DEVICE) * 1e6)):
         modules = [losses.GHMC(BINS, 0.75, **options).to(DEVICE) for _ in range(2)]
+        positives = torch.tensor(217.0, device=DEVICE) if options.get("smoothing") == "positives" else None
         for _ in range(3):
             count_LK = torch.randint(-(2**26), 2**26, (5, BINS), device=DEVICE).clamp(min=0)
-            found = modules[0].factors(count_LK, total_L, reduction)
+            found = modules[0].factors(count_LK, total_L, reduction, positives)
             ops.TRITON = False
-            expected = modules[1].factors(count_LK, total_L, reduction)
+            expected = modules[1].factors(count_LK, total_L, reduction, positives)
             ops.TRITON = triton
             averages = (module.acc_sum for module in modules)
             worst = max(worst, error(found, expected), error(*averages))

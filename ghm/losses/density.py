@@ -61,7 +61,12 @@ def moving_averages(average_K: Tensor, count_LK: Tensor, *, momentum: float) -> 
 
 
 def region_weights(
-    density_LK: Tensor, count_LK: Tensor, total_L: Tensor, *, normalizer: str = "valid_bins", smoothing: float | Tensor = 0.0
+    density_LK: Tensor,
+    count_LK: Tensor,
+    total_L: Tensor,
+    *,
+    normalizer: str = "valid_bins",
+    smoothing: float | Tensor = 0.0,
 ) -> Tensor:
     """Equation 7 with unit regions: beta = total / GD, GD = (S_j + smoothing) * M. 0 for an empty region. [..., K]
 

@@ -96,7 +96,7 @@ class HarmonisedLoss(nn.Module):
         self.sync = sync
         self.bias_correction = bias_correction
         self.normalizer = normalizer
-        self.smoothing = smoothing
+        self.smoothing: Smoothing = smoothing
         self.register_buffer("edges", region_edges(bins, end=end))
         self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
         self.register_buffer("acc_mass", torch.zeros(bins) if bias_correction else None)
@@ -148,8 +148,14 @@ class HarmonisedLoss(nn.Module):
 
     def _beta(self, count_LK: Tensor, total_L: Tensor, positives: Tensor | None) -> Tensor:
         density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
-        smoothing = self.smoothing if positives is None else positives
-        return region_weights(density_LK, count_LK, total_L, normalizer=self.normalizer, smoothing=smoothing)
+        options = {"normalizer": self.normalizer, "smoothing": self._pseudo_count(positives)}
+        return region_weights(density_LK, count_LK, total_L, **options)
+
+    def _pseudo_count(self, positives: Tensor | None) -> float | Tensor:
+        if self.smoothing != "positives":
+            return self.smoothing
+        assert positives is not None, "a loss counts its positives where smoothing asks for them"
+        return positives
 
     def _gather(self, *numbers: Tensor | None) -> int:
         """With `sync` add up what all processes have counted, in place. The number of processes that share it."""
@@ -180,13 +186,14 @@ class HarmonisedLoss(nn.Module):
         Arguments are those of `weights`, which the average moves in, too. In `mean` N cancels out, whatever it is.
         """
         if ops.uses_kernels(count_LK) and ops.is_eager(count_LK):
-            from ghm.losses import kernels
+            from ghm.losses import kernel_statistics
 
             world = self._gather(count_LK, total_L, positives)
-            smoothing = self.smoothing if positives is None else positives
-            settings = {"momentum": self.momentum, "smoothing": smoothing, "loss_weight": self.loss_weight}
+            settings = {"momentum": self.momentum, "loss_weight": self.loss_weight}
+            settings |= {"smoothing": self._pseudo_count(positives)}
             which = {"valid": self.normalizer == "valid_bins", "mean": reduction == "mean"}
-            return kernels.factors(count_LK, total_L, self.acc_sum, self.acc_mass, world=world, **settings, **which)
+            averages = (self.acc_sum, self.acc_mass)
+            return kernel_statistics.factors(count_LK, total_L, *averages, world=world, **settings, **which)
         if reduction == "mean":
             scale = float(self._gather(count_LK, positives)) * self.loss_weight
             return self._beta(count_LK, torch.full((), scale, device=count_LK.device), positives)

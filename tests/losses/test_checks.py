@@ -22,7 +22,7 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "mu": ((0,), "greater than 0 and finite"),
     "normalizer": (("none", 3), "one of valid_bins, bins"),
     "reduction": (("average", None), "one of none, mean, sum"),
-    "smoothing": ((-1,), "0 or greater and finite"),
+    "smoothing": ((-1, True, "negatives"), "positives, or 0 or greater and finite"),
     "statistics": (("image",), "one of level, batch"),
     "sync": ((0,), "True or False"),
     "use_sigmoid": ((False, 1), "True, for these losses have one logit per class"),

@@ -201,22 +201,24 @@ def test_every_kernel_compiles_for_cuda_without_conversions_and_in_few_instructi
             "momentum": st.sampled_from([0, 0.5, 0.75]),
             "bias_correction": st.booleans(),
             "normalizer": st.sampled_from(["valid_bins", "bins"]),
-            "smoothing": st.sampled_from([0.0, 0.1, 100.0]),
+            "smoothing": st.sampled_from([0.0, 0.1, 100.0, "positives"]),
             "loss_weight": st.sampled_from([1.0, 0.3]),
         }
     ),
     reduction=st.sampled_from(["mean", "sum"]),
+    positives=st.floats(0, 1e9, width=32),
 )
 def test_the_statistics_of_one_kernel_are_those_of_the_operators_to_the_bit(
-    count: list[list[int]], total: list[float] | None, options: dict[str, Any], reduction: Reduction
+    count: list[list[int]], total: list[float] | None, options: dict[str, Any], reduction: Reduction, positives: float
 ) -> None:
+    number = torch.tensor(positives) if options["smoothing"] == "positives" else None
     options["bias_correction"] &= options["momentum"] > 0
     ours, theirs = GHMC(7, **options), GHMC(7, **options)
     count_LK, total_L = torch.tensor(count), None if total is None else torch.tensor(total[: len(count)])
     for _ in range(3):
         with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
             patch.setattr(ops, "uses_kernels", lambda _tensor: True)
-            found = ours.factors(count_LK, total_L, reduction)
+            found = ours.factors(count_LK, total_L, reduction, number)
         result = found, dict(ours.named_buffers())
-        expected = theirs.factors(count_LK, total_L, reduction), dict(theirs.named_buffers())
+        expected = theirs.factors(count_LK, total_L, reduction, number), dict(theirs.named_buffers())
         torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)

@@ -1,8 +1,12 @@
 """Laws of the options that mmdet's losses do not have. Shapes: N examples, L populations, K unit regions."""
 
-import torch
+from typing import Any
 
-from tests.losses.kinds import CLASSIFICATION, Kind, assert_is_oracle, levels, run
+import pytest
+import torch
+from torch import Tensor
+
+from tests.losses.kinds import CLASSES, CLASSIFICATION, Kind, assert_is_oracle, levels, run
 
 
 def test_the_papers_normaliser_is_the_papers_formula(kind: Kind, passes: str) -> None:
@@ -19,6 +23,58 @@ def test_a_pseudo_count_is_added_to_every_occupied_region(kind: Kind, passes: st
     for seed in range(5):
         pred, target = kind.inside_regions(seed, 20, 10)
         average = assert_is_oracle(kind, module, (pred, target, torch.ones_like(pred)), average=average, smoothing=3.5)
+
+
+def test_the_pseudo_count_is_the_number_of_positives_of_the_call(kind: Kind, passes: str) -> None:
+    for seed, step in enumerate(kind.steps(7, 20)):
+        module = kind.ours(bins=10, smoothing="positives")
+        weight = step[2].clamp(0, 1).ceil()  # the oracle's N counts
+        assert_is_oracle(kind, module, (*step[:2], weight), smoothing=float(positives(kind, *step[1:])))
+        assert seed or positives(kind, *step[1:]), "there must be some for this test to mean much"
+
+
+def positives(kind: Kind, target: Tensor, weight: Tensor) -> int:
+    """Labels of a class that are not ignored, or rows with a coordinate that is not."""
+    if kind is CLASSIFICATION:
+        return sum(label in range(CLASSES) and w > 0 for label, w in zip(target.tolist(), weight.tolist(), strict=True))
+    return sum(any(w > 0 for w in row) for row in weight.tolist())
+
+
+def test_positives_of_all_populations_are_counted_whichever_form_the_targets_have(kind: Kind, passes: str) -> None:
+    (pred, target, weight), sizes = levels(kind, 3)
+    number = float(positives(kind, target, weight))
+    by_rule, by_number = kind.ours(smoothing="positives"), kind.ours(smoothing=number)
+    step = (pred, target, weight)
+    for options in ({"sizes": sizes}, {"sizes": sizes, "reduction_override": "sum"}):
+        torch.testing.assert_close(run(by_rule, *step, **options), run(by_number, *step, **options), rtol=0, atol=0)
+    if kind is CLASSIFICATION:
+        target = (target[:, None] == torch.arange(CLASSES)).float()
+        weight = weight[:, None].expand_as(pred)
+    step = (pred, target, weight)
+    loss, expected = (run(module, *step, reduction_override="none") for module in (by_rule, by_number))
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("statistics", ["level", "batch"])
+@pytest.mark.parametrize("momentum", [0.0, 0.75])
+def test_by_positives_the_loss_stays_where_every_example_is_there_twice(
+    kind: Kind, passes: str, momentum: float, statistics: Any
+) -> None:
+    step, sizes = levels(kind, 3)
+    options: dict[str, Any] = {"momentum": momentum, "statistics": statistics}
+    twice = [torch.cat([torch.cat([part, part]) for part in tensor.split(sizes)]) for tensor in step]
+    doubled = [2 * size for size in sizes]
+
+    def both(smoothing: Any) -> tuple[Tensor, Tensor]:
+        once, again = kind.ours(smoothing=smoothing, **options), kind.ours(smoothing=smoothing, **options)
+        for _ in range(2):  # the average has a past then
+            run(once, *step, sizes=sizes)
+            run(again, *twice, sizes=doubled)
+        return run(once, *step, sizes=sizes)[0], run(again, *twice, sizes=doubled)[0]
+
+    torch.testing.assert_close(*both("positives"), rtol=2e-6, atol=1e-9)
+    loss, other = both(100.0)
+    assert not torch.allclose(loss, other, rtol=1e-2), "a constant must matter for this test to mean much"
 
 
 def test_no_pseudo_count_is_the_published_loss_and_a_large_one_weighs_all_regions_alike(kind: Kind) -> None:

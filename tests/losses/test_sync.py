@@ -14,7 +14,12 @@ from torch import distributed
 from tests.losses.kinds import Kind, run
 
 SIZES = [12, 4]  # rows of each population, halved between two processes
-OPTIONS = [{"sync": True}, {"sync": True, "statistics": "batch"}, {"sync": False}]
+OPTIONS = [
+    {"sync": True},
+    {"sync": True, "statistics": "batch"},
+    {"sync": True, "smoothing": "positives"},
+    {"sync": False},
+]
 
 
 def batch(name: str) -> tuple[torch.Tensor, ...]:
@@ -62,7 +67,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_two_processes_are_one_with_all_of_the_batch(kind: Kind, found: list[dict], number: int) -> None:
     options = {key: value for key, value in OPTIONS[number].items() if key != "sync"}
     whole = kind.ours(momentum=0.5, **options)
@@ -76,5 +81,5 @@ def test_two_processes_are_one_with_all_of_the_batch(kind: Kind, found: list[dic
 
 
 def test_without_sync_each_process_has_its_own_statistics(kind: Kind, found: list[dict]) -> None:
-    averages = [each[f"{kind.name}-2"][2] for each in found]
+    averages = [each[f"{kind.name}-3"][2] for each in found]
     assert not torch.allclose(*averages)
