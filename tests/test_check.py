@@ -35,7 +35,7 @@ SCHEMA = json.loads((ROOT / check.SCHEMA).read_text())
             [
                 "smooth_l1.beta must be greater than 0 and finite, got 0",
                 "ghmr.bins must be a whole number, 1 or greater, got 'few'",
-                "variants.ghmc_smooth.ghmc.smoothing must be 0 or greater and finite, got -1.0",
+                "variants.ghmc_smooth.ghmc.smoothing must be positives, or 0 or greater and finite, got -1.0",
             ],
         ),
         (

@@ -72,14 +72,14 @@ class GHMC(HarmonisedLoss):
         return loss.view(()) if sizes is None and reduction != "none" else loss
 
     def _positives(self, logit: Tensor, target: Tensor, weight: Tensor) -> Tensor | None:
-        """How many examples are of a class and not ignored, where that is asked for: float32, []."""
+        """How many rows are of a class and not ignored, at least 1, where that is asked for: float32, []."""
         if self.smoothing != "positives":
             return None
         if target.shape == logit.shape:
             positive = ((target > 0.5) & (weight > 0)).view(-1, logit.shape[-1]).any(-1)
         else:
             positive = (target >= 0) & (target < logit.shape[-1]) & (weight > 0)
-        return positive.sum(dtype=torch.float32)
+        return positive.sum(dtype=torch.float32).clamp(min=1)
 
     def _dense(self, logit: Tensor, target: Tensor, weight: Tensor, rows: list[int], reduction: Reduction) -> Tensor:
         valid, positives = weight > 0, self._positives(logit, target, weight)

@@ -86,5 +86,7 @@ class GHMR(HarmonisedLoss):
         return loss.view(()) if sizes is None and reduction != "none" else loss
 
     def _positives(self, weight_ND: Tensor) -> Tensor | None:
-        """How many boxes count, where that is asked for: float32, []."""
-        return (weight_ND > 0).any(-1).sum(dtype=torch.float32) if self.smoothing == "positives" else None
+        """How many boxes count, at least 1, where that is asked for: float32, []."""
+        if self.smoothing != "positives":
+            return None
+        return (weight_ND > 0).any(-1).sum(dtype=torch.float32).clamp(min=1)

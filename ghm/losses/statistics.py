@@ -40,8 +40,8 @@ class HarmonisedLoss(nn.Module):
         normalizer: `valid_bins`: the density counts occupied regions, as in the reference code. `bins`: all of them,
             as in the paper's equation; the loss is then smaller by occupied / bins.
         smoothing: pseudo-count added to the density of every occupied region, 0 or more. `positives`: as many as the
-            call has positive examples, in all its populations together. Then no example weighs more than 1 / (P M) in
-            the mean, and the loss does not change where every example is there twice.
+            call has positive examples, in all its populations together and at least 1. Then no example weighs more
+            than 1 / (P M) in the mean, and the loss does not change where every example is there twice.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -136,7 +136,7 @@ class HarmonisedLoss(nn.Module):
         Args:
             count_LK: examples of each region, int64.
             total_L: of valid examples, or the sum of their weights; None: as many as are counted.
-            positives: how many examples are positive, float32, []; only read with smoothing `positives`.
+            positives: how many examples are positive, at least 1, float32, []; read with smoothing `positives`.
 
         Returns:
             beta of each region, [L, K], and N of each population, at least 1 and over all
