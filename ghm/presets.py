@@ -31,12 +31,12 @@ def apply(name: str, root: str = "", layout: str = "") -> str:
     Raises:
         InputError: there is no such preset or folder, or the result would not be valid; then nothing is written.
     """
-    preset = _read(name)
+    preset = read(name)
     if root:
         folder = Path(root).expanduser().absolute()  # DVC's experiments run elsewhere
         if not folder.is_dir():
             raise InputError(f"DATA must be an existing folder with your data set, got {root!r}")
-        _merge(preset, {"data": {"root": str(folder), "source": None}, "custom": {"layout": layout or None}})
+        update(preset, {"data": {"root": str(folder), "source": None}, "custom": {"layout": layout or None}})
     return merge(preset, f"the preset {name}")
 
 
@@ -53,7 +53,7 @@ def merge(values: Mapping[str, Any], source: str) -> str:
     before = PARAMS.read_text(encoding="utf-8")
     yaml = YAML()  # configured as DVC configures it for `-S`, so that both write the same form
     content = yaml.load(before)
-    _merge(content, values)
+    update(content, values)
     meant = params.parse(content)
     if meant == parameters:
         return ""
@@ -75,23 +75,24 @@ def merge(values: Mapping[str, Any], source: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _read(name: str) -> dict[str, Any]:
-    """A preset on top of the one that its key `_base_` names, if any."""
+def read(name: str) -> dict[str, Any]:
+    """A preset, on top of the one that its key `_base_` names. Raises InputError where there is no such preset."""
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(preset.stem for preset in FOLDER.glob("*.yaml")))
         raise InputError(f"the preset must be one of {known}, got {name!r}")
     preset = sections.read(path)
     base = preset.pop("_base_", None)
-    content = {} if base is None else _read(base)
-    _merge(content, preset)
+    content = {} if base is None else read(base)
+    update(content, preset)
     return content
 
 
-def _merge(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None:
+def update(content: MutableMapping[str, Any], preset: Mapping[str, Any]) -> None:
+    """Set in `content` what `preset` has, section by section."""
     for key, value in preset.items():
         if isinstance(value, Mapping) and isinstance(content.get(key), MutableMapping):
-            _merge(content[key], value)
+            update(content[key], value)
         elif content.get(key, ...) != value:  # an equal value keeps its form and its comments
             content[key] = value
 

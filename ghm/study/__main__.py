@@ -21,6 +21,7 @@ def main() -> None:
     if not arguments.table:
         cells = [trials.trials(cell, study.seeds, content) for cell in study.cells()]
         seed_by_seed = [trial for of_a_seed in zip(*cells, strict=True) for trial in of_a_seed]
+        trials.require_data(seed_by_seed)
         try:
             jobs = arguments.jobs or at_once(params.load())
             trials.run_all(seed_by_seed, definition.splits(study), jobs)

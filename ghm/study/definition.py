@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, StrictBool
 
-from ghm import check, params, sections
+from ghm import check, params, presets, sections
 from ghm.errors import InputError
 from ghm.sections import Section, Seed
 from ghm.words import label
 
 FOLDER = Path("studies")
 PARAMS = Path("params.yaml")
-Changes = dict[str, Any]  # "section.key" of params.yaml -> value
+PRESET = "preset"
+Changes = dict[str, Any]  # "section.key" of params.yaml -> value; PRESET -> a name, which is merged before the others
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,14 @@ def applied(content: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     """A copy of the content of `params.yaml` with the changes made.
 
     Raises:
-        InputError: `params.yaml` has no such section.
+        InputError: there is no such preset, or `params.yaml` has no such section.
     """
     changed = copy.deepcopy(dict(content))
+    if PRESET in changes:
+        presets.update(changed, presets.read(changes[PRESET]))
     for key, value in changes.items():
+        if key == PRESET:
+            continue
         section, _, name = key.partition(".")
         if not isinstance(changed.get(section), Mapping):
             known = ", ".join(other for other in changed if isinstance(changed[other], Mapping))

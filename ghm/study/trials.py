@@ -4,11 +4,14 @@ A trial trains as the pipeline does: the run stays in `.state` under its fingerp
 stage that asks for it finds it.
 """
 
+import os
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,13 @@ TRIALS = Path(".trials")
 LOG = "log.txt"
 # Sections of params.yaml that shape a result beside the variant and its losses.
 SECTIONS = ("data", "digits", "custom", "model", "backbone", "train", "evaluate")
-ELSEWHERE = ("root", "source")  # keys of `data` that say only where they are
-# Sections that shape the data and the pretrained backbone: a trial that changes none of them shares those of the root.
-SHARED = {"data": ("data", "digits", "custom"), "weights": ("model", "backbone", "digits")}
+ELSEWHERE = ("root", "source")  # keys of `data` that say only where they are, unless the data are one's own
+WEIGHTS = ("backbone", "base_channels", "pretrained", "pretrained_sha256", "load_from")  # keys of `model`
+# What shapes the data and the pretrained backbone: a trial that changes none of it shares those of the root.
+SHARED: dict[str, Callable[[Mapping[str, Any]], object]] = {
+    "data": itemgetter("data", "digits", "custom"),
+    "weights": lambda content: (*itemgetter("backbone", "digits")(content), *itemgetter(*WEIGHTS)(content["model"])),
+}
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,34 @@ def trials(cell: Cell, seeds: Iterable[int], content: Mapping[str, Any]) -> list
     changed = applied(content, cell.changes)
     variant = changed["variants"][cell.variant]
     shaping = {name: changed[name] for name in (*SECTIONS, variant["cls"], variant["box"])}
-    shaping["data"] = {name: value for name, value in changed["data"].items() if name not in ELSEWHERE}
+    if changed["data"]["name"] != "custom":
+        shaping["data"] = {name: value for name, value in changed["data"].items() if name not in ELSEWHERE}
     folder = TRIALS / f"{cell.variant}-{fingerprint.key({**shaping, 'variant': variant})}"
-    return [Trial(cell.variant, seed, folder / f"seed_{seed}", {**changed, "seeds": [seed]}) for seed in seeds]
+    here = placed(changed)
+    return [Trial(cell.variant, seed, folder / f"seed_{seed}", {**here, "seeds": [seed]}) for seed in seeds]
+
+
+def placed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with `data.root` as an absolute path of this machine, since trials run in folders of their own.
+
+    It may begin with ~, have environment variables in it, and be relative to the repository's root.
+    """
+    root = content["data"]["root"]
+    there = root and str(Path(os.path.expandvars(root)).expanduser().absolute())
+    return {**content, "data": {**content["data"], "root": there}}
+
+
+def require_data(wanted: Iterable[Trial]) -> None:
+    """Require the folder of each data set, before anything is trained.
+
+    Raises:
+        InputError: one is not there.
+    """
+    for root in dict.fromkeys(trial.content["data"]["root"] for trial in wanted):
+        if root and not Path(root).is_dir():
+            unset = re.search(r"\$\{?(\w+)", root)
+            do = f"set the environment variable {unset[1]}" if unset else "put the data set there"
+            raise InputError(f"data.root must be a folder, got {root}: {do}; the study's file says where to get it")
 
 
 def run_all(wanted: Iterable[Trial], splits: Sequence[str], jobs: int) -> None:
@@ -84,10 +116,10 @@ def _run(trial: Trial, splits: Sequence[str], programs: Programs, environment: M
     trial.folder.mkdir(parents=True, exist_ok=True)
     with files.locked(trial.folder / ".lock", f"the training run {trial.folder}"):
         YAML(typ="safe").dump(trial.content, trial.folder / PARAMS)
-        root = sections.read(PARAMS)
+        root = placed(sections.read(PARAMS))
         for shared, shaping in SHARED.items():
             link = trial.folder / shared
-            if all(trial.content[section] == root[section] for section in shaping) and not link.exists():
+            if shaping(trial.content) == shaping(root) and not link.exists():
                 link.unlink(missing_ok=True)  # its target has moved
                 link.symlink_to(Path(shared).absolute())
         where = {"PYTHONPATH": str(Path(__file__).parents[2]), "GHM_STATE": str(runs.state_folder().absolute())}

@@ -26,13 +26,16 @@ def test_a_study_depends_on_the_parameters_that_its_trials_have(name: str, monke
     content = sections.read(definition.PARAMS)
     wanted = {f"data.{key}" for key in content["data"]} - {f"data.{key}" for key in trials.ELSEWHERE}
     wanted |= {*trials.SECTIONS} - {"data"}
+    chosen = set()
     for cell in definition.load(name).cells():
         variant = definition.applied(content, cell.changes)["variants"][cell.variant]
         wanted |= {variant["cls"], variant["box"]}
         wanted |= {f"variants.{cell.variant}"} if cell.variant in content["variants"] else set()
-    shared, study, own = STAGES[name]["params"]
+        chosen |= {cell.changes["preset"]} if "preset" in cell.changes else set()
+    shared, study, own, *merged = STAGES[name]["params"]
     assert {*shared["params.yaml"], *own["params.yaml"]} == wanted
     assert study == {f"studies/{name}.yaml": None}, "all of its file"
+    assert merged == [{f"presets/{preset}.yaml": None} for preset in sorted(chosen)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ghm import params, runs, sections, training
+from ghm import params, presets, runs, sections, training
 from ghm.errors import InputError
 from ghm.study import definition, trials
 from ghm.study.trials import Trial
-from tests.study.conftest import Trainer, curve, define, run_study
+from tests.study.conftest import ROOT, Trainer, curve, define, run_study
 
 SPLITS = ("val", "test")
 PARAMS = Path("params.yaml")
@@ -69,6 +69,56 @@ def test_data_and_backbone_are_the_roots_unless_they_are_changed_and_a_dead_link
     assert (plain.folder / "data").resolve() == Path("data").resolve()
     assert not (noisy.folder / "data").exists()
     assert (noisy.folder / "weights").resolve() == Path("weights").resolve()
+
+
+def own(root: str) -> dict[str, object]:
+    return {"data.name": "custom", "data.root": root}
+
+
+def test_data_sets_of_ones_own_that_differ_in_their_folder_alone_have_trials_of_their_own(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OURS", str(tmp_path / "ours"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    named = {"named": own("$OURS/a"), "braced": own("${OURS}/b"), "home": own("~/c"), "relative": own("ours/d")}
+    folders = [tmp_path / name for name in ("ours/a", "ours/b", "home/c", "ours/d")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    run_study(define(conditions=named, values=[10], seeds=[0]))
+    assert len(trainer.trained) == len({*trainer.trained}) == 2 * len(named)
+    every = [sections.read(Path(".trials", trial, "params.yaml")) for trial in trainer.trained]
+    assert {content["data"]["root"] for content in every} == {*map(str, folders)}
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [
+        ("$NOWHERE/a", r"/\$NOWHERE/a: set the environment variable NOWHERE; the study's file says where to get it"),
+        ("nowhere/a", "/nowhere/a: put the data set there; the study's file says where to get it"),
+    ],
+)
+def test_a_data_set_that_is_not_there_is_named_before_anything_is_trained(root: str, words: str, trainer: Trainer):
+    with pytest.raises(InputError, match=f"^data.root must be a folder, got .*{words}$"):
+        run_study(define(conditions={"digits": {}, "mine": own(root)}))
+    assert trainer.trained == []
+
+
+def test_a_preset_in_a_condition_means_what_it_does_in_params_and_other_changes_come_after_it(trainer: Trainer):
+    Path("presets").symlink_to(ROOT / "presets")
+    content = sections.read(PARAMS)
+    changed = definition.applied(content, {"train.epochs": 2, "preset": "own_cpu"})
+    presets.apply("own_cpu")
+    meant = sections.read(PARAMS)
+    assert content != meant
+    assert changed == {**meant, "train": {**meant["train"], "epochs": 2}}
+    with pytest.raises(InputError, match=r"^studies/asked.yaml: the preset must be one of bccd_r18, .*, got 'own'$"):
+        definition.load(define(conditions={"mine": {"preset": "own"}}))
+
+
+def test_other_anchors_do_not_pretrain_the_backbone_again(trainer: Trainer):
+    (trial, _) = wanted(define(conditions={"scaled": {"model.levels": 4}}, values=[10], seeds=[0]))
+    trials.run_all([trial], SPLITS, 1)
+    assert (trial.folder / "weights").resolve() == Path("weights").resolve()
 
 
 def test_a_study_trains_for_real_sums_up_and_does_not_train_again(workspace: Path):
