@@ -12,7 +12,7 @@ from ghm.report.tables import options
 from ghm.words import label
 
 README, REPORT = Path("README.md"), Path("reports/ap_table.md")
-COLUMNS = re.compile("AP|AP50|AP75|AR100|AP minus .*")  # that README shows, beside variant and losses
+COLUMNS = re.compile("AP|AP50|AP75|AR100|AP minus .*|verdict")  # that README shows, beside variant and losses
 # Type -> name. Another loss is called by its type.
 LOSSES = {"ghm.FocalLoss": "Focal Loss", "ghm.GHMC": "GHM-C", "ghm.SmoothL1Loss": "Smooth L1", "ghm.GHMR": "GHM-R"}
 TABLE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)

@@ -40,9 +40,9 @@ def test_the_table_is_what_its_command_writes_from_the_committed_report(tmp_path
 def test_the_table_is_written_and_nothing_else():
     after = readme.updated(README, params.load(ROOT / "params.yaml"), REPORT)
     assert readme.TABLE.sub("", README) == readme.TABLE.sub("", after)
-    assert "| variant | AP | AP50 | AR100 | AP minus fl_sl1, 95 % | losses |\n| --- | ---: |" in after
-    assert "| `ghmc_sl1` | 51.0 | 61.0 | 81.0 | +1.0 [-0.1, +10.0] | GHM-C + Smooth L1 |" in after
-    assert "| +3.0 [+0.1, +10.0] | GHM-C with smoothing 100 + Smooth L1 |" in after
+    assert "| variant | AP | AP50 | AR100 | AP minus fl_sl1, 95 % | verdict | losses |\n| --- | ---: |" in after
+    assert "| `ghmc_sl1` | 51.0 | 61.0 | 81.0 | +1.0 [-0.1, +10.0] | worse | GHM-C + Smooth L1 |" in after
+    assert "| +3.0 [+0.1, +10.0] | better | GHM-C with smoothing positives + Smooth L1 |" in after
 
 
 @pytest.mark.parametrize("report", ["", REPORT.replace("ghmc_sl1", "other")])

@@ -126,7 +126,7 @@ def density(results: Results, params: Params) -> Plot | None:
     for place, (name, kind) in enumerate(rows):
         grid = table.loc[[(name, kind)]].pivot(index="low", columns="step", values="density")
         count_KS = grid.to_numpy(float)
-        weight_KS = weights(count_KS.T, _argument(params.loss(name, kind), "smoothing") or 0.0).T
+        weight_KS = weights(count_KS.T, _pseudo_count(results, params, name, kind)).T
         edges = [0.0, *grid.columns]  # an average stands for the steps up to where it was read
         maps = (("density", count_KS, "viridis"), ("weight", weight_KS, "magma"))
         for ax, (what, value_KS, cmap) in zip(axes[2 * place :], maps, strict=False):
@@ -146,7 +146,7 @@ def density(results: Results, params: Params) -> Plot | None:
         f"Density of gradient norms over the training, and the weights that follow (seed {params.seeds[0]})",
         "The moving average of the number of examples in each unit region, and the weight that an example gets, on "
         "logarithmic scales that all variants share. White: no example so far. The average passes from one pyramid "
-        "level to the next and is read after the last one.",
+        "level to the next and is read after the last one. Smoothing by `positives` is shown with their mean number.",
     )
 
 
@@ -162,6 +162,14 @@ def _argument(loss: Loss, name: str) -> Any:
     built_in = getattr(losses, loss.type.rpartition(".")[2], None)  # mmdet's of the same name have the same defaults
     known = inspect.signature(built_in).parameters if built_in else {}
     return loss.arguments.get(name, known[name].default if name in known else None)
+
+
+def _pseudo_count(results: Results, params: Params, variant: str, kind: Role) -> float:
+    """The smoothing of a loss; the mean over all steps where it follows the number of positives."""
+    smoothing = _argument(params.loss(variant, kind), "smoothing") or 0.0
+    if smoothing != "positives":
+        return smoothing
+    return float(results.loss.loc[results.loss["variant"] == variant, "positives"].mean())
 
 
 def _setting(params: Params, type_: str, name: str) -> Any:

@@ -38,6 +38,15 @@ def test_runs_out_of_the_ordinary_can_be_drawn(tmp_path: Path, case: str) -> Non
                 plot.figure.savefig(io.BytesIO())
 
 
+def test_weights_by_positives_are_those_of_their_mean_number(tmp_path: Path) -> None:
+    params = fill(tmp_path, variants=2)
+    results, (name, variant) = read(params, tmp_path), list(params.variants.items())[1]
+    assert variant.cls == "ghmc" and training_figures._pseudo_count(results, params, name, "cls") == 0
+    by_positives = {"ghmc": Loss("ghm.GHMC", {"smoothing": "positives"})}
+    params = dataclasses.replace(params, losses=params.losses | by_positives)
+    assert training_figures._pseudo_count(results, params, name, "cls") == 99  # of every step of these runs
+
+
 @pytest.mark.parametrize("regions", [5, 10, 30, 40])
 def test_unit_regions_add_up_whole_bins_and_lose_no_example(regions: int) -> None:
     np.testing.assert_allclose(regrouped(COUNT, regions), COUNT.reshape(regions, -1).sum(1))
