@@ -112,9 +112,8 @@ def test_a_variant_gives_a_loss_other_arguments_than_its_section():
     loaded = params.load(ROOT / "params.yaml")
     section = loaded.losses["ghmc"]
     assert loaded.loss("ghmc_sl1", "cls") == section
-    assert loaded.loss("ghmc_smooth", "cls") == params.Loss(
-        section.type, {**section.arguments, "smoothing": "positives"}
-    )
+    arguments = {**section.arguments, "smoothing": "positives"}
+    assert loaded.loss("ghmc_smooth", "cls") == params.Loss(section.type, arguments)
     assert loaded.loss("ghmc_smooth", "box") == loaded.losses["smooth_l1"]
     keys = [loaded.loss_key("ghmc_smooth", "cls", name) for name in ("bins", "smoothing")]
     assert keys == ["ghmc.bins", "variants.ghmc_smooth.ghmc.smoothing"]
