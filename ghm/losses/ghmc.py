@@ -3,6 +3,7 @@
 Shapes: N examples (anchors), C classes, L populations (FPN levels), K unit regions.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,28 +62,27 @@ class GHMC(HarmonisedLoss):
         check_shapes(pred.shape, pred.shape[:-1], target=target)
         check_shapes(target.shape, label_weight=label_weight)
         rows = self.populations(sizes, len(pred))
+        positives = self.positives(avg_factor, partial(_positives, pred.detach(), target, label_weight), pred.device)
         labelled = target.shape != pred.shape and pred.dim() == 2 and self.bins <= MOST_BINS
         if reduction == "none" or not labelled:
-            loss = self._dense(pred.float(), target, label_weight, rows, reduction)
+            loss = self._dense(pred.float(), target, label_weight, rows, reduction, positives)
         else:
             pred = pred.contiguous()
             count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
-            factor_LK = self.factors(count_LK, None, reduction, self._positives(pred, target, label_weight))
+            factor_LK = self.factors(count_LK, None, reduction, positives)
             loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
         return loss.view(()) if sizes is None and reduction != "none" else loss
 
-    def _positives(self, logit: Tensor, target: Tensor, weight: Tensor) -> Tensor | None:
-        """How many rows are of a class and not ignored, at least 1, where that is asked for: float32, []."""
-        if self.smoothing != "positives":
-            return None
-        if target.shape == logit.shape:
-            positive = ((target > 0.5) & (weight > 0)).view(-1, logit.shape[-1]).any(-1)
-        else:
-            positive = (target >= 0) & (target < logit.shape[-1]) & (weight > 0)
-        return positive.sum(dtype=torch.float32).clamp(min=1)
-
-    def _dense(self, logit: Tensor, target: Tensor, weight: Tensor, rows: list[int], reduction: Reduction) -> Tensor:
-        valid, positives = weight > 0, self._positives(logit, target, weight)
+    def _dense(
+        self,
+        logit: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        rows: list[int],
+        reduction: Reduction,
+        positives: Tensor | None,
+    ) -> Tensor:
+        valid = weight > 0
         if target.shape != logit.shape:
             target = target[..., None] == torch.arange(logit.shape[-1], device=target.device)
             valid = valid[..., None].expand(logit.shape)
@@ -91,3 +91,10 @@ class GHMC(HarmonisedLoss):
         total_L = torch.stack([part.sum() for part in valid.split(rows)])
         loss = functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
         return self.harmonise(loss, norm, valid, total_L, rows, reduction, positives)
+
+
+def _positives(logit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """How many rows are of a class and not ignored, []."""
+    if target.shape == logit.shape:
+        return ((target > 0.5) & (weight > 0)).view(-1, logit.shape[-1]).any(-1).sum()
+    return ((target >= 0) & (target < logit.shape[-1]) & (weight > 0)).sum()

@@ -66,6 +66,8 @@ class GHMR(HarmonisedLoss):
             rows = vectorised.sizes_of_rows(few_R, rows)
             pred, target, label_weight = (part.index_select(0, few_R) for part in (pred, target, label_weight))
 
+        positives = self.positives(avg_factor, lambda: (label_weight > 0).any(-1).sum(), pred.device)
+
         def total() -> Tensor:
             return torch.stack([part.sum(dtype=torch.float32) for part in label_weight.split(rows)])
 
@@ -73,20 +75,13 @@ class GHMR(HarmonisedLoss):
             pred = pred.contiguous()  # the gradient has its layout
             count_LK, slot = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
             number = None if reduction == "mean" else total()
-            factor_LK = self.factors(count_LK, number, reduction, self._positives(label_weight))
+            factor_LK = self.factors(count_LK, number, reduction, positives)
             loss = ops.ghm_r(pred, target, label_weight, slot, rows, factor_LK, self.mu)
         else:
             difference = pred.float() - target.float()
             norm = regression_gradient_norm(difference.detach(), mu=self.mu)
             asl1 = (difference * difference + self.mu * self.mu).sqrt() - self.mu
-            positives = self._positives(label_weight)
             loss = self.harmonise(asl1, norm, label_weight > 0, total(), rows, reduction, positives)
         if few_R is not None:
             loss = loss + 0 * everything.sum(dtype=torch.float32)  # NaN where any prediction is, like a sum over all
         return loss.view(()) if sizes is None and reduction != "none" else loss
-
-    def _positives(self, weight_ND: Tensor) -> Tensor | None:
-        """How many boxes count, at least 1, where that is asked for: float32, []."""
-        if self.smoothing != "positives":
-            return None
-        return (weight_ND > 0).any(-1).sum(dtype=torch.float32).clamp(min=1)

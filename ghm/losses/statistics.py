@@ -39,9 +39,10 @@ class HarmonisedLoss(nn.Module):
             occupied. Without it a region's first weights are 1 / (1 - momentum) too large.
         normalizer: `valid_bins`: the density counts occupied regions, as in the reference code. `bins`: all of them,
             as in the paper's equation; the loss is then smaller by occupied / bins.
-        smoothing: pseudo-count added to the density of every occupied region, 0 or more. `positives`: as many as the
-            call has positive examples, in all its populations together and at least 1. Then no example weighs more
-            than 1 / (P M) in the mean, and the loss does not change where every example is there twice.
+        smoothing: pseudo-count added to the density of every occupied region, 0 or more. `positives`: as many as there
+            are positive examples, at least 1: `avg_factor`, or else those of the call, in all its populations together.
+            Then no example weighs more than 1 / (P M) in the mean, and the loss does not change where every example is
+            there twice.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -50,7 +51,8 @@ class HarmonisedLoss(nn.Module):
 
     Args:
         label_weight: 0 or less marks what is ignored.
-        avg_factor: ignored, as in mmdet: mmdet's heads pass the number of positives, and these losses divide by N.
+        avg_factor: the number of positives, which mmdet's heads pass to every loss. These divide by N all the same, as
+            in mmdet; it is read with smoothing `positives` alone.
         reduction_override: takes the place of `reduction` when given.
         sizes: the rows of each FPN level when `pred` holds several, in order.
 
@@ -150,6 +152,21 @@ class HarmonisedLoss(nn.Module):
         density_LK = count_LK if self.acc_sum is None else self._average(self.acc_sum, count_LK)
         options = {"normalizer": self.normalizer, "smoothing": self._pseudo_count(positives)}
         return region_weights(density_LK, count_LK, total_L, **options)
+
+    def positives(
+        self, avg_factor: float | Tensor | None, counted: Callable[[], Tensor], device: torch.device
+    ) -> Tensor | None:
+        """How many examples are positive, at least 1: float32, []. None where no smoothing asks for that.
+
+        Args:
+            counted: called where the caller of the loss has not said how many.
+        """
+        if self.smoothing != "positives":
+            return None
+        number = counted() if avg_factor is None else avg_factor
+        if not isinstance(number, Tensor):
+            return torch.full((), max(1.0, number), device=device)
+        return number.detach().float().clamp(min=1)
 
     def _pseudo_count(self, positives: Tensor | None) -> float | Tensor:
         if self.smoothing != "positives":

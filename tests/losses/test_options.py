@@ -58,6 +58,17 @@ def test_positives_of_all_populations_are_counted_whichever_form_the_targets_hav
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("form", [float, torch.tensor])
+def test_a_caller_that_knows_the_positives_is_believed_and_keeps_its_number(kind: Kind, form: Any) -> None:
+    """As mmdet's heads do, which call a loss level by level with the number of all levels."""
+    step, known = next(kind.steps(4, 1)), form(37.0)
+    found = run(kind.ours(smoothing="positives", sync=True), *step, avg_factor=known)
+    torch.testing.assert_close(found, run(kind.ours(smoothing=37.0), *step), rtol=0, atol=0)
+    assert known == 37
+    few = run(kind.ours(smoothing="positives"), *step, avg_factor=form(0.0))
+    torch.testing.assert_close(few, run(kind.ours(smoothing=1.0), *step), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("statistics", ["level", "batch"])
 @pytest.mark.parametrize("momentum", [0.0, 0.75])
 def test_by_positives_the_loss_stays_where_every_example_is_there_twice(
