@@ -51,11 +51,15 @@ class Data(Section):
     root: str | None
     source: str | None
     label_noise: Share
+    box_noise: Share
     max_bad_images: CountOrZero
 
     def broken(self) -> Iterator[str]:
-        if self.name != "digits" and self.label_noise > 0:
-            yield f"data.label_noise must be 0 with data.name: {self.name}, got {self.label_noise}"
+        for key, share in (("label_noise", self.label_noise), ("box_noise", self.box_noise)):
+            if share > 0 and self.name not in ("digits", "custom"):
+                yield f"data.{key} must be 0 with data.name: {self.name}, got {share}"
+            if share > 0 and self.name == "digits" and self.root:
+                yield f"data.{key} must be 0 with digits that lie in data.root ({self.root}), got {share}"
         if self.root and self.source:
             yield f"data.root and data.source cannot both be set, got {self.root!r} and {self.source!r}"
 

@@ -125,9 +125,9 @@ def test_wrong_transforms_and_options_of_the_optimiser_are_named_at_once(changes
         check.whole(params.parse(changed(COMMITTED, {f"train.{name}": value for name, value in changes.items()})))
 
 
-@pytest.mark.parametrize("section", ["focal", "ohem", "cross_entropy", "ghmc", "smooth_l1", "ghmr"])
+@pytest.mark.parametrize("section", ["focal", "ohem", "cross_entropy", "ghmc", "smooth_l1", "ghmr", "giou"])
 def test_every_section_of_the_committed_file_holds_a_loss(section: str):
-    role = "box" if section in ("smooth_l1", "ghmr") else "cls"
+    role = "box" if section in ("smooth_l1", "ghmr", "giou") else "cls"
     check.whole(params.parse(changed(COMMITTED, {f"variants.fl_sl1.{role}": section})))
 
 
@@ -137,7 +137,7 @@ def test_the_schema_that_params_yaml_names_is_current():
 
 
 PAIR = {"annotations": "a.json", "images": "a"}
-GIOU = {"variants.fl_giou": {"cls": "focal", "box": "giou", "focal": {"gamma": 1.0}}, "giou": {"type": "GIoULoss"}}
+DIOU = {"variants.fl_diou": {"cls": "focal", "box": "diou", "focal": {"gamma": 1.0}}, "diou": {"type": "DIoULoss"}}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ GIOU = {"variants.fl_giou": {"cls": "focal", "box": "giou", "focal": {"gamma": 1
     [
         ({"train.ema_momentum": 0.0002, "train.grad_clip": None, "seeds": [0, 1, 2]}, True),
         ({"custom.train": PAIR, "custom.val": PAIR}, True),
-        (GIOU, True),
+        (DIOU, True),
         ({"train.lr": 0}, False),
         ({"train.epoch": 3}, False),
         ({"model.head_norm": "LN"}, False),

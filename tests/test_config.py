@@ -167,9 +167,20 @@ def test_any_registered_loss_is_a_section_away_and_the_head_is_told_how_many_log
         head = build(with_losses(softmax={"type": "CrossEntropyLoss"}, cls=section)).model.bbox_head
         assert head.loss_cls.use_sigmoid == sigmoid
         assert "use_sigmoid" not in head.loss_bbox and not head.reg_decoded_bbox
-    assert build(with_losses(giou={"type": "GIoULoss"}, box="giou")).model.bbox_head.reg_decoded_bbox
     with pytest.raises(InputError, match="variants.tried.cls must be a loss for cls"):
         build(with_losses(cls="smooth_l1"))
+
+
+def test_losses_that_compare_boxes_get_boxes_and_all_others_deltas():
+    losses = {
+        name: cls for name, cls in MODELS.module_dict.items() if cls.__module__.startswith("mmdet.models.losses.")
+    }
+    comparing = {name for name, cls in losses.items() if cls.__module__.endswith(".iou_loss")}
+    assert {"GIoULoss", "DIoULoss", "CIoULoss", "EIoULoss", "SIoULoss", "BoundedIoULoss", "IoULoss"} <= comparing
+    for name in (*comparing, "SmoothL1Loss", "L1Loss", "BalancedL1Loss", "MSELoss", "mmdet.GIoULoss"):
+        is_decoded = build(with_losses(tried={"type": name}, box="tried")).model.bbox_head.reg_decoded_bbox
+        assert is_decoded == (name.removeprefix("mmdet.") in comparing), name
+    assert build(with_losses(box="giou")).model.bbox_head.loss_bbox == {"type": "GIoULoss", "loss_weight": 2.0}
 
 
 def test_a_training_split_without_boxes_is_refused_where_empty_images_are_left_out():

@@ -24,8 +24,9 @@ BOX_LOSSES = {
     "ghmr": dict(type="ghm.GHMR", momentum=0.7, loss_weight=10.0),
     "mmdets_ghmr": dict(type="mmdet.GHMR", momentum=0.7, loss_weight=10.0),
     "our_smooth_l1": dict(type="ghm.SmoothL1Loss", beta=0.11),
-    "giou": dict(type="mmdet.GIoULoss"),
 }
+COMPARING = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "BoundedIoU")  # boxes, not deltas
+BOX_LOSSES |= {name: dict(type=f"mmdet.{name}Loss", loss_weight=2.0) for name in COMPARING}
 
 
 def head(kind: str, cls: str, box: str) -> Any:
@@ -44,7 +45,7 @@ def head(kind: str, cls: str, box: str) -> Any:
                 ratios=[1.0, 2.0],
                 strides=[8, 16],
             ),
-            reg_decoded_bbox=box == "giou",
+            reg_decoded_bbox=box in COMPARING,
             loss_cls=LOSSES[cls],
             loss_bbox=BOX_LOSSES[box],
             train_cfg=dict(
@@ -76,7 +77,8 @@ def batch(count_of_boxes: tuple[int, ...]) -> tuple[list[torch.Tensor], list[Ins
         ("our_focal", "our_smooth_l1"),
         ("ghmc", "our_smooth_l1"),
         ("ghmc", "ghmr"),
-        ("softmax", "giou"),
+        ("softmax", "GIoU"),
+        *(("our_focal", name) for name in COMPARING),
     ],
 )
 def test_losses_gradients_and_statistics_are_those_of_mmdets_head(cls: str, box: str, count_of_boxes: tuple[int, ...]):

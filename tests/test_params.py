@@ -65,6 +65,16 @@ TEST_PAIR = {"annotations": "test.json", "images": "test"}
         ({"variants.fl_sl1.ghmc": {}}, "variants.fl_sl1.ghmc is not a known key, got {}; allowed: cls, box, focal, "),
         ({"variants.fl_sl1.focal.type": "x"}, "variants.fl_sl1.focal.type cannot be overridden: name another loss"),
         ({"trian": {"epochs": 3}}, "trian.type is missing"),
+        (
+            {"data.name": "voc", "data.label_noise": 0.3},
+            "data.label_noise must be 0 with data.name: voc, got 0.3",
+        ),
+        ({"data.name": "bccd", "data.box_noise": 0.2}, "data.box_noise must be 0 with data.name: bccd, got 0.2"),
+        (
+            {"data.root": "a", "data.box_noise": 1},
+            "data.box_noise must be 0 with digits that lie in data.root (a), got",
+        ),
+        ({"data.box_noise": 30}, "data.box_noise must be less than or equal to 1, got 30"),
         ({"data.name": "coco"}, "evaluate.split must be val with data.name: coco, got 'test'"),
         ({"model.pretrained": None, "model.frozen_stages": 1}, "model.frozen_stages must be -1 when model.pretrained"),
         ({"model.pretrained_sha256": "0123456789"}, "model.pretrained_sha256 must be null without a file to check"),

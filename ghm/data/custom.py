@@ -19,6 +19,7 @@ from ghm.data import annotations, layouts, splits
 from ghm.data.annotations import Annotations
 from ghm.data.layouts.tree import SPLITS, Tree, divided
 from ghm.data.manifest import Split
+from ghm.data.noise import Noise
 from ghm.data.validation import leaves_folder
 from ghm.params import Custom
 from ghm.words import count
@@ -26,11 +27,11 @@ from ghm.words import count
 _log = logging.getLogger(__name__)
 
 
-def convert(theirs: dict[str, Split], root: Path, out: Path) -> None:
+def convert(theirs: dict[str, Split], root: Path, out: Path, noise: Noise) -> None:
     """Write `out/annotations/instances_<split>.json` for the annotation files of splits, train first, below `root`.
 
     Raises:
-        InputError: a file is missing or malformed.
+        InputError: a file is missing or malformed, or cannot have this noise.
     """
     contents = {
         name: annotations.read(root / split.annotations, Annotations, any_encoding=True)
@@ -38,18 +39,25 @@ def convert(theirs: dict[str, Split], root: Path, out: Path) -> None:
     }
     for name, content in contents.items():
         _spell(content, root / theirs[name].folder)
-    write(contents, out)
+    write(contents, out, noise)
 
 
-def write(contents: dict[str, Annotations], out: Path) -> None:
-    """Write `out/annotations/instances_<split>.json` for the content of splits, train first, which is changed."""
+def write(contents: dict[str, Annotations], out: Path, noise: Noise) -> None:
+    """Write `out/annotations/instances_<split>.json` for the content of splits, train first, which is changed.
+
+    Raises:
+        InputError: `train` cannot have this noise.
+    """
     for name, content in contents.items():
         if name != "train":
             _align(name, content, contents["train"])
         for number, box in enumerate(content.annotations, start=1):
             box.id, box.iscrowd, box.ignore = number, int(box.iscrowd or 0), int(box.ignore or 0)
             box.area = box.bbox[2] * box.bbox[3] if box.area is None else box.area
-        text = json.dumps(msgspec.to_builtins(content), separators=(",", ":"))  # what is not finite is found later
+        plain = msgspec.to_builtins(content)
+        if name == "train":
+            noise.apply(plain)
+        text = json.dumps(plain, separators=(",", ":"))  # what is not finite is found later
         files.write_text(out / "annotations" / f"instances_{name}.json", text)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ghm.data import digits_render as render
+from ghm.data.noise import Noise
 from ghm.files import write_json
 from ghm.params import Digits
 
@@ -22,7 +23,7 @@ SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 92  # JPEG and not PNG, whose bytes depend on the processor: zlib-ng takes other matches there
 
 # First keys of the random streams: a picture depends on its split and its number, not on how many there are.
-_PICTURES, _CROPS, _CLUTTER, _NOISE = range(4)
+_PICTURES, _CROPS, _CLUTTER = range(3)
 
 # Columns of a photo for each split, in shares of its width; each split sees sky, trees, building and flower.
 _STRIPS = {"train": ((0.0, 0.4), (0.7, 1.0)), "val": ((0.4, 0.55),), "test": ((0.55, 0.7),)}
@@ -97,29 +98,17 @@ def picture(
     return render.develop(rng, canvas), [sprite for sprite in sprites if sprite.label != render.CLUTTER]
 
 
-def noisy_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Replace the share `share` of the labels 0..9, int64 [N], by others, uniformly over the nine wrong ones.
-
-    A label that is wrong at one share is wrong in the same way at every larger share.
-    """
-    rng = _generator(seed, _NOISE)
-    order = rng.permutation(len(labels))
-    wrong = (labels + rng.integers(1, len(CLASSES), len(labels))) % len(CLASSES)
-    chosen = order[: round(share * len(labels))]
-    noisy = labels.copy()
-    noisy[chosen] = wrong[chosen]
-    return noisy
-
-
-def write(digits: Digits, label_noise: float, root: Path) -> None:
+def write(digits: Digits, noise: Noise, root: Path) -> None:
     """Write `root/annotations/instances_{train,val,test}.json` and `root/{train,val,test}/000001.jpg`, ...
 
-    With the same libraries and arguments every byte is the same, on every processor. Only the classes of training boxes
-    depend on `label_noise`.
+    With the same libraries and arguments every byte is the same, on every processor. Only the training boxes and their
+    classes depend on `noise`.
     """
     for split in SPLITS:
-        noise = label_noise if split == "train" else 0.0
-        write_json(root / "annotations" / f"instances_{split}.json", _write_split(digits, split, noise, root / split))
+        content = _write_split(digits, split, root / split)
+        if split == "train":
+            noise.apply(content)
+        write_json(root / "annotations" / f"instances_{split}.json", content)
 
 
 def crops(digits: Digits, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +141,7 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _write_split(digits: Digits, split: str, label_noise: float, folder: Path) -> dict[str, Any]:
+def _write_split(digits: Digits, split: str, folder: Path) -> dict[str, Any]:
     """Write the pictures of a split into a new folder and return its COCO annotations."""
     folder.mkdir(parents=True)
     source = material(split, digits.seed)
@@ -166,7 +155,6 @@ def _write_split(digits: Digits, split: str, label_noise: float, folder: Path) -
         Image.fromarray(photo).save(folder / name, quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": name, "width": side, "height": side})
         shown += [(number, sprite) for sprite in sprites]
-    labels = noisy_labels(np.array([sprite.label for _, sprite in shown], np.int64), label_noise, digits.seed)
     return {
         "info": _INFO,
         "licenses": _LICENSES,
@@ -176,12 +164,12 @@ def _write_split(digits: Digits, split: str, label_noise: float, folder: Path) -
             {
                 "id": i,
                 "image_id": number,
-                "category_id": int(label) + 1,
+                "category_id": int(sprite.label) + 1,
                 "bbox": list(sprite.box),
                 "area": sprite.box[2] * sprite.box[3],
                 "iscrowd": 0,
                 "segmentation": [],
             }
-            for i, ((number, sprite), label) in enumerate(zip(shown, labels, strict=True), start=1)
+            for i, (number, sprite) in enumerate(shown, start=1)
         ],
     }

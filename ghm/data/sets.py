@@ -15,12 +15,13 @@ from ghm.data.annotations import Annotations
 from ghm.data.custom import Recognised
 from ghm.data.layouts.tree import SPLITS, Tree
 from ghm.data.manifest import Split
+from ghm.data.noise import Noise
 from ghm.errors import InputError
 from ghm.params import Params
 
 IMAGES = "images"  # the link to the user's folder in a custom data set of ours
 _KNOWN = "recognised.json"
-_RECOGNISING = ["custom", "annotations", "splits", "voc"]  # and the layouts: the code that shapes what is made
+_RECOGNISING = ["custom", "annotations", "noise", "splits", "voc"]  # and the layouts: the code that shapes what is made
 _RECOGNISING += [f"layouts/{path.stem}" for path in sorted((Path(__file__).parent / "layouts").glob("*.py"))]
 COCO_SPLITS = {name: Split(f"annotations/instances_{name}2017.json", f"{name}2017") for name in ("train", "val")}
 
@@ -72,12 +73,13 @@ def _digits(parameters: Params) -> Located:
         raise InputError(f"data.source must be null with data.name: digits, got {parameters.data.source!r}")
     if parameters.data.root:
         return Located(_folder_with(parameters.data.root, splits), splits)
-    noise = parameters.data.label_noise
+    noise = _noise(parameters, parameters.digits.seed)
 
     def fill(folder: Path) -> None:
         digits.write(parameters.digits, noise, folder)
 
-    return Located(_made("digits", ["digits", "digits_render"], [asdict(parameters.digits), noise], fill), splits)
+    shape = [asdict(parameters.digits), asdict(noise)]
+    return Located(_made("digits", ["digits", "digits_render", "noise"], shape, fill), splits)
 
 
 def _coco(parameters: Params) -> Located:
@@ -109,13 +111,14 @@ def _custom(parameters: Params) -> Located:
     home = _custom_root(parameters, theirs)
     texts = [files.digest(home / split.annotations) for split in theirs.values()]
     listing = _listing([home / split.folder for split in theirs.values()])  # names as the disk spells them
+    noise = _noise(parameters)
 
     def fill(folder: Path) -> None:
-        custom.convert(theirs, home, folder)
+        custom.convert(theirs, home, folder, noise)
         (folder / IMAGES).symlink_to(home)
 
-    shape = [str(home), texts, listing, asdict(parameters.custom)]
-    root = _made("custom", ["custom", "annotations"], shape, fill)
+    shape = [str(home), texts, listing, asdict(parameters.custom), asdict(noise)]
+    root = _made("custom", ["custom", "annotations", "noise"], shape, fill)
     ours = {
         name: Split(f"annotations/instances_{name}.json", f"{IMAGES}/{split.folder}", source=home / split.annotations)
         for name, split in theirs.items()
@@ -134,23 +137,28 @@ def _recognised(parameters: Params, before: dict[str, Any] | None) -> Located:
     settings = {name: getattr(parameters.custom, name) for name in ("val_share", "test_share", "split_seed")}
     is_same = before is not None and all(before.get(name) == value for name, value in settings.items())
     earlier = {name: split for split, names in before["images"].items() for name in names} if before and is_same else {}
-    key = _key(_RECOGNISING, [str(home), tree.stats(), settings, parameters.custom.layout])
+    noise = _noise(parameters)
+    key = _key(_RECOGNISING, [str(home), tree.stats(), settings, parameters.custom.layout, asdict(noise)])
     for root in sorted(store().glob(f"custom-{key}-*")):
         known = Recognised(**json.loads((root / _KNOWN).read_bytes()))
         if known.agrees(earlier):
             break
     else:
         known, contents = custom.recognise(tree, parameters.custom, earlier)
-        root = _made(f"custom-{key}", [], known.splits, partial(_write, home, known, contents))
+        root = _made(f"custom-{key}", [], known.splits, partial(_write, home, known, contents, noise))
     splits = {name: Split(f"annotations/instances_{name}.json", IMAGES, source=home) for name in SPLITS}
     made = {**settings, "images": known.splits} if known.splits else None
     return Located(root, splits, said=known.said, made=made)
 
 
-def _write(home: Path, known: Recognised, contents: dict[str, Annotations], folder: Path) -> None:
-    custom.write(contents, folder)
+def _write(home: Path, known: Recognised, contents: dict[str, Annotations], noise: Noise, folder: Path) -> None:
+    custom.write(contents, folder, noise)
     files.write_json(folder / _KNOWN, asdict(known))
     (folder / IMAGES).symlink_to(home)
+
+
+def _noise(parameters: Params, seed: int = 0) -> Noise:
+    return Noise(parameters.data.label_noise, parameters.data.box_noise, seed)
 
 
 def _custom_root(parameters: Params, splits: dict[str, Split]) -> Path:

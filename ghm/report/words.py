@@ -71,8 +71,8 @@ def setting(results: Results, params: Params) -> str:
     split = params.evaluate.split
     measured = results.manifest["splits"][split]
     records = [*itertools.chain.from_iterable(results.records.values())]
-    noise = params.data.label_noise
-    wrong = f" **{noise:.0%} of the training boxes have a wrong class.**" if noise > 0 else ""
+    shares = (params.data.label_noise, "have a wrong class"), (params.data.box_noise, "have moved edges")
+    wrong = "".join(f" **{share:.0%} of the training boxes {what}.**" for share, what in shares if share > 0)
     return "\n".join(
         [
             "Variants of one detector, trained on the same images in the same way: only the losses differ.",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,6 +180,14 @@ def test_a_class_without_boxes_is_a_dash_and_no_difference(tmp_path: Path) -> No
     assert re.search(r"^\| 3 +\| +0 \| +– \| +– \|$", tables.per_class(results, params), re.MULTILINE)  # noqa: RUF001
     measured = {metric for _, metric in comparison.compare(results)}
     assert measured == {"AP", "AP50", "AP75", *(f"AP_{number}" for number in range(10))} - {"AP_3"}
+
+
+def test_training_boxes_that_are_wrong_on_purpose_are_said_so(large: Written) -> None:
+    results, data = read(large.params, large.root), large.params.data
+    assert "of the training boxes" not in large.page
+    noisy = replace(large.params, data=replace(data, label_noise=0.3, box_noise=0.2))
+    text = words.setting(results, noisy)
+    assert "**30% of the training boxes have a wrong class.** **20% of the training boxes have moved edges.**" in text
 
 
 def test_images_that_were_left_out_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
