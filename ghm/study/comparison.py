@@ -2,7 +2,9 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from ghm.params import Params
 from ghm.report.comparison import difference, interval
 from ghm.runs import Record
 from ghm.study import definition, trials
-from ghm.study.definition import FOLDER, PARAMS, Cell, Study
+from ghm.study.definition import FOLDER, PARAMS, Cell, Study, applied
+from ghm.study.pooled import pool
+from ghm.study.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """The data set of a condition, and what was trained on it."""
+
+    images: dict[str, int]  # of each split
+    parameters: Params
+    records: tuple[Record, ...]  # of each training run
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A study with all that is said of it."""
 
@@ -52,10 +65,18 @@ class Comparison:
     images: dict[str, int]  # of each split
     parameters: Params
     records: tuple[Record, ...]  # of each training run
+    # Where conditions are data sets, those with a training run; and for each curve but the reference each metric's mean
+    # difference over all conditions, None where one has none.
+    data_sets: dict[str, DataSet]
+    pooled: dict[str, dict[str, Difference | None]]
 
     def of(self, condition: str, curve: str) -> list[Row]:
         """The rows of a curve, in the order of the values."""
         return [row for row in self.rows if row.cell.key[:2] == (condition, curve)]
+
+    def answer(self, condition: str, curve: str) -> Row | None:
+        """What the study answers with, where that is one row; None where it chose among values and none was trained."""
+        return next((row for row in self.of(condition, curve) if row.answers), None)
 
 
 def gather(name: str, study: Study) -> Comparison:
@@ -98,15 +119,55 @@ def gather(name: str, study: Study) -> Comparison:
                 paired=len(pairs),
             )
         )
-    return Comparison(
+    rows = tuple(_judged(_chosen(rows) if study.chooses else rows, study.chooses and splits[0] != splits[-1]))
+    has_data_sets = definition.has_data_sets(study, content)
+    result = Comparison(
         name,
         study,
         splits,
-        rows=tuple(_judged(_chosen(rows) if study.chooses else rows, study.chooses and splits[0] != splits[-1])),
-        images={split: Resampled.load(finished[0].detections(split) / runs.RESAMPLED).images for split in splits},
+        rows,
+        images=_images(finished[0], splits),
         parameters=params.parse(content),
-        records=tuple(Record.read(runs.run_folder(trial.variant, trial.seed, trial.folder)) for trial in finished),
+        records=tuple(map(_record, finished)),
+        data_sets=dict(_data_sets(study, splits, content, done)) if has_data_sets else {},
+        pooled={},
     )
+    return replace(result, pooled=_pooled(result)) if has_data_sets else result
+
+
+def _images(trial: Trial, splits: tuple[str, ...]) -> dict[str, int]:
+    return {split: Resampled.load(trial.detections(split) / runs.RESAMPLED).images for split in splits}
+
+
+def _record(trial: Trial) -> Record:
+    return Record.read(runs.run_folder(trial.variant, trial.seed, trial.folder))
+
+
+def _data_sets(
+    study: Study, splits: tuple[str, ...], content: dict[str, Any], done: dict[tuple[str, str, str], list[Trial]]
+) -> Iterator[tuple[str, DataSet]]:
+    for condition, changes in study.conditions.items():
+        finished = [trial for key, of_cell in done.items() if key[0] == condition for trial in of_cell]
+        if finished:
+            parameters = params.parse(applied(content, changes))
+            yield condition, DataSet(_images(finished[0], splits), parameters, tuple(map(_record, finished)))
+
+
+def _pooled(result: Comparison) -> dict[str, dict[str, Difference | None]]:
+    """Of each curve and metric, over all conditions; the verdicts hold together in each metric."""
+    pooled: dict[str, dict[str, Difference | None]] = {}
+    for metric in METRICS:
+        family = {}
+        for curve in [*result.study.curves][1:]:
+            answers = [result.answer(condition, curve) for condition in result.study.conditions]
+            differences = [row.differences[metric] for row in answers if row]
+            known = [minus for minus in differences if minus]
+            pooled.setdefault(curve, {})[metric] = None
+            if len(known) == len(answers):
+                family[curve] = pool(known)
+        for curve, minus in together(family).items():
+            pooled[curve][metric] = minus
+    return pooled
 
 
 def _chosen(rows: list[Row]) -> list[Row]:

@@ -129,6 +129,15 @@ def splits(study: Study) -> tuple[str, ...]:
     return known.pop()
 
 
+def has_data_sets(study: Study, content: Mapping[str, Any]) -> bool:
+    """Whether each of several conditions has a data set of its own, and each curve one answer to each."""
+    sets = []
+    for changes in study.conditions.values():
+        data = applied(content, changes)["data"]
+        sets.append((data["name"], *((data["root"], data["source"]) if data["name"] == "custom" else ())))
+    return len(study.conditions) == len({*sets}) > 1 and (study.chooses or study.parameter is None)
+
+
 def applied(content: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     """A copy of the content of `params.yaml` with the changes made.
 

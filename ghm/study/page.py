@@ -11,7 +11,7 @@ from ghm.report import names
 from ghm.report.style import Plot, look
 from ghm.report.tables import DASH, LEVEL, detectable, distinct, interval, markdown, signed
 from ghm.report.words import described, judged, reading_intervals, scope, seen
-from ghm.study import figure
+from ghm.study import figure, overview
 from ghm.study.comparison import Comparison, Row
 from ghm.words import count, label
 
@@ -25,12 +25,14 @@ def write(result: Comparison) -> str:
     named = [*study.curves, *study.conditions, *map(label, study.values)]
     with look(named), tempfile.TemporaryDirectory(dir=REPORTS, prefix=f".{name}.") as folder:
         new = Path(folder)
-        plot = figure.draw(result)
+        plot = overview.draw(result) if result.data_sets else figure.draw(result)
         plot.save(new, name)
         files.write_json(new / f"{name}.json", numbers(result))
         files.write_text(new / f"{name}.md", text(result, plot))
         for path in sorted(new.iterdir()):
             path.replace(REPORTS / path.name)
+    if result.data_sets:
+        return overview.table(result)
     return "\n\n".join(f"{names.line(condition)}\n\n{_table(result, condition)}" for condition in study.conditions)
 
 
@@ -40,20 +42,30 @@ def numbers(result: Comparison) -> dict[str, Any]:
     runs |= {key: sorted({run.conditions[key] for run in result.records}) for key in ("data", "code", "libraries")}
     content = {
         **asdict(result.study),
-        "images": result.images,
+        "images": {name: data.images for name, data in result.data_sets.items()} or result.images,
         "chosen_on": result.splits[0],
         "reported_on": result.splits[-1],
         "runs": {**runs, "number": len(result.records)},
         "rows": [asdict(row) for row in result.rows],
     }
+    if result.data_sets:
+        content["pooled"] = {
+            curve: {metric: minus and asdict(minus) for metric, minus in metrics.items()}
+            for curve, metrics in result.pooled.items()
+        }
     return json.loads(json.dumps(content), parse_float=lambda number: float(f"{float(number):.4g}"))
 
 
 def text(result: Comparison, plot: Plot) -> str:
     """The whole page, in Markdown."""
     study = result.study
-    blocks = [f"# {study.question}", _setting(result), *_incomplete(result)]
-    blocks += [plot.markdown(result.name), "## Result", _reading(result)]
+    blocks = [f"# {study.question}", *_incomplete(result)]
+    if result.data_sets:
+        blocks += [overview.table(result), overview.reading(result), plot.markdown(result.name), _setting(result)]
+    else:
+        blocks[1:1] = [_setting(result)]
+        blocks += [plot.markdown(result.name)]
+    blocks += ["## Result", _reading(result)]
     for condition, changes in study.conditions.items():
         listed = ", ".join(f"`{key}: {'null' if value is None else value}`" for key, value in changes.items())
         blocks.append(f"### {names.markdown(condition)}" + f" ({listed})" * bool(changes))
@@ -69,10 +81,13 @@ def _setting(result: Comparison) -> str:
     records = result.records
     images = " and ".join(f"{number:,} of `{split}`" for split, number in result.images.items())
     mixed = " **They were not all made with the same training code.**"
-    lines = [
+    one = [
         f"- **Data**: `{distinct(run.dataset for run in records)}`, {count(records[0].images, 'image')} to train "
         f"(checksum {distinct(run.conditions['data'] for run in records)}), measured on {images}.",
         *described(records, result.parameters, result.study.seeds),
+    ]
+    lines = [
+        *(overview.setting(result) if result.data_sets else one),
         f"- **Runs**: {len(records)}, {sum(run.seconds for run in records) / 3600:.1f} hours in all. What the tables "
         "do not name is as in `params.yaml`." + mixed * (len({run.conditions["code"] for run in records}) > 1),
     ]

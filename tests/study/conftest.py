@@ -17,7 +17,7 @@ from ghm.study import __main__ as command
 
 ROOT = Path(__file__).parents[2]
 REPORTS = Path("reports/studies")
-IMAGES = {"val": 400, "test": 800}
+IMAGES = {"train": 3200, "val": 400, "test": 800}
 SPREAD = 0.01  # of AP between resamples of the images: all runs find the same images hard
 OWN = 0.001  # what is left of it in a difference
 
@@ -30,6 +30,7 @@ class Trainer:
 
     def __init__(self) -> None:
         self.level: Level = lambda variant, params: (50.0, 50.0)
+        self.images: Callable[[dict[str, Any]], dict[str, int]] = lambda params: IMAGES
         self.trained: list[str] = []
 
     def run(self, command: list[str], hear: Callable[[str], None], *, cwd: Path, **_: Any) -> int:
@@ -43,10 +44,12 @@ class Trainer:
             return 1
         seed = params["seeds"][0]
         for split, ap in zip(splits, level, strict=True):
-            self._judge(runs.detections_folder(variant, seed, cwd / split), ap / 100, IMAGES[split])
+            self._judge(runs.detections_folder(variant, seed, cwd / split), ap / 100, self.images(params)[split])
         record = runs.Record(
-            dataset="digits", device="a stand-in", revision="0123abc", versions={"torch": "2"}, seconds=60.0, epochs=3,
-            parameters=1_000_000, images=3200, conditions={"data": "0123", "code": "45", "libraries": "6"},
+            dataset="digits", device="a stand-in", revision="0123abc", versions={"torch": "2"}, seconds=60.0,
+            epochs=params["train"]["epochs"],
+            parameters=1_000_000, images=self.images(params)["train"],
+            conditions={"data": "0123", "code": "45", "libraries": "6"},
             variant=variant, seed=seed, category_ids=[], pretrained="digits", load_from=None, fingerprint="7",
             processes=1, unreadable_images=0,
         )  # fmt: skip

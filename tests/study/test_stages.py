@@ -16,7 +16,7 @@ ROOT_STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 def test_a_study_depends_on_the_code_that_shapes_weights_and_metrics(name: str) -> None:
     wanted = {*ROOT_STAGES["train"]["do"]["deps"], *ROOT_STAGES["evaluate"]["do"]["deps"]}
     code = {path for path in wanted if path.startswith("ghm/")}
-    compared = {"ghm/report/comparison.py", "ghm/study/comparison.py"}
+    compared = {"ghm/report/comparison.py", "ghm/study/comparison.py", "ghm/study/pooled.py"}
     assert set(STAGES[name]["deps"]) == {*code, *compared, "data/${data.name}.json", "weights"}
 
 
