@@ -13,6 +13,7 @@ from benchmarks.why_measures import BINS, RARE
 from ghm.report import style
 
 LITTLE = 0.05  # of the gradient
+ENOUGH, SHOWN = 50, (3, 6, 9, 12, 15, 18, 21)  # logits to take a share of; regions in the table of scores
 WINDOW = 5  # gradients at either end of a training
 COUNTS = (1, 3, 10, 30, 100, 1000, 10**6)
 LINES = {"FL": "#0072B2", "GHM-C": "#D55E00", "GHM-C + 100": "#CC79A7", "GHM-C + positives": "#009E73"}
@@ -22,7 +23,7 @@ VARIED = ("count", "GHM-C without average", "GHM-C", "GHM-C + 100", "GHM-C + pos
 
 def tables(result: dict[str, Any]) -> str:
     """Markdown, each between a pair of marks."""
-    makers = (regions, losses, signals, directions, variations, arms, coco)
+    makers = (losses, scores, same, directions, regions, variations, arms, coco)
     return "\n\n".join(
         f"<!-- {make.__name__} -->\n\n{make(result)}\n\n<!-- end of {make.__name__} -->" for make in makers
     )
@@ -92,15 +93,6 @@ def losses(result: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def signals(result: dict[str, Any]) -> str:
-    rows = []
-    for network in ("FL", "GHM-C"):
-        for name in LINES:
-            signal = result["probe"][network]["signal"]
-            rows.append([network, name, *(f"{signal[size][name]:.2f}" for size in ("8", "16", "32"))])
-    return table("network of | loss | 8 images | 16 | 32", rows)
-
-
 def directions(result: dict[str, Any]) -> str:
     pairs = ("FL, GHM-C", "FL, GHM-C + 100", "GHM-C, GHM-C + 100", "GHM-C + 100, GHM-C + positives")
     rows = []
@@ -111,6 +103,59 @@ def directions(result: dict[str, Any]) -> str:
             cells.append(f"{result['probe'][network]['cosines of the mean'][place]:.2f}")
         rows.append([pair, *cells])
     return table("losses | FL's training: of a batch | mean of 32 at its end | GHM-C's: of a batch | mean of 32", rows)
+
+
+def same(result: dict[str, Any]) -> str:
+    """What losses make of the same weights and batches: those of the training with FL and with GHM-C."""
+    rows = []
+    for name in ("FL", "CE", *list(LINES)[1:]):
+        cells = []
+        for network in ("FL", "GHM-C"):
+            of = result["training"][network]["gradients"][name]
+            signal = result["probe"][network]["signal"]
+            cells += [f"{of['rare'][-1]:.0%}", f"{of['positive']:.0%}", f"{of['effective'][-1]:,.0f}"]
+            cells.append(" / ".join(f"{signal[size][name]:.2f}" for size in ("8", "32")))
+        rows.append([name, *cells])
+    head = "from rare regions | from positives | effective number | signal, 8 / 32 images"
+    return table(f"loss | FL's network: {head} | GHM-C's: {head}", rows)
+
+
+def balanced(count_K: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
+    """The share of positives at which GHM-C has no reason to move a score, for scores in the middle of each region.
+
+    A positive with score p has norm 1 - p and a weight by the density there, a negative norm p and the weight of that.
+    With q positives of all: q (1 - p) / R(1 - p) = (1 - q) p / R(p).
+    """
+    score_K = (np.arange(BINS) + 0.5) / BINS
+    pull_K, push_K = score_K * (count_K[::-1] + smoothing), (1 - score_K) * (count_K + smoothing)
+    return pull_K / np.maximum(pull_K + push_K, 1e-30)
+
+
+def counted(probe: dict[str, Any]) -> np.ndarray:
+    """Logits of each region, in all batches. [K]"""
+    return np.array(probe["histogram"]["positive"], dtype=float) + probe["histogram"]["negative"]
+
+
+def scored(probe: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of each range of scores in all batches, and the share of positives among them."""
+    histogram = probe["histogram"]
+    positive_K, negative_K = np.array(histogram["positive"], float)[::-1], np.array(histogram["negative"], float)
+    number_K = positive_K + negative_K
+    return number_K, positive_K / np.maximum(number_K, 1)
+
+
+def scores(result: dict[str, Any]) -> str:
+    expected_K = balanced(counted(result["probe"]["GHM-C"]))
+    rows = []
+    for region in SHOWN:
+        cells = []
+        for name in LINES:
+            number_K, share_K = scored(result["probe"][name])
+            cells.append(f"{100 * share_K[region]:.3g} %" if number_K[region] >= ENOUGH else "")
+        cells.insert(2, f"{100 * expected_K[region]:.3g} %")
+        rows.append([f"{region / BINS:.2f} to {(region + 1) / BINS:.2f}", *cells])
+    head = "score | FL: positives among these | GHM-C | GHM-C, by the balance | GHM-C + 100 | GHM-C + positives"
+    return table(head, rows)
 
 
 def variations(result: dict[str, Any]) -> str:
@@ -127,14 +172,12 @@ def variations(result: dict[str, Any]) -> str:
 
 
 def arms(result: dict[str, Any]) -> str:
-    found = {name: list(seeds.values()) for name, seeds in result["arms"].items()}
-    base = found["GHM-C"]
-    rows = []
-    for name, values in found.items():
-        difference = mean(ap - other for ap, other in zip(values, base, strict=True))
-        every = " ".join(f"{100 * ap:.1f}" for ap in values)
-        rows.append([name, every, f"{100 * mean(values):.1f}", f"{100 * difference:+.1f}"])
-    return table("trained with | AP of each seed | AP | minus GHM-C", rows)
+    found, rows = result["arms"], []
+    for name, seeds in found.items():
+        every = " ".join(f"{100 * ap:.1f}" for ap in seeds.values())
+        difference = mean(ap - found["GHM-C"][seed] for seed, ap in seeds.items() if seed in found["GHM-C"])
+        rows.append([name, every, f"{100 * difference:+.1f}"])
+    return table("trained with | AP of each seed | minus GHM-C, same seeds", rows)
 
 
 def coco(result: dict[str, Any]) -> str:
@@ -154,10 +197,10 @@ def coco(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """Four panels: counts, histograms, variation, and how what is rare depends on the size of a step."""
+    """Four panels: counts, histograms, what scores mean, and how what is rare depends on the size of a step."""
     with style.look([]):
         figure, axes = style.panels([], 4, columns=2, height=2.9)
-        for ax, panel in zip(axes, (_counts, _histograms, _variation, _sweep), strict=True):
+        for ax, panel in zip(axes, (_counts, _histograms, _scores, _sweep), strict=True):
             panel(ax, result)
             ax.legend(fontsize=8)
         style.Plot(figure, "", "").save(folder, "why")
@@ -177,21 +220,24 @@ def _counts(ax: Axes, result: dict[str, Any]) -> None:
 def _histograms(ax: Axes, result: dict[str, Any]) -> None:
     edges = np.arange(BINS + 1) / BINS
     for name, colour in LINES.items():
-        histogram = result["probe"][name]["histogram"]
-        both_K = np.array(histogram["negative"], dtype=float) + histogram["positive"]
-        ax.stairs(both_K / both_K.sum(), edges, color=colour, label=name, linewidth=1.6)
+        both_K = counted(result["probe"][name])
+        ax.stairs(both_K / both_K.sum(), edges, color=colour, label=name, linewidth=1.6, baseline=None)
     ax.set(yscale="log", xlabel="gradient norm g", ylabel="share of logits")
     ax.set_title("Logits at the end, by what was trained with")
 
 
-def _variation(ax: Axes, result: dict[str, Any]) -> None:
-    varied = result["probe"]["GHM-C"]["variation"]
-    for name in ("GHM-C", "GHM-C + 100", "GHM-C + positives"):
-        ax.scatter(varied["mean count"], varied[name], s=14, color=LINES[name], label=name)
-    count_R = np.array([1.0, 1e5])
-    ax.plot(count_R, 1 / np.sqrt(count_R), color=style.GREY, linestyle=":", label="1 / sqrt(n)")
-    ax.set(xscale="log", yscale="log", ylim=(5e-3, 5), xlabel="examples of a region, n", ylabel="deviation / mean")
-    ax.set_title("How a region's weight varies over batches")
+def _scores(ax: Axes, result: dict[str, Any]) -> None:
+    score_K = (np.arange(BINS) + 0.5) / BINS
+    for name, colour in LINES.items():
+        number_K, share_K = scored(result["probe"][name])
+        kept_K = (number_K >= ENOUGH) & (share_K > 0)
+        ax.plot(score_K[kept_K], share_K[kept_K], color=colour, label=name)
+    expected_K = balanced(counted(result["probe"]["GHM-C"]))
+    kept_K = scored(result["probe"]["GHM-C"])[0] >= ENOUGH
+    ax.plot(score_K[kept_K], expected_K[kept_K], ":", color=LINES["GHM-C"], label="GHM-C, by the balance")
+    ax.plot(score_K, score_K, ":", color=style.GREY, linewidth=1, label="calibrated")
+    ax.set(yscale="log", ylim=(1e-5, 1.5), xlabel="score", ylabel="share of positives")
+    ax.set_title("What a score means at the end")
 
 
 def _sweep(ax: Axes, result: dict[str, Any]) -> None:

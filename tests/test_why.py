@@ -1,14 +1,20 @@
-"""Laws of the measures behind `docs/why.md`."""
+"""Laws of the measures behind `docs/why.md`, and that the page shows what was measured."""
 
+import json
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import why, why_coco, why_measures
+from benchmarks import why, why_coco, why_measures, why_page
 from ghm.head import Examples
 from ghm.losses import GHMC
 
+ROOT = Path(__file__).parents[1]
 SIZES = [60, 20, 5]
 
 
@@ -100,6 +106,15 @@ def test_an_average_of_its_own_does_not_depend_on_other_levels() -> None:
         torch.testing.assert_close(all_L[0], alone(*(each[: SIZES[0]] for each in arguments)))
 
 
+def test_with_a_mirrored_density_positives_and_negatives_of_a_score_weigh_the_same() -> None:
+    logit_N1 = torch.tensor([-1.2, -1.2, *[-3.1] * 9, 0.4])[:, None].requires_grad_()
+    label_N = torch.tensor([0, *[1] * 11])
+    why.Mirrored(10, 0.75)(logit_N1, label_N, torch.ones(12)).backward()
+    positive, negative = logit_N1.grad[:2].abs().flatten().tolist()  # type: ignore[index]
+    score = float(torch.tensor(-1.2).sigmoid())
+    assert positive / negative == pytest.approx((1 - score) / score, rel=1e-5)
+
+
 def test_without_rare_regions_their_examples_have_no_gradient_and_others_keep_theirs() -> None:
     batch = examples()
     gradients = []
@@ -126,3 +141,37 @@ def test_pseudo_counts_take_half_where_they_are_as_many_as_examples_and_nothing_
     assert found["as many"] == pytest.approx([0.5] * 3, rel=1e-2)
     assert found["few"] == pytest.approx([1.0] * 3, rel=1e-2)
     assert why_coco.judged(mean_LK / 1e6, norm_K, {})["rare"] == pytest.approx([1.0] * 3)
+
+
+def test_a_score_is_balanced_where_it_is_calibrated_if_all_regions_hold_as_many() -> None:
+    score_K = (np.arange(why.BINS) + 0.5) / why.BINS
+    assert why_page.balanced(np.full(why.BINS, 7.0)) == pytest.approx(score_K)
+    count_K = np.geomspace(1e5, 1, why.BINS)
+    assert why_page.balanced(count_K, 1e12) == pytest.approx(score_K)
+    assert bool((why_page.balanced(count_K)[: why.BINS // 2] < score_K[: why.BINS // 2]).all())
+
+
+def test_the_balance_is_where_positives_and_negatives_of_a_score_pull_alike() -> None:
+    count_K, score = np.array([500.0, *[10] * 5, 90, *[10] * 16, 30, *[10] * 6]), 6.5 / why.BINS
+    positives, negatives = 20, 80  # of this score: their norms are in regions 23 and 6
+    others = np.repeat((np.arange(why.BINS) + 0.5) / why.BINS, count_K.astype(int))
+    others = np.delete(others, np.flatnonzero(np.isclose(others, score))[:negatives])
+    others = np.delete(others, np.flatnonzero(np.isclose(others, 1 - score))[:positives])
+    logit_N1 = torch.logit(torch.tensor([*[score] * (positives + negatives), *others]))[:, None].requires_grad_()
+    label_N = torch.tensor([*[0] * positives, *[1] * (len(logit_N1) - positives)])
+    GHMC(why.BINS)(logit_N1, label_N, torch.ones(len(logit_N1))).backward()
+    pull_N = logit_N1.grad.abs().squeeze(1)  # type: ignore[union-attr]
+    ratio = float(pull_N[:positives].sum() / pull_N[positives : positives + negatives].sum())
+    share = why_page.balanced(count_K)[6]
+    assert ratio == pytest.approx((positives / negatives) / (share / (1 - share)), rel=1e-3)
+
+
+def test_the_page_shows_the_tables_that_the_command_prints() -> None:
+    result = json.loads(why.RESULT.read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "why.md").read_text(encoding="utf-8")
+    tables = r"<!-- (\w+) -->\n\n(.+?)\n\n<!-- end of \1 -->"
+    printed, shown = (dict(re.findall(tables, text, re.DOTALL)) for text in (why_page.tables(result), page))
+    assert len(shown.keys() & printed.keys()) >= 6
+    assert {name: shown[name] for name in shown if name in printed} == {
+        name: printed[name] for name in printed if name in shown
+    }
