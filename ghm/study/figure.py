@@ -25,7 +25,8 @@ def draw(result: Comparison) -> Plot:
     extra = [Line2D([], [], label=UNCLEAR, markersize=5, **marks)]
     if study.chooses:
         extra.append(Line2D([], [], label=f"chosen on {result.splits[0]}", markersize=11, **marks))
-    figure, axes = panels(study.curves, len(study.conditions), height=3.1, extra=extra)
+    in_legend = study.curves if study.parameter else ()  # or else the axis names them
+    figure, axes = panels(in_legend, len(study.conditions), height=3.1, extra=extra)
     for ax, condition in zip(axes, study.conditions, strict=True):
         ax.set(title=names.figure(condition), ylabel=f"AP on {split}")
         _panel(ax, result, condition)

@@ -9,7 +9,8 @@ from markdown_it import MarkdownIt
 
 from ghm.errors import InputError
 from ghm.evaluation.bootstrap import Resampled
-from ghm.study import figure
+from ghm.study import definition, figure
+from ghm.study.comparison import gather
 from tests.report.conftest import cells
 from tests.study.conftest import REPORTS, Trainer, curve, define, run_study
 
@@ -160,3 +161,16 @@ def test_the_three_files_are_written_all_or_none_and_are_the_same_each_time(
         contents.append({path.name: path.read_bytes() for path in REPORTS.iterdir()})
     assert sorted(contents[0]) == [f"{name}.json", f"{name}.md", f"{name}.png"]
     assert contents[0] == contents[1]
+
+
+def test_many_curves_are_named_once_and_the_legend_lies_within_the_figure(trainer: Trainer):
+    many = {f"GHM-C in {bins} unit regions": curve("ghmc_sl1", swept=False, ghmc__bins=bins) for bins in range(5, 23)}
+    curves = {"FL": curve("fl_sl1", swept=False), **many}
+    name = define(parameter=None, values=[], curves=curves, seeds=[0])
+    run_study(name)
+    drawn = figure.draw(gather(name, definition.load(name))).figure
+    drawn.draw_without_rendering()
+    (legend,), (ax,) = drawn.legends, drawn.axes
+    assert legend.get_window_extent().x1 <= drawn.bbox.x1
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [*curves]
+    assert not {text.get_text() for text in legend.get_texts()} & {*curves}
