@@ -1,14 +1,15 @@
 """Why GHM-C as published fails on small populations: what its weights do while the default is trained.
 
-    nice python -m benchmarks.why [training] [arms] [coco] [tables]
+    nice python -m benchmarks.why [training] [arms] [sgd] [coco] [tables]
 
-Run it where `dvc repro data backbone` has been run; all four parts by default. One epoch of the default, 400 steps with
+Run it where `dvc repro data backbone` has been run; all five parts by default. One epoch of the default, 400 steps with
 a whole schedule, one thread.
 
 - *training*: one training with each of four losses for classes. Every 10 steps the gradients of five losses are
   taken at the same weights on the same batch. At its end the weights are held, and 32 batches show what changes from
   one to the next.
 - *arms*: trainings that a prediction tells apart, AP on the whole validation split. What has been trained is kept.
+- *sgd*: Focal Loss and GHM-C by SGD, each at four learning rates and, at the best, with three weights.
 - *coco*: counts at COCO's size, simulated: `benchmarks/why_coco.py`.
 - *tables*: Markdown of `docs/why.md`, and its figure.
 
@@ -19,22 +20,19 @@ Shapes: N anchors of a batch, C classes, L levels, K unit regions, W weights of 
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import why_coco, why_page
+from benchmarks import why_arms, why_coco, why_page
 from benchmarks.why_measures import (
     BINS,
     MOMENTUM,
-    RARE,
     Regions,
     cosine,
     effective_number,
@@ -43,143 +41,18 @@ from benchmarks.why_measures import (
     share,
     signal,
 )
-from ghm import config, files, params
+from benchmarks.why_training import LOSSES, TRAINED, Training, built
+from ghm import files
 from ghm.head import Examples
 from ghm.losses import GHMC
 from ghm.losses.density import moving_averages
-from ghm.registry import MODELS
 from ghm.training import batches
-from ghm.training.batches import Batch
-from ghm.training.engine import Engine
-from ghm.training.processes import Processes
 from ghm.training.run import context
-from ghm.training.validation import ValidationSample
 
 RESULT = Path(__file__).parent / "results" / "why.json"
 EVERY, PROBED = 10, 32
 WARM = 100  # steps, the default's warm-up, which summaries leave out
-GHM = {"bins": BINS, "momentum": MOMENTUM}
-LOSSES: dict[str, dict[str, Any]] = {
-    "FL": {"type": "ghm.FocalLoss"},
-    "CE": {"type": "mmdet.CrossEntropyLoss", "use_sigmoid": True},
-    "GHM-C": {"type": "ghm.GHMC", **GHM},
-    "GHM-C + 100": {"type": "ghm.GHMC", **GHM, "smoothing": 100.0},
-    "GHM-C + positives": {"type": "ghm.GHMC", **GHM, "smoothing": "positives"},
-}
-TRAINED = ("FL", "GHM-C", "GHM-C + 100", "GHM-C + positives")  # the losses of trainings that are looked at
 PAIRS = [("FL", "GHM-C"), ("FL", "GHM-C + 100"), ("GHM-C", "GHM-C + 100"), ("GHM-C + 100", "GHM-C + positives")]
-
-
-class OwnAverage(GHMC):
-    """GHM-C whose levels keep an average each, unbiased from the first step on, and not one that all move in turn."""
-
-    own: list[list[Tensor]] | None = None
-
-    def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
-        zero_K = torch.zeros_like(average_K)
-        before = self.own or [[zero_K, zero_K]] * len(count_LK)
-        after = []
-        for (sum_K, mass_K), count_1K in zip(before, count_LK.split(1), strict=True):
-            sums = moving_averages(sum_K, count_1K, momentum=self.momentum)
-            after.append([*sums, *moving_averages(mass_K, count_1K > 0, momentum=self.momentum)])
-        self.own = after
-        return torch.stack([sum_K / mass_K.clamp(min=1 - self.momentum) for sum_K, mass_K in after])
-
-
-class WithoutRare(GHMC):
-    """GHM-C without the examples of rare regions: their weight is 0."""
-
-    def _beta(self, count_LK: Tensor, total_L: Tensor, positives: Tensor | None = None) -> Tensor:
-        return super()._beta(count_LK, total_L, positives).where(count_LK >= RARE, 0.0)
-
-
-class Mirrored(GHMC):
-    """GHM-C whose density at g is that of g and 1 - g together: positives and negatives of a score weigh the same."""
-
-    def _average(self, average_K: Tensor, count_LK: Tensor) -> Tensor:
-        density_LK = super()._average(average_K, count_LK)
-        return density_LK + density_LK.flip(-1)
-
-
-def heavier(factor: int) -> nn.Module:
-    """Cross entropy whose positives weigh more: at rest the odds of every score are `factor` times too large."""
-    return MODELS.build({**LOSSES["CE"], "class_weight": [float(factor)] * 10})
-
-
-ARMS: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda settings=settings: MODELS.build(settings) for name, settings in LOSSES.items()},
-    "GHM-C, mirrored density": lambda: Mirrored(**GHM),
-    "GHM-C, own average over 100 steps": lambda: OwnAverage(30, 0.99),
-    **{f"CE, positives times {factor}": lambda factor=factor: heavier(factor) for factor in (10, 100, 1000)},
-    "GHM-C, without rare regions": lambda: WithoutRare(**GHM),
-    "GHM-C, own average": lambda: OwnAverage(**GHM),
-}
-
-
-class Training:
-    """One epoch of the default with any loss for classes, by the project's own engine."""
-
-    def __init__(self, loss: nn.Module, seed: int) -> None:
-        parameters = params.load()
-        parameters = replace(parameters, train=replace(parameters.train, epochs=1))
-        self.cfg = config.for_run(parameters, "ghmc_sl1", seed)
-        self.engine = Engine(self.cfg, Processes(), begins=True)
-        self.engine.model.train()
-        self.head = self.engine.detector.bbox_head
-        self.head.loss_cls = loss
-        self.loader = batches.loader(self.cfg, Processes())
-
-    def steps(self, epoch: int = 0) -> Iterator[tuple[int, Batch]]:
-        """The batches of an epoch, in its order."""
-        self.loader.batch_sampler.start(epoch, 0)
-        yield from enumerate(tqdm(self.loader, leave=False))
-
-    def step(self, number: int, batch: Batch) -> None:
-        self.engine.step([batch], config.learning_rate(self.cfg.schedule, number), [])
-
-    def ap(self) -> float:
-        """AP on the whole validation split."""
-        assert not bool(self.engine.spoilt), "a step was not finite"
-        self.cfg.validation.images = 10**9
-        self.engine.detector.eval()
-        return ValidationSample(self.cfg)(self.engine.detector)
-
-    def gradients(self, batch: Batch, losses: dict[str, Any]) -> tuple[Examples, dict[str, tuple[Tensor, Tensor]]]:
-        """Of every loss, and of boxes, by the logits, [N, C], and the weights, [W]. Nothing of the training moves."""
-        detector, own = self.engine.detector, self.head.loss_cls
-        buffers = {name: value.clone() for name, value in detector.backbone.named_buffers()}
-        image_B3HW, truth = batches.prepare(detector, batch)
-        examples, positives = self.head.examples(*self.head(detector.extract_feat(image_B3HW)), truth)
-        inputs, found = [examples.logit_NC, *self.engine.weights.values()], {}
-        for name, loss in losses.items():
-            self.head.loss_cls = loss
-            terms = self.head._losses(examples, positives)
-            for kind, of in {"loss_cls": name, "loss_bbox": "boxes"}.items():
-                if of not in found:
-                    by = torch.autograd.grad(
-                        torch.stack(terms[kind]).sum(),
-                        inputs,
-                        retain_graph=True,
-                        allow_unused=True,
-                        materialize_grads=True,
-                    )
-                    found[of] = (by[0], torch.cat([each.flatten() for each in by[1:]]))
-        self.head.loss_cls = own
-        for name, value in detector.backbone.named_buffers():
-            value.copy_(buffers[name])
-        return examples, found
-
-    def shared(self) -> Tensor:
-        """Which weights both branches share: those of backbone and neck. [W]"""
-        parts = [
-            torch.full((weight.numel(),), not name.startswith("bbox_head."))
-            for name, weight in self.engine.weights.items()
-        ]
-        return torch.cat(parts)
-
-
-def built() -> dict[str, Any]:
-    return {name: MODELS.build(settings) for name, settings in LOSSES.items()}
 
 
 def looked_at(examples: Examples, found: dict[str, tuple[Tensor, Tensor]], shared_W: Tensor) -> dict[str, Any]:
@@ -283,24 +156,6 @@ def probed(training: Training, average_K: Tensor) -> dict[str, Any]:
     return result
 
 
-def arms(names: list[str], seeds: int, result: dict[str, Any]) -> Iterator[None]:
-    """Train what has not been trained yet."""
-    kept = result.setdefault("arms", {})
-    for seed in range(seeds):
-        for name in names:
-            if str(seed) in kept.setdefault(name, {}):
-                continue
-            if seed == 0 and name in result.get("training", {}):  # looking at it moves nothing
-                kept[name]["0"] = result["training"][name]["AP"]
-                continue
-            training = Training(ARMS[name](), seed)
-            for number, batch in training.steps():
-                training.step(number, batch)
-            kept[name][str(seed)] = training.ap()
-            print(name, seed, kept[name][str(seed)], flush=True)
-            yield
-
-
 def rounded(content: Any) -> Any:
     """Numbers to four digits, so that the file can be read; NaN is null."""
     if isinstance(content, dict):
@@ -314,10 +169,12 @@ def rounded(content: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("training", "arms", "coco", "tables")
+    parts = ("training", "arms", "sgd", "coco", "tables")
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[])
     parser.add_argument("--seeds", type=int, default=1, help="of the arms")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="those to train, by default all")
+    parser.add_argument(
+        "--arms", nargs="+", choices=why_arms.ARMS, default=[*why_arms.ARMS], help="those to train, by default all"
+    )
     arguments = parser.parse_args()
     wanted = arguments.parts or parts
     torch.set_num_threads(1)
@@ -333,7 +190,10 @@ def main() -> None:
             result.setdefault("probe", {})[name] = probed(training, average_K)
             keep()
     if "arms" in wanted:
-        for _ in arms(arguments.arms, arguments.seeds, result):
+        for _ in why_arms.arms(arguments.arms, arguments.seeds, result):
+            keep()
+    if "sgd" in wanted:
+        for _ in why_arms.sgd(result):
             keep()
     if "coco" in wanted:
         result["coco"] = why_coco.simulated({name: rounded(result["probe"])[name] for name in ("FL", "GHM-C")})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from benchmarks.why_arms import RATES, WEIGHTS
 from benchmarks.why_coco import EXTREMES
 from benchmarks.why_measures import BINS, RARE
 from ghm.report import style
@@ -23,7 +24,7 @@ VARIED = ("count", "GHM-C without average", "GHM-C", "GHM-C + 100", "GHM-C + pos
 
 def tables(result: dict[str, Any]) -> str:
     """Markdown, each between a pair of marks."""
-    makers = (losses, scores, same, directions, regions, variations, arms, coco)
+    makers = (losses, scores, same, directions, regions, variations, arms, sgd, coco)
     return "\n\n".join(
         f"<!-- {make.__name__} -->\n\n{make(result)}\n\n<!-- end of {make.__name__} -->" for make in makers
     )
@@ -178,6 +179,16 @@ def arms(result: dict[str, Any]) -> str:
         difference = mean(ap - found["GHM-C"][seed] for seed, ap in seeds.items() if seed in found["GHM-C"])
         rows.append([name, every, f"{100 * difference:+.1f}"])
     return table("trained with | AP of each seed | minus GHM-C, same seeds", rows)
+
+
+def sgd(result: dict[str, Any]) -> str:
+    rows = []
+    for name, found in result["sgd"].items():
+        best = max(RATES, key=lambda rate: found[f"{rate:g}, 1"] or 0.0)
+        keys = [*(f"{rate:g}, 1" for rate in RATES), *(f"{best:g}, {weight:g}" for weight in WEIGHTS)]
+        rows.append([name, *("diverges" if found[key] is None else f"{100 * found[key]:.1f}" for key in keys)])
+    weights = (f"at the best, weight times {weight:g}" for weight in WEIGHTS)
+    return table(" | ".join(["loss", *(f"rate {rate:g}" for rate in RATES), *weights]), rows)
 
 
 def coco(result: dict[str, Any]) -> str:

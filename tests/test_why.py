@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import why, why_coco, why_measures, why_page
+from benchmarks import why, why_arms, why_coco, why_measures, why_page
 from ghm.head import Examples
 from ghm.losses import GHMC
 
@@ -90,7 +90,7 @@ def test_rare_logits_are_those_that_share_their_region_with_few() -> None:
 
 
 def test_an_average_of_its_own_is_the_unbiased_one_where_there_is_one_level() -> None:
-    own, shared = why.OwnAverage(10, 0.75), GHMC(10, 0.75, bias_correction=True)
+    own, shared = why_arms.OwnAverage(10, 0.75), GHMC(10, 0.75, bias_correction=True)
     for seed in range(3):
         batch = examples(seed)
         values = [loss(batch.logit_NC, batch.label_N, batch.label_weight_N) for loss in (own, shared)]
@@ -98,7 +98,7 @@ def test_an_average_of_its_own_is_the_unbiased_one_where_there_is_one_level() ->
 
 
 def test_an_average_of_its_own_does_not_depend_on_other_levels() -> None:
-    alone, together = why.OwnAverage(10, 0.75), why.OwnAverage(10, 0.75)
+    alone, together = why_arms.OwnAverage(10, 0.75), why_arms.OwnAverage(10, 0.75)
     for seed in range(3):
         batch = examples(seed)
         arguments = (batch.logit_NC, batch.label_N, batch.label_weight_N)
@@ -109,7 +109,7 @@ def test_an_average_of_its_own_does_not_depend_on_other_levels() -> None:
 def test_with_a_mirrored_density_positives_and_negatives_of_a_score_weigh_the_same() -> None:
     logit_N1 = torch.tensor([-1.2, -1.2, *[-3.1] * 9, 0.4])[:, None].requires_grad_()
     label_N = torch.tensor([0, *[1] * 11])
-    why.Mirrored(10, 0.75)(logit_N1, label_N, torch.ones(12)).backward()
+    why_arms.Mirrored(10, 0.75)(logit_N1, label_N, torch.ones(12)).backward()
     positive, negative = logit_N1.grad[:2].abs().flatten().tolist()  # type: ignore[index]
     score = float(torch.tensor(-1.2).sigmoid())
     assert positive / negative == pytest.approx((1 - score) / score, rel=1e-5)
@@ -118,7 +118,7 @@ def test_with_a_mirrored_density_positives_and_negatives_of_a_score_weigh_the_sa
 def test_without_rare_regions_their_examples_have_no_gradient_and_others_keep_theirs() -> None:
     batch = examples()
     gradients = []
-    for loss in (GHMC(why.BINS), why.WithoutRare(why.BINS)):
+    for loss in (GHMC(why.BINS), why_arms.WithoutRare(why.BINS)):
         value = loss(batch.logit_NC, batch.label_N, batch.label_weight_N, sizes=SIZES).sum()
         gradients.append(torch.autograd.grad(value, batch.logit_NC, retain_graph=True)[0])
     rare_NC = why_measures.Regions(batch).rare()
