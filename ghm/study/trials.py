@@ -122,7 +122,8 @@ def _run(trial: Trial, splits: Sequence[str], programs: Programs, environment: M
             if shaping(trial.content) == shaping(root) and not link.exists():
                 link.unlink(missing_ok=True)  # its target has moved
                 link.symlink_to(Path(shared).absolute())
-        where = {"PYTHONPATH": str(Path(__file__).parents[2]), "GHM_STATE": str(runs.state_folder().absolute())}
+        packages = [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
+        where = {"PYTHONPATH": os.pathsep.join(packages), "GHM_STATE": str(runs.state_folder().absolute())}
         command = [sys.executable, "-m", "ghm.study.trial", trial.variant, *splits]
         with (trial.folder / LOG).open("a", encoding="utf-8") as log:
             hear = partial(print, file=log, flush=True)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ class Trainer:
         self.level: Level = lambda variant, params: (50.0, 50.0)
         self.images: Callable[[dict[str, Any]], dict[str, int]] = lambda params: IMAGES
         self.trained: list[str] = []
+        self.environment: Mapping[str, str] = {}  # of the last
 
-    def run(self, command: list[str], hear: Callable[[str], None], *, cwd: Path, **_: Any) -> int:
+    def run(self, command: list[str], hear: Callable[[str], None], *, cwd: Path, env: Mapping[str, str]) -> int:
+        self.environment = env
         variant, *splits = command[3:]
         params = YAML(typ="safe").load(cwd / "params.yaml")
         self.trained.append(f"{cwd.parent.name}/{cwd.name}")

@@ -1,6 +1,7 @@
 """Laws of trials: each training run is done once, whoever asks for it, and what failed is named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ def test_data_and_backbone_are_the_roots_unless_they_are_changed_and_a_dead_link
     assert (plain.folder / "data").resolve() == Path("data").resolve()
     assert not (noisy.folder / "data").exists()
     assert (noisy.folder / "weights").resolve() == Path("weights").resolve()
+
+
+def test_packages_that_python_is_told_of_are_found_in_a_trial(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/some", "/other"]))
+    trials.run_all(wanted(define(values=[10], seeds=[0]))[:1], SPLITS, 1)
+    assert trainer.environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/some", "/other"]
 
 
 def own(root: str) -> dict[str, object]:
