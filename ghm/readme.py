@@ -1,4 +1,4 @@
-"""`python -m ghm.readme`: write the tables of README.md from those of `reports/` and of the study of data sets."""
+"""`python -m ghm.readme`: write the tables of README.md and of docs/harmonising.md from `reports/` and its studies."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,11 @@ from ghm.evaluation.bootstrap import UNCLEAR
 from ghm.params import Loss, Params
 from ghm.report import names
 from ghm.report.tables import options
+from ghm.study import excerpts
 from ghm.words import label
 
 README, REPORT, STUDY = Path("README.md"), Path("reports/ap_table.md"), Path("reports/studies/datasets.md")
+NOTE = Path("docs/harmonising.md")
 COLUMNS = re.compile("AP|AP50|AP75|AR100|AP minus .*|verdict")  # that README shows, beside variant and losses
 # Type -> name. Another loss is called by its type.
 LOSSES = {"ghm.FocalLoss": "Focal Loss", "ghm.GHMC": "GHM-C", "ghm.SmoothL1Loss": "Smooth L1", "ghm.GHMR": "GHM-R"}
@@ -70,11 +72,12 @@ def _name(loss: Loss) -> str:
 
 
 def main() -> None:
-    for path in (README, REPORT, STUDY):
+    for path in (README, REPORT, STUDY, NOTE):
         if not path.is_file():
             raise InputError(f"{path} is missing: run `dvc repro`, or restore it with git")
     readme, report, study = (path.read_text(encoding="utf-8") for path in (README, REPORT, STUDY))
     files.write_text(README, updated(readme, params.load(), report, study))
+    files.write_text(NOTE, excerpts.updated(NOTE.read_text(encoding="utf-8"), STUDY.parent))
 
 
 if __name__ == "__main__":
