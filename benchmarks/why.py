@@ -9,7 +9,7 @@ a whole schedule, one thread.
   taken at the same weights on the same batch. At its end the weights are held, and 32 batches show what changes from
   one to the next.
 - *arms*: trainings that a prediction tells apart, AP on the whole validation split. What has been trained is kept.
-- *sgd*: Focal Loss and GHM-C by SGD, each at four learning rates and, at the best, with three weights.
+- *sgd*: Focal Loss and GHM-C by SGD, each at five learning rates and, at the best, with four weights.
 - *coco*: counts at COCO's size, simulated: `benchmarks/why_coco.py`.
 - *tables*: Markdown of `docs/why.md`, and its figure.
 

@@ -15,8 +15,8 @@ from ghm.losses import GHMC
 from ghm.losses.density import moving_averages
 from ghm.registry import MODELS
 
-RATES = (0.003, 0.01, 0.03, 0.1)  # of SGD, whose published one is 0.01 for 16 images
-WEIGHTS = (0.25, 4.0)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of SGD, whose published one is 0.01 for 16 images
+WEIGHTS = (0.25, 4.0, 16.0)
 DECAY = 1e-4  # RetinaNet's
 
 
@@ -82,7 +82,7 @@ def arms(names: list[str], seeds: int, result: dict[str, Any]) -> Iterator[None]
 
 
 def sgd(result: dict[str, Any]) -> Iterator[None]:
-    """Train by SGD what has not been: each loss at four learning rates, then with other weights at the best of them."""
+    """Train by SGD what has not been: each loss at five learning rates, then with other weights at the best of them."""
     kept = result.setdefault("sgd", {})
     for name in TRAINED:
         found = kept.setdefault(name, {})
