@@ -1,5 +1,6 @@
 """Laws of what is said of a study: chosen on one split, reported on another, and nothing missing in silence."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -172,5 +173,9 @@ def test_many_curves_are_named_once_and_the_legend_lies_within_the_figure(traine
     drawn.draw_without_rendering()
     (legend,), (ax,) = drawn.legends, drawn.axes
     assert legend.get_window_extent().x1 <= drawn.bbox.x1
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == [*curves]
+    labels = ax.get_yticklabels()
+    assert [tick.get_text() for tick in labels] == [*curves]
+    boxes = [tick.get_window_extent() for tick in labels]
+    assert all(lower.y1 <= upper.y0 for upper, lower in pairwise(boxes)), "no label lies on the next"
+    assert min(box.x0 for box in boxes) >= drawn.bbox.x0
     assert not {text.get_text() for text in legend.get_texts()} & {*curves}
