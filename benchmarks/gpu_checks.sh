@@ -44,10 +44,10 @@ else
   failed+=("no GPU")
   device=cpu step=step_cpu rounds=1 training=(--preset tiny) losses=(--logits 1e5 --rounds 3)
 fi
-part "checks" 110 gpu_checks.md "$python" -m benchmarks.gpu_checks --out "$out"
+part "checks" 105 gpu_checks.md "$python" -m benchmarks.gpu_checks --out "$out"
 part "step at COCO's size" 150 "$step.md" "$python" -m benchmarks.step --out "$out" --rounds "$rounds"
 part "losses" 45 "losses_$device.md" "$python" -m benchmarks.losses --out "$out" "${losses[@]}"
-part "AP of the default, killed on its way" 165 default_ap.md "$python" -m benchmarks.default_ap --out "$out" "${training[@]}"
+part "AP of the default, killed on its way" 175 default_ap.md "$python" -m benchmarks.default_ap --out "$out" "${training[@]}"
 # 8 files are left: what a lent machine may give back. The figure can be drawn again, and the table has been printed.
 rm -f "$out/losses_$device.png"
 

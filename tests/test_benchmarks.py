@@ -102,7 +102,7 @@ def test_the_gpu_checks_go_on_to_their_end_and_print_what_they_have_whatever_fai
     done = checked(tmp_path, GPU="cuda", FAILS="1")
     *parts, last = re.split(r"\n+(?:== )?", done.stdout.strip())
     assert parts[1:9] == [
-        *("checks (110 s at most)", "a check fails", "FAILED: exit code 1", "| checks so far |"),
+        *("checks (105 s at most)", "a check fails", "FAILED: exit code 1", "| checks so far |"),
         *("step at COCO's size (150 s at most)", "FAILED: out of time", "| steps so far |", "losses (45 s at most)"),
     ]
     assert last.startswith("not passed: checks, step at COCO's size; results are in ")
