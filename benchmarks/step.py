@@ -6,8 +6,8 @@ Stock mmdet has its own data set, preprocessor, `RetinaHead`, losses, optimiser 
 puts them together, and the same weights and images. Blocks of steps of both take turns; shown are medians of blocks,
 and the median of the ratios of a block to the one beside it.
 
-- *default*, on a CPU: the default of `params.yaml` with its real images, from files to moved weights. Parts of a step come
-  from a second pass in which each is timed by itself.
+- *default*, on a CPU: the default of `params.yaml` with its real images, from files to moved weights. Parts of a step
+  come from a second pass in which each is timed by itself.
 - *coco*, on a GPU: RetinaNet R50-FPN as in the preset `coco_r50_1x`, images of noise of 800 x 1344 pixels with 7 boxes
   each, in memory: reading them is not timed. bf16 is mmdet's automatic mixed precision; ours compiled, theirs never.
 - *operators*: what targets and losses dispatch for 16 images of 800 x 1333 pixels, and how often the host would wait
