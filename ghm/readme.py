@@ -20,7 +20,6 @@ COLUMNS = re.compile("AP|AP50|AP75|AR100|AP minus .*|verdict")  # that README sh
 LOSSES = {"ghm.FocalLoss": "Focal Loss", "ghm.GHMC": "GHM-C", "ghm.SmoothL1Loss": "Smooth L1", "ghm.GHMR": "GHM-R"}
 TABLE = re.compile(r"(<!-- table\b[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
 SETS = re.compile(r"(<!-- data sets\b[^\n]*-->\n).*?(<!-- end of data sets -->)", re.DOTALL)
-COLOURS = {"**better**": "🟢", "**worse**": "🔴", UNCLEAR: "⚪"}  # beside the word, for who skims the table
 
 
 def updated(readme: str, parameters: Params, report: str, study: str) -> str:
@@ -62,7 +61,8 @@ def _first_table(page: str) -> list[list[str]]:
 
 def _coloured(cell: str) -> str:
     """A cell with a verdict, and the colour of that before it."""
-    found = [mark for word, mark in COLOURS.items() if word in cell]
+    words = {word if word == UNCLEAR else f"**{word}**": colour for word, colour in excerpts.COLOURS.items()}
+    found = [colour for word, colour in words.items() if word in cell]
     return f"{found[0]} {cell}" if len(found) == 1 else cell
 
 

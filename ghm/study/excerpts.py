@@ -13,9 +13,11 @@ from statistics import mean
 from typing import Any
 
 from ghm.errors import InputError
+from ghm.evaluation.bootstrap import UNCLEAR
+from ghm.report.tables import markdown
 
 MARKED = re.compile(r"(<!-- (differences|settings) of (\w+) -->\n).*?(<!-- end of \2 of \3 -->)", re.DOTALL)
-COLOURS = {"better": "🟢", "worse": "🔴", "not distinguishable": "⚪"}
+COLOURS = {"better": "🟢", "worse": "🔴", UNCLEAR: "⚪"}  # beside the word or the figure, for who skims a table
 CHANGE = re.compile(r" (?=\N{MULTIPLICATION SIGN} )|, (?=\S+ = )")
 AS_IT_IS = "as it is"
 
@@ -35,8 +37,7 @@ def updated(page: str, folder: Path) -> str:
         if not path.is_file():
             raise InputError(f"{path} is missing: run `make study NAME={match[3]}`, or restore it with git")
         head, *rows = KINDS[match[2]](json.loads(path.read_text(encoding="utf-8"))["rows"])
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        return f"{match[1]}\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{match[4]}"
+        return f"{match[1]}\n{markdown(head, rows)}\n\n{match[4]}"
 
     return MARKED.sub(written, page)
 
@@ -72,14 +73,8 @@ def settings(rows: list[dict[str, Any]]) -> list[list[str]]:
     for loss, found in tried.items():
         best = max(found, key=lambda change: found[change])
         others = (f"{change}: {ap:.1f}" for change, ap in found.items() if change != AS_IT_IS)
-        table.append(
-            [
-                loss,
-                f"{found[best]:.1f}, {best}",
-                f"{found[AS_IT_IS]:.1f}" if AS_IT_IS in found else "",
-                "; ".join(others),
-            ]
-        )
+        plain = [f"{found[AS_IT_IS]:.1f}" if AS_IT_IS in found else ""]
+        table.append([loss, f"{found[best]:.1f}, {best}", *plain, "; ".join(others)])
     return table
 
 
