@@ -6,6 +6,7 @@ This is the one list of it: `dvc.yaml` names the same files and parameters, whic
 import hashlib
 import io
 import json
+import re
 import reprlib
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ SOURCES = (
 )
 PARAMETERS = ("model", "train")  # that shape a weight beside a variant's own losses and the seed
 HOME = Path(__file__).parent
+C_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 IDLE = (tokenize.COMMENT, tokenize.NL)
 
 
@@ -83,7 +85,7 @@ def data_checksum(manifest: dict[str, Any]) -> str:
 
 def checksums(names: Iterable[str]) -> dict[str, str]:
     """File of the package `ghm` -> checksum of what it does."""
-    texts = {name: essence((HOME / name).read_text(encoding="utf-8")) for name in sorted(names)}
+    texts = {name: essence((HOME / name).read_text(encoding="utf-8"), Path(name).suffix) for name in sorted(names)}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
@@ -105,13 +107,16 @@ def loss_sources(loss: str) -> set[str]:
         return set()
     modules = {name: getattr(losses, name).__module__.rpartition(".")[2] for name in losses.__all__}
     others = {module for name, module in modules.items() if name != loss.removeprefix("ghm.")}
-    names = {path.stem for path in (HOME / "losses").glob("*.py")} - others - {"__init__", "checks"}
-    return {f"losses/{name}.py" for name in names}
+    left_out = others | {"__init__", "checks"}
+    files = [path for path in (HOME / "losses").iterdir() if path.suffix in (".c", ".py")]
+    return {f"losses/{path.name}" for path in files if path.stem not in left_out}
 
 
 @cache
-def essence(source: str) -> str:
+def essence(source: str, suffix: str = ".py") -> str:
     """What a program does: its tokens without comments, docstrings and empty lines."""
+    if suffix == ".c":
+        return " ".join(C_COMMENT.sub(" ", source).split())
     tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in IDLE]
     kept, is_new = [], True  # at the beginning of a statement
     for token, following in pairwise(tokens):

@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from ghm import fingerprint, losses, params
+from ghm.inspection.page import DONE
 from tests.conftest import ROOT
 
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
@@ -69,6 +70,13 @@ def test_a_training_run_depends_on_what_its_fingerprint_is_taken_of():
     assert listed("backbone") == {
         *("backbones.py", "checkpoints.py", "config.py", "pretraining.py", "data/digits.py", "data/digits_render.py")
     }
+
+
+def test_the_data_are_seen_before_anything_is_trained_and_what_is_seen_makes_nothing_train_again():
+    (waited_for,) = {path for path in STAGES["backbone"]["deps"] if path.startswith("reports/")}
+    assert waited_for in {name for out in STAGES["inspect"]["outs"] for name in out}
+    assert {*STAGES["backbone"]["outs"]} <= {*STAGES["train"]["deps"]}
+    assert (ROOT / waited_for).read_text() == DONE  # a constant: no parameter and no data are in it
 
 
 def test_no_file_of_the_losses_imports_another_loss():

@@ -21,11 +21,12 @@ from ghm.words import count
 REPORTS = Path("reports")
 LONG = 20  # classes from which their table is folded away
 QUANTILES = (0.05, 0.5, 0.95)
+DONE = "data.md is there, and what comes after it in dvc.yaml may begin.\n"  # never changes, or all weights were stale
 QUALITY = 60  # of JPEG: the pages of the default are kept in git
 
 
 def write(parameters: Params, root: Path = Path()) -> None:
-    """Write `reports/data/` and then `reports/data.md` below `root`.
+    """Write `reports/data/`, then `reports/data.md`, and at last `reports/data.done`, below `root`.
 
     Raises:
         InputError: the data set is not there, or has nothing to train on.
@@ -66,6 +67,7 @@ def write(parameters: Params, root: Path = Path()) -> None:
         plot.save(folder, "sizes")
         blocks += ["## Anchors", plot.markdown("data/sizes"), _fits(boxes["train"], settings)]
     files.write_text(root / REPORTS / "data.md", "\n\n".join(blocks) + "\n")
+    files.write_text(root / REPORTS / "data.done", DONE)
 
 
 def _picture(picture: Image.Image, path: Path, title: str, words: str) -> str:

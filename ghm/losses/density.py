@@ -82,6 +82,5 @@ def region_weights(
     """
     occupied_LK = count_LK > 0
     regions = occupied_LK.sum(-1, keepdim=True) if normalizer == "valid_bins" else count_LK.shape[-1]
-    smooth_LK = density_LK.float() if isinstance(smoothing, float) and not smoothing else density_LK + smoothing
-    weight_LK = total_L[..., None] / (smooth_LK * regions)
+    weight_LK = total_L[..., None] / ((density_LK.float() + smoothing) * regions)
     return torch.where(occupied_LK, weight_LK, 0.0)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.nn import functional
 
 from ghm.losses import ops
@@ -57,21 +57,21 @@ class GHMC(HarmonisedLoss):
                 takes more time and memory.
             label_weight: of the shape of `target`; 0 or less is ignored. Above 0 its size has no effect, as in mmdet.
         """
+        if reduction_override:
+            check_arguments(reduction=reduction_override)
         reduction = reduction_override or self.reduction
-        check_arguments(reduction=reduction)
         check_shapes(pred.shape, pred.shape[:-1], target=target)
         check_shapes(target.shape, label_weight=label_weight)
         rows = self.populations(sizes, len(pred))
-        positives = self.positives(avg_factor, partial(_positives, pred.detach(), target, label_weight), pred.device)
+        positives = self.positives(avg_factor, partial(_positives, pred.shape, target, label_weight), pred.device)
         labelled = target.shape != pred.shape and pred.dim() == 2 and self.bins <= MOST_BINS
         if reduction == "none" or not labelled:
             loss = self._dense(pred.float(), target, label_weight, rows, reduction, positives)
-        else:
-            pred = pred.contiguous()
-            count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
-            factor_LK = self.factors(count_LK, None, reduction, positives)
-            loss = ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK)
-        return loss.view(()) if sizes is None and reduction != "none" else loss
+            return loss.view(()) if sizes is None and reduction != "none" else loss
+        pred = pred.contiguous()
+        count_LK, slot = ops.ghm_c_count(pred.detach(), target, label_weight, rows, self.bins)
+        factor_LK = self.factors(count_LK, None, reduction, positives)
+        return ops.ghm_c(pred, target, label_weight, slot, rows, factor_LK, scalar=sizes is None)
 
     def _dense(
         self,
@@ -93,8 +93,8 @@ class GHMC(HarmonisedLoss):
         return self.harmonise(loss, norm, valid, total_L, rows, reduction, positives)
 
 
-def _positives(logit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """How many rows are of a class and not ignored, []."""
-    if target.shape == logit.shape:
-        return ((target > 0.5) & (weight > 0)).view(-1, logit.shape[-1]).any(-1).sum()
-    return ((target >= 0) & (target < logit.shape[-1]) & (weight > 0)).sum()
+def _positives(shape: Size, target: Tensor, weight: Tensor) -> Tensor:
+    """How many rows of logits of a shape are of a class and not ignored, []."""
+    if target.shape == shape:
+        return ((target > 0.5) & (weight > 0)).view(-1, shape[-1]).any(-1).sum()
+    return ((target >= 0) & (target < shape[-1]) & (weight > 0)).sum()

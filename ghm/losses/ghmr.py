@@ -56,8 +56,9 @@ class GHMR(HarmonisedLoss):
             target: [N, D].
             label_weight: [N, D]; 0 or less is ignored. In `mean` the size above 0 cancels out, as in mmdet.
         """
+        if reduction_override:
+            check_arguments(reduction=reduction_override)
         reduction = reduction_override or self.reduction
-        check_arguments(reduction=reduction)
         check_shapes(pred.shape, target=target, label_weight=label_weight)
         rows = self.populations(sizes, len(pred))
         everything = pred.detach()
@@ -76,12 +77,13 @@ class GHMR(HarmonisedLoss):
             count_LK, slot = ops.ghm_r_count(pred.detach(), target, label_weight, rows, self.bins, self.mu)
             number = None if reduction == "mean" else total()
             factor_LK = self.factors(count_LK, number, reduction, positives)
-            loss = ops.ghm_r(pred, target, label_weight, slot, rows, factor_LK, self.mu)
+            loss = ops.ghm_r(pred, target, label_weight, slot, rows, factor_LK, self.mu, scalar=sizes is None)
         else:
             difference = pred.float() - target.float()
             norm = regression_gradient_norm(difference.detach(), mu=self.mu)
             asl1 = (difference * difference + self.mu * self.mu).sqrt() - self.mu
             loss = self.harmonise(asl1, norm, label_weight > 0, total(), rows, reduction, positives)
+            loss = loss.view(()) if sizes is None and reduction != "none" else loss
         if few_R is not None:
             loss = loss + 0 * everything.sum(dtype=torch.float32)  # NaN where any prediction is, like a sum over all
-        return loss.view(()) if sizes is None and reduction != "none" else loss
+        return loss

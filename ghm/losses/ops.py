@@ -8,6 +8,7 @@ a second backward; and where no gradient is wanted, which needs the loss alone.
 Shapes: N examples, C classes or coordinates, L populations of `sizes` rows, K unit regions.
 """
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn import Parameter
 
-from ghm.losses import slots, vectorised
+from ghm.losses import host, slots, vectorised
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def _warn(tools: str) -> None:
     _log.warning("Triton does not find %s: the losses run in plain PyTorch on CUDA, which is slower", tools)
 
 
-TRITON = importlib.util.find_spec("triton") is not None
+TRITON = importlib.util.find_spec("triton") is not None and torch.version.hip is None  # kernels hold CUDA's assembly
 LACKING = lacking() if TRITON else ""
 
 
@@ -50,6 +51,13 @@ def uses_kernels(tensor: Tensor) -> bool:
     if tensor.is_cuda and LACKING and not torch.compiler.is_compiling():
         _warn(LACKING)
     return TRITON and tensor.is_cuda and not LACKING
+
+
+def compiled(tensor: Tensor, kernels: str = "kernels") -> Any:
+    """The module of compiled functions for a tensor: Triton's of that name on CUDA, those in C on a CPU, or None."""
+    if uses_kernels(tensor):
+        return importlib.import_module(f"ghm.losses.{kernels}")  # not before: it needs Triton
+    return host if vectorised.on_host(tensor) and host.library() else None
 
 
 def is_eager(tensor: Tensor) -> bool:
@@ -72,14 +80,13 @@ class _Operator:
         return (self.run if is_eager(prediction) else self.operator)(prediction, *rest)
 
     def run(self, prediction: Tensor, *rest: Any) -> Any:
-        if uses_kernels(prediction):
-            from ghm.losses import kernels  # not before: it needs Triton
-
-            return getattr(kernels, self.name)(prediction, *rest)
-        if hasattr(vectorised, self.name):
-            return getattr(vectorised, self.name)(prediction, *rest)
+        modules = compiled(prediction), vectorised
+        for module in modules:
+            if hasattr(module, self.name):
+                return getattr(module, self.name)(prediction, *rest)
         stem, _, result = self.name.rpartition("_")
-        both = getattr(vectorised, f"{stem}_loss_and_gradient")(prediction, *rest)
+        name = f"{stem}_loss_and_gradient"
+        both = next(getattr(module, name) for module in modules if hasattr(module, name))(prediction, *rest)
         return both[("loss", "gradient").index(result)]
 
 
@@ -87,15 +94,15 @@ class _Eager(torch.autograd.Function):
     """A loss with its gradient made in forward, without an operator around it."""
 
     @staticmethod
-    def forward(ctx: Any, passes: "_Passes", prediction: Tensor, *rest: Any) -> Tensor:  # type: ignore[override]
-        loss, gradient = passes.both.run(prediction, *rest)
-        _save_gradient(ctx, (prediction, *rest), (loss, gradient))
+    def forward(ctx: Any, passes: "_Passes", scalar: bool, prediction: Tensor, *rest: Any) -> Tensor:  # type: ignore[override]
+        loss, ctx.gradient = passes.both.run(prediction, *rest)
+        _save(ctx, (prediction, *rest))
         ctx.passes = passes
-        return loss
+        return loss.view(()) if scalar else loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple:  # type: ignore[override]
-        return None, *ctx.passes.backward(ctx, upstream)
+        return None, None, *ctx.passes.backward(ctx, upstream)
 
 
 multiply = _Operator("multiply", "(Tensor(a!) gradient, Tensor upstream, int[] sizes) -> ()", ("gradient",))
@@ -120,15 +127,17 @@ class _Passes:
         self.loss.operator.register_autograd(self._again, setup_context=_save)
         self.both.operator.register_autograd(self.backward, setup_context=_save_gradient)
 
-    def __call__(self, prediction: Tensor, *rest: Any) -> Tensor:
-        """The loss, float32; in one pass with its gradient where that is wanted."""
+    def __call__(self, prediction: Tensor, *rest: Any, scalar: bool = False) -> Tensor:
+        """The loss, float32, in one pass with its gradient where that is wanted; with `scalar` [] in place of [1]."""
         if not (torch.is_grad_enabled() and prediction.requires_grad):
-            return self.loss(prediction, *rest)
-        if prediction.dtype == torch.float16:
-            return self.loss.operator(prediction, *rest)
-        if is_eager(prediction):
-            return _Eager.apply(self, prediction, *rest)
-        return self.both.operator(prediction, *rest)[0]
+            loss = self.loss(prediction, *rest)
+        elif prediction.dtype == torch.float16:
+            loss = self.loss.operator(prediction, *rest)
+        elif is_eager(prediction):
+            return _Eager.apply(self, scalar, prediction, *rest)
+        else:
+            loss = self.both.operator(prediction, *rest)[0]
+        return loss.view(()) if scalar else loss
 
     def backward(self, ctx: Any, upstream: Tensor, _: None = None) -> tuple:
         """The gradients of the arguments, the first of which is made already."""
@@ -144,18 +153,18 @@ class _Passes:
 
     def _again(self, ctx: Any, upstream: Tensor) -> tuple:
         *tensors, factor = ctx.saved_tensors
-        tensors = iter([*tensors, factor * (upstream[:, None] if factor.dim() else upstream)])
+        tensors = iter([*tensors, factor * (upstream.reshape(-1, 1) if factor.dim() else upstream)])
         arguments = [next(tensors) if value is None else value for value in ctx.rest]
         return self.gradient.operator(*arguments), *[None] * (len(arguments) - 1)
 
 
-def _save(ctx: Any, inputs: tuple, output: Any) -> None:
+def _save(ctx: Any, inputs: tuple, output: Any = None) -> None:
     ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
     ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
 
 
 def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    _save(ctx, inputs, output)
+    _save(ctx, inputs)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros for the gradient's own derivative
     ctx.gradient = output[1]  # among the saved tensors it could not be written to

@@ -194,7 +194,6 @@ class HarmonisedLoss(nn.Module):
         self.acc_mass.copy_(masses[-1])
         return density_LK / torch.stack(masses).clamp(min=1 - self.momentum)
 
-    @torch.no_grad()
     def factors(
         self, count_LK: Tensor, total_L: Tensor | None, reduction: Reduction, positives: Tensor | None = None
     ) -> Tensor:
@@ -202,19 +201,19 @@ class HarmonisedLoss(nn.Module):
 
         Arguments are those of `weights`, which the average moves in, too. In `mean` N cancels out, whatever it is.
         """
-        if ops.uses_kernels(count_LK) and ops.is_eager(count_LK):
-            from ghm.losses import kernel_statistics
-
+        compiled = ops.compiled(count_LK, "kernel_statistics") if ops.is_eager(count_LK) else None
+        if compiled:
             world = self._gather(count_LK, total_L, positives)
             settings = {"momentum": self.momentum, "loss_weight": self.loss_weight}
             settings |= {"smoothing": self._pseudo_count(positives)}
             which = {"valid": self.normalizer == "valid_bins", "mean": reduction == "mean"}
             averages = (self.acc_sum, self.acc_mass)
-            return kernel_statistics.factors(count_LK, total_L, *averages, world=world, **settings, **which)
-        if reduction == "mean":
-            scale = float(self._gather(count_LK, positives)) * self.loss_weight
-            return self._beta(count_LK, torch.full((), scale, device=count_LK.device), positives)
-        return self.loss_weight * self.weights(count_LK, total_L, positives)[0]
+            return compiled.factors(count_LK, total_L, *averages, world=world, **settings, **which)
+        with torch.no_grad():
+            if reduction == "mean":
+                scale = float(self._gather(count_LK, positives)) * self.loss_weight
+                return self._beta(count_LK, torch.full((), scale, device=count_LK.device), positives)
+            return self.loss_weight * self.weights(count_LK, total_L, positives)[0]
 
     def harmonise(
         self,

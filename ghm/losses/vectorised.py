@@ -4,8 +4,8 @@ Shapes: N examples (anchors), C classes or D coordinates, L populations, K unit 
 `sizes` are the rows of each population, in order. Predictions are contiguous. Within a chunk all tensors are flat.
 
 Nearly every logit belongs to a negative, and a row holds one positive at most. So each pass treats all logits as
-negative and mends the positives. `ghm/losses/kernels.py` has the same functions. On a CPU the pass after a count of one
-chunk goes on with what the count has left in the memory of the chunk.
+negative and mends the positives. `ghm/losses/kernels.py` has the same functions for CUDA, `ghm/losses/host.py` those of
+GHM-C and GHM-R for a CPU.
 """
 
 import threading
@@ -28,12 +28,9 @@ BUFFERS = 4
 
 
 class _Kept(threading.local):
-    """What a thread keeps on a CPU: the memory of a chunk, and whose results are in it."""
+    """What a thread keeps on a CPU."""
 
-    memory: Tensor = torch.empty(0)
-    slot: Tensor | None = None  # of the count that has left them
-    place: int = 0  # of its prediction
-    found: Any = None  # what else it knows
+    memory: Tensor = torch.empty(0)  # of a chunk
 
 
 _kept = _Kept()
@@ -50,15 +47,14 @@ def ghm_c_count(
     """Count the gradient norms of valid examples in each region: int64, [L, K]; and the slot of each logit, [N, C]."""
     slot_NC = torch.empty_like(logit_NC, dtype=slot_dtype(bins))
     every_logit, every_slot = logit_NC.view(-1), slot_NC.view(-1)
-    positives, host = _positives(label_N, logit_NC.shape[1]), on_host(logit_NC)
+    positives = _positives(label_N, logit_NC.shape[1])
     for _, here, norm, spare, *_ in _chunks(logit_NC, sizes):
         torch.sigmoid(_wide(every_logit[here], spare), out=norm)
         place_P, positive_P = _in_chunk(here, logit_NC, *positives)
         _put(norm, place_P, 1 - norm[place_P], positive_P)  # equation 3
-        slots.find(norm, bins, spare, out=every_slot[here], host=host)
-    slots.ignore(slot_NC, weight_N, bins, host=host)
-    _keep(slot_NC, logit_NC, positives)
-    return slots.counts(slot_NC, sizes, bins, host=host), slot_NC
+        slots.find(norm, bins, spare, out=every_slot[here])
+    slots.ignore(slot_NC, weight_N, bins)
+    return slots.counts(slot_NC, sizes, bins, host=on_host(slot_NC)), slot_NC
 
 
 def ghm_c_loss_and_gradient(
@@ -68,9 +64,8 @@ def ghm_c_loss_and_gradient(
 
     float32, [L]; and in the dtype of the logits, rounded once, [N, C].
     """
-    kept = _found(slot_NC, logit_NC)
-    positives: tuple[Tensor, Tensor | None] = kept or _positives(label_N, logit_NC.shape[1])
-    look_up = slots.lookup(factor_LK, slot_NC.numel(), host=on_host(slot_NC))
+    positives = _positives(label_N, logit_NC.shape[1])
+    look_up = slots.lookup(factor_LK)
     gradient_NC = torch.empty_like(logit_NC)
     every_logit, every_slot, every_gradient = logit_NC.view(-1), slot_NC.view(-1), gradient_NC.view(-1)
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=logit_NC.device)
@@ -78,8 +73,7 @@ def ghm_c_loss_and_gradient(
         gradient = every_gradient[here]
         factor = look_up(lengths, every_slot[here], _room(gradient, other), likelihood)
         logit = _wide(every_logit[here], spare)
-        if not kept:
-            torch.sigmoid(logit, out=probability)
+        torch.sigmoid(logit, out=probability)
         place_P, positive_P = _in_chunk(here, logit_NC, *positives)
         logit_P = logit[place_P]
         # The derivative: the difference of two probabilities would have lost digits.
@@ -96,13 +90,12 @@ def ghm_r_count(
 ) -> tuple[Tensor, Tensor]:
     """Count the gradient norms of ASL1 of valid examples in each region: int64, [L, K]; and their slots, [N, D]."""
     slot_ND = torch.empty_like(pred_ND, dtype=slot_dtype(bins))
-    every_slot, pair, host = slot_ND.view(-1), (pred_ND.view(-1), target_ND.reshape(-1)), on_host(pred_ND)
+    every_slot, pair = slot_ND.view(-1), (pred_ND.view(-1), target_ND.reshape(-1))
     for _, here, length, slope, norm, _ in _chunks(pred_ND, sizes):
         _asl1(pair, here, mu, length, slope)
-        slots.find(torch.abs(slope, out=norm), bins, norm, out=every_slot[here], host=host)
-    slots.ignore(slot_ND, weight_ND, bins, host=host)
-    _keep(slot_ND, pred_ND, True)
-    return slots.counts(slot_ND, sizes, bins, host=host), slot_ND
+        slots.find(torch.abs(slope, out=norm), bins, norm, out=every_slot[here])
+    slots.ignore(slot_ND, weight_ND, bins)
+    return slots.counts(slot_ND, sizes, bins, host=on_host(slot_ND)), slot_ND
 
 
 def ghm_r_loss_and_gradient(
@@ -118,14 +111,12 @@ def ghm_r_loss_and_gradient(
 
     float32, [L]; and in the dtype of the prediction, rounded once, [N, D].
     """
-    kept = _found(slot_ND, pred_ND)
-    look_up = slots.lookup(factor_LK, slot_ND.numel(), host=on_host(slot_ND))
+    look_up = slots.lookup(factor_LK)
     gradient_ND = torch.empty_like(pred_ND)
     every_slot, every_gradient, pair = slot_ND.view(-1), gradient_ND.view(-1), (pred_ND.view(-1), target_ND.reshape(-1))
     loss_L = torch.zeros(len(sizes), dtype=torch.float64, device=pred_ND.device)
     for lengths, here, length, slope, spare, other in _chunks(pred_ND, sizes):
-        if not kept:
-            _asl1(pair, here, mu, length, slope)
+        _asl1(pair, here, mu, length, slope)
         gradient = every_gradient[here]
         factor = look_up(lengths, every_slot[here], _room(gradient, other), spare)
         _add(loss_L, torch.sub(length, mu, out=spare).mul_(factor), lengths)
@@ -220,7 +211,6 @@ def _chunks(prediction: Tensor, sizes: list[int]) -> Iterator[tuple[Any, ...]]:
     step = columns * max(1, (CHUNK if host else DEVICE_CHUNK) // max(1, columns))
     length = min(total, step)
     if host:
-        _kept.slot = _kept.found = None
         if _kept.memory.numel() < BUFFERS * length:
             with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
                 _kept.memory = torch.empty(BUFFERS * length)
@@ -232,17 +222,6 @@ def _chunks(prediction: Tensor, sizes: list[int]) -> Iterator[tuple[Any, ...]]:
         last = min(first + step, total)
         lengths = [max(0, min(end, last) - max(start, first)) for start, end in pairwise(ends)]
         yield lengths, slice(first, last), *(memory[:, : last - first] if last - first < length else memory).unbind()
-
-
-def _keep(slot: Tensor, prediction: Tensor, found: Any) -> None:
-    """Say that the chunk's memory is as a count has left it, where one chunk was all."""
-    if on_host(slot) and slot.numel() <= CHUNK:
-        _kept.slot, _kept.place, _kept.found = slot, prediction.data_ptr(), found
-
-
-def _found(slot: Tensor, prediction: Tensor) -> Any:
-    """What else the count with these slots knows, if the chunk's memory still is as it has left it; else None."""
-    return _kept.found if _kept.slot is slot and _kept.place == prediction.data_ptr() else None
 
 
 def _wide(part: Tensor, spare: Tensor) -> Tensor:

@@ -113,4 +113,4 @@ def test_a_page_that_fails_leaves_the_old_one(workspace: Path, monkeypatch: pyte
     with pytest.raises(Exception, match="digits"):
         page.write(params.load())
     assert Path("reports/data.md").read_text() == before
-    assert {path.name for path in Path("reports").iterdir()} == {"data", "data.md"}
+    assert {path.name for path in Path("reports").iterdir()} == {"data", "data.done", "data.md"}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ghm.losses import ops
+from ghm.losses import host, ops
 from tests.losses.kinds import KINDS, Kind
 
 
@@ -21,8 +21,12 @@ def interpreter() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["vectorised", "kernels"])
+@pytest.fixture(params=["vectorised", "host", "kernels"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, interpreter: None) -> str:
-    """In turn the plain PyTorch and the Triton kernels, which Triton's interpreter runs on a CPU."""
+    """In turn plain PyTorch, the C of a CPU, and the Triton kernels, which Triton's interpreter runs on a CPU."""
     monkeypatch.setattr(ops, "uses_kernels", lambda _tensor: request.param == "kernels")
+    if request.param == "vectorised":
+        monkeypatch.setattr(host, "library", lambda: None)
+    elif request.param == "host":
+        assert host.library(), "the C compiler that Triton needs, too, is on the machine of the tests"
     return request.param

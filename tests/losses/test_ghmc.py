@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ghm.losses import slots, vectorised
+from ghm.losses import host, slots, vectorised
 from tests import reference
 from tests.losses.kinds import CLASSIFICATION, assert_same_step, run
 
@@ -93,12 +93,13 @@ def test_a_confident_positive_keeps_the_digits_that_a_difference_to_one_loses(pa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bins", [1, 10, 20, 30, 126, 127])
 @pytest.mark.parametrize("classes", [1, 3, 80])
+@pytest.mark.parametrize("compiled", [False, True])
 def test_chunks_of_any_length_make_no_difference(
-    monkeypatch: pytest.MonkeyPatch, bins: int, classes: int, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, bins: int, classes: int, dtype: torch.dtype, compiled: bool
 ) -> None:
-    """Long and odd chunks, one or two slots at a time, are what one chunk is."""
+    if not compiled:
+        monkeypatch.setattr(host, "library", lambda: None)
     torch.manual_seed(0)
-    monkeypatch.setattr(slots, "PAIRS", 2)
     pred, label = (torch.randn(997, classes) * 3 - 2).to(dtype), torch.randint(-1, classes + 1, (997,))
     weight = (torch.rand(997) > 0.1).float()
     expected = run(ghmc(bins=bins), pred, label, weight, sizes=[600, 397])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ghm.losses import vectorised
 from tests.losses.kinds import CLASSIFICATION, KINDS, Kind, assert_is_oracle, assert_same_step, levels, run
 
 CASES = [pytest.param(kind, name, id=f"{kind.name}-{name}") for kind in KINDS for name in kind.adversarial]
@@ -153,34 +152,6 @@ def test_a_loss_scale_reaches_the_gradient_before_it_is_rounded(passes: str) -> 
     (scaled,) = torch.autograd.grad(loss * 2.0**16, pred)
     assert plain[1, 1] == 0
     assert scaled[1, 1].item() == pytest.approx(2.0**16 * 1.234e-4 / 2 / 65535, rel=0.02)
-
-
-def test_a_pass_goes_on_with_what_its_own_count_has_left_alone(kind: Kind) -> None:
-    """Counts and passes of several predictions in any order are those of each by itself."""
-    name = "ghm_c" if kind is CLASSIFICATION else "ghm_r"
-    rest = () if kind is CLASSIFICATION else (0.02,)
-    count, both = (getattr(vectorised, f"{name}_{end}") for end in ("count", "loss_and_gradient"))
-    torch.manual_seed(0)
-    target = torch.randint(0, 5, (50,)) if kind is CLASSIFICATION else torch.randn(50, 4) * 0.03
-    weight, factor_LK = torch.ones(target.shape), torch.rand(1, 10)
-    preds = [torch.randn(50, 4) * scale for scale in (0.03, 1.0, 3.0)]
-
-    def counted(pred: Tensor) -> Tensor:
-        return count(pred, target, weight, [50], 10, *rest)[1]
-
-    def passed(pred: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        return both(pred, target, weight, slot, [50], factor_LK, *rest)
-
-    slots = [counted(pred) for pred in preds]
-    alone = [passed(pred, slot) for pred, slot in zip(preds, slots, strict=True)]  # the last count's is kept
-    for pred, expected in zip(preds, alone, strict=True):
-        slot = counted(pred)
-        torch.testing.assert_close(passed(pred, slot), expected, rtol=1e-6, atol=0)
-        torch.testing.assert_close(passed(pred, slot), expected, rtol=1e-6, atol=0)
-    slot = counted(preds[0])
-    other = passed(preds[1], slot)
-    assert not torch.allclose(other[0], alone[0][0])
-    torch.testing.assert_close(other, passed(preds[1], slot), rtol=1e-6, atol=0)
 
 
 def test_what_is_made_in_inference_mode_does_not_stop_a_step(kind: Kind) -> None:

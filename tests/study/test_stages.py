@@ -44,13 +44,3 @@ def test_a_study_runs_in_the_root_and_leaves_its_three_files_to_git(name: str) -
     assert (stage["cmd"], stage["wdir"]) == (f"python -m ghm.study {name}", "..")
     kept = {"cache": False, "persist": True}
     assert stage["outs"] == [{f"reports/studies/{name}.{ending}": kept} for ending in ("json", "md", "png")]
-
-
-def test_studies_leave_the_order_of_the_pipeline_as_it_is() -> None:
-    """DVC takes the pipeline's stages from the graph of all; where they are less than half of it, in random order.
-
-    Then the data might be looked at after the backbone has been trained on them (networkx, `subgraph_view`).
-    """
-    pipeline = sum(len(sections.read(ROOT / "params.yaml")["variants"]) if "foreach" in stage else 1
-                   for stage in ROOT_STAGES.values())  # fmt: skip
-    assert 2 * pipeline >= pipeline + len(STAGES)
