@@ -48,6 +48,11 @@ def test_the_extra_pipeline_holds_all_that_the_package_imports():
     assert {name for name, bringing in imported("ghm").items() if not declared & bringing} == set()
 
 
+def test_the_package_holds_all_its_files():
+    endings = {path.suffix for path in (ROOT / "ghm").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {f"*{ending}" for ending in endings - {".py"}} == {*PROJECT["tool"]["setuptools"]["package-data"]["*"]}
+
+
 def test_every_version_stands_in_one_place():
     direct, brought = pins("requirements.txt"), pins("constraints.txt")
     assert len(direct) + len(brought) > 100

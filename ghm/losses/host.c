@@ -85,11 +85,13 @@ int64_t positives(const float *logit, const int64_t *label, int64_t rows, int64_
     return number;
 }
 
-/* Adds to `count`, and writes slots. `norm` holds probabilities; 1 - p takes the place of a positive's. */
-void ghm_c_count(float *norm, const int64_t *place, int64_t number, const float *weight, int64_t rows, int64_t columns,
-                 const int64_t *length, int64_t populations, int bins, int none, const float *edge, int8_t *slot,
-                 int64_t *count)
+/* Adds to `count`, and writes slots, places of positives, and their logits with the other sign; returns how many places.
+ * `norm` holds probabilities; 1 - p takes the place of a positive's. */
+int64_t ghm_c_count(const float *logit, float *norm, const int64_t *label, const float *weight, int64_t rows,
+                    int64_t columns, const int64_t *length, int64_t populations, int bins, int none, const float *edge,
+                    int8_t *slot, int64_t *count, int64_t *place, float *opposite)
 {
+    int64_t number = positives(logit, label, rows, columns, place, opposite);
     for (int64_t k = 0; k < number; k++)
         norm[place[k]] = 1 - norm[place[k]];
     find_slots(norm, rows * columns, bins, none, edge, slot);
@@ -97,6 +99,7 @@ void ghm_c_count(float *norm, const int64_t *place, int64_t number, const float 
         if (!(weight[row] > 0))
             memset(slot + row * columns, none, columns);
     add_counts(slot, length, populations, bins, count);
+    return number;
 }
 
 /* Moves `average` and `mass`, where they are, by the counts of each population in turn, and writes the factors of its

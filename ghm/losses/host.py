@@ -32,7 +32,7 @@ TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctyp
 ARGUMENTS = {
     "positives": "ppllpp",
     "factors": "pplippffffiip",
-    "ghm_c_count": "pplpllpliippp",
+    "ghm_c_count": "ppppll" + "pliip" + "pppp",
     "ghm_c_loss_and_gradient": "pppppl" + "plpi" + "ppp",
     "ghm_r_count": "pppp" + "pliip" + "pp",
     "ghm_r_loss_and_gradient": "pppp" + "plpif" + "ppp",
@@ -67,7 +67,7 @@ def library() -> Any:
         return None
     for name, types in ARGUMENTS.items():
         getattr(found, name).argtypes = [TYPES[each] for each in types]
-    found.positives.restype = ctypes.c_int64
+    found.positives.restype = found.ghm_c_count.restype = ctypes.c_int64
     return found
 
 
@@ -87,11 +87,14 @@ def ghm_c_count(
     count_LK = torch.zeros(len(sizes), bins, dtype=torch.int64)
     label_N, weight_N, found = _values(label_N, torch.int64), _values(weight_N), None
     for rows, length_L in _chunks(logit_NC, sizes):
-        found = probability, place_P, _ = _probabilities(_values(_part(logit_NC, rows)), label_N, rows)
-        library().ghm_c_count(
-            probability.data_ptr(), place_P.data_ptr(), len(place_P), _address(weight_N, rows), *probability.shape,
-            length_L, len(sizes), *_regions(bins), _address(slot_NC, rows), count_LK.data_ptr(),
+        logit = _values(_part(logit_NC, rows))
+        probability, place, opposite = logit.sigmoid(), *_places(len(logit))
+        number = library().ghm_c_count(
+            logit.data_ptr(), probability.data_ptr(), _address(label_N, rows), _address(weight_N, rows), *logit.shape,
+            length_L, len(sizes), *_regions(bins), _address(slot_NC, rows), count_LK.data_ptr(), place.data_ptr(),
+            opposite.data_ptr(),
         )  # fmt: skip
+        found = probability, place, opposite, number
     _keep(slot_NC, logit_NC, found)
     return count_LK, slot_NC
 
@@ -106,11 +109,11 @@ def ghm_c_loss_and_gradient(
     loss_L, sum_L = torch.zeros(len(sizes)), (ctypes.c_double * len(sizes))()
     for rows, length_L in _chunks(logit_NC, sizes):
         logit, gradient = _values(_part(logit_NC, rows)), _values(_part(gradient_NC, rows))
-        probability, place_P, opposite_P = kept or _probabilities(logit, label_N, rows)
-        opposite_P = opposite_P.sigmoid()  # a difference to 1 would have lost digits
+        probability, place, opposite, number = kept or _probabilities(logit, label_N, rows)
+        opposite_P = opposite[:number].sigmoid()  # a difference to 1 would have lost digits
         library().ghm_c_loss_and_gradient(
-            logit.data_ptr(), probability.data_ptr(), _address(slot_NC, rows), place_P.data_ptr(),
-            opposite_P.data_ptr(), len(place_P), length_L, len(sizes), factor_LK.data_ptr(), factor_LK.shape[1],
+            logit.data_ptr(), probability.data_ptr(), _address(slot_NC, rows), place.data_ptr(),
+            opposite_P.data_ptr(), number, length_L, len(sizes), factor_LK.data_ptr(), factor_LK.shape[1],
             sum_L, loss_L.data_ptr(), gradient.data_ptr(),
         )  # fmt: skip
         if gradient.dtype != gradient_NC.dtype:
@@ -177,13 +180,19 @@ def factors(
     mean: bool,
 ) -> Tensor:
     """`ghm.losses.statistics.HarmonisedLoss.factors`, [L, K], by the same roundings. The averages move in place."""
-    factor_LK = torch.empty(count_LK.shape)
+    factor_LK, averages = torch.empty(count_LK.shape), [each for each in (average_K, mass_K) if each is not None]
+    if any(average.shape != count_LK.shape[1:] for average in averages):
+        raise ValueError(f"bins must not change after the first step with momentum, got {count_LK.shape[1]}")
+    moved = [_values(average) for average in averages]
     total_L = None if total_L is None else _values(total_L)
-    places = [None if tensor is None else tensor.data_ptr() for tensor in (total_L, average_K, mass_K)]
+    places = [None if tensor is None else tensor.data_ptr() for tensor in (total_L, *moved, *[None] * (2 - len(moved)))]
     library().factors(
         count_LK.data_ptr(), places[0], *count_LK.shape, *places[1:], momentum, 1 - momentum, float(smoothing),
         loss_weight * world if mean else loss_weight, valid, mean, factor_LK.data_ptr(),
     )  # fmt: skip
+    for average, values in zip(averages, moved, strict=True):
+        if average is not values:
+            average.copy_(values)
     return factor_LK
 
 
@@ -215,16 +224,21 @@ def _values(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The values of a tensor one after the other in memory: itself, or a copy."""
     if not vectorised.on_host(tensor):
         raise ValueError(f"all arguments must be on the device of pred, cpu, got one on {tensor.device}")
-    return tensor.to(dtype).contiguous()
+    return tensor if tensor.dtype == dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
 
 
-def _probabilities(logit_nC: Tensor, label_N: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a chunk: p of each logit, [n, C]; the places of positives, [P], and their logits times -1, [P]."""
-    place_n, opposite_n = torch.empty(len(logit_nC), dtype=torch.int64), torch.empty(len(logit_nC))
+def _places(rows: int) -> tuple[Tensor, Tensor]:
+    """Memory for the places of positives and for their logits times -1, a row having one at most."""
+    return torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+
+
+def _probabilities(logit_nC: Tensor, label_N: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Of a chunk: p of each logit, [n, C]; places of positives, their logits times -1, and how many these are."""
+    place, opposite = _places(len(logit_nC))
     number = library().positives(
-        logit_nC.data_ptr(), _address(label_N, rows), *logit_nC.shape, place_n.data_ptr(), opposite_n.data_ptr()
+        logit_nC.data_ptr(), _address(label_N, rows), *logit_nC.shape, place.data_ptr(), opposite.data_ptr()
     )
-    return logit_nC.sigmoid(), place_n[:number], opposite_n[:number]
+    return logit_nC.sigmoid(), place, opposite, number
 
 
 def _root(pred_nD: Tensor, target_nD: Tensor, mu: float) -> Tensor:

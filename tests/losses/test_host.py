@@ -160,6 +160,27 @@ def test_an_argument_on_another_device_is_refused_and_not_read() -> None:
         GHMC()(torch.zeros(4, 3), torch.zeros(4, device="meta"), torch.ones(4))
 
 
+def test_averages_elsewhere_or_of_another_length_are_refused_and_not_written_to() -> None:
+    step = next(CLASSIFICATION.steps(4, 1))
+    with pytest.raises(ValueError, match="on the device of pred, cpu, got one on meta"):
+        run(GHMC(momentum=0.5).to("meta"), *step)
+    module = GHMC(bins=10, momentum=0.5)
+    module.bins = 30
+    with pytest.raises(ValueError, match="bins must not change after the first step with momentum, got 30"):
+        run(module, *step)
+
+
+def test_averages_of_another_dtype_move_as_well() -> None:
+    modules = [GHMC(momentum=0.5, bias_correction=True) for _ in range(2)]
+    for name, buffer in [*modules[0].named_buffers()]:
+        setattr(modules[0], name, buffer.double())
+    for step in CLASSIFICATION.steps(4, 5):
+        wide, own = (run(module, *step) for module in modules)
+        assert all(map(torch.equal, wide, own))
+    for wide, own in zip(*(module.buffers() for module in modules), strict=True):
+        assert wide.dtype == torch.float64 and torch.equal(wide.float(), own)
+
+
 def test_without_a_compiler_the_losses_are_those_with_it(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [*CLASSIFICATION.steps(3, 8)]
     expected = [run(GHMC(), *step) for step in steps]
