@@ -17,9 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 # Table of the page -> file of its results, and the columns that hold what was measured as it is.
 TABLES = {
-    "options": ("options", [1]),
     "momentum": ("momentum", [1, 3, 4, 5]),
-    "seeds": ("seeds", [1]),
     "coverage": ("coverage", [1, 2, 3, 4, 5]),
     "intervals": ("intervals", [1]),
     "faults": ("faults", [1, 2, 3, 4]),
