@@ -25,7 +25,7 @@ from ghm.errors import InputError
 from ghm.side_by_side import Programs
 from ghm.words import count
 
-BEFORE = "backbone"  # the last of the stages that come before all training runs
+BEFORE = ("data", "inspect", "backbone")  # stages that come before all training runs
 DVC = (sys.executable, "-m", "dvc")
 PROGRESS = re.compile(r", step \d+/\d+, ")  # in a line that the next of its kind makes old
 
@@ -54,7 +54,7 @@ def _ahead(programs: Programs, variants: Sequence[str], jobs: int) -> int:
     Returns:
         How many at a time that were; 0: nothing has changed, and nothing is left to do.
     """
-    _dvc(programs, "repro", BEFORE)
+    _dvc(programs, "repro", *BEFORE)
     said = subprocess.run([*DVC, "status", "--json", "dvc.yaml"], stdout=subprocess.PIPE, check=False)
     if programs.stopped or said.returncode:
         raise InputError("`dvc status` failed, see above")

@@ -103,8 +103,11 @@ class HarmonisedLoss(nn.Module):
         self.register_buffer("acc_sum", torch.zeros(bins) if momentum > 0 else None)
         self.register_buffer("acc_mass", torch.zeros(bins) if bias_correction else None)
 
+    own_statistics = False  # whether a subclass has some, which compiled code does not know
+
     def __init_subclass__(cls) -> None:
         """Spell the options out in the signature of a loss that passes them on as `**options`."""
+        cls.own_statistics |= not vars(cls).keys().isdisjoint({"weights", "_beta", "_average"})
         named = [p for p in signature(cls.__init__).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         options = [p for p in signature(HarmonisedLoss).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
         cls.__signature__ = Signature([*named[1:], *options])
@@ -201,7 +204,8 @@ class HarmonisedLoss(nn.Module):
 
         Arguments are those of `weights`, which the average moves in, too. In `mean` N cancels out, whatever it is.
         """
-        compiled = ops.compiled(count_LK, "kernel_statistics") if ops.is_eager(count_LK) else None
+        plain = self.own_statistics or not ops.is_eager(count_LK)
+        compiled = None if plain else ops.compiled(count_LK, "kernel_statistics")
         if compiled:
             world = self._gather(count_LK, total_L, positives)
             settings = {"momentum": self.momentum, "loss_weight": self.loss_weight}

@@ -160,6 +160,19 @@ def test_an_argument_on_another_device_is_refused_and_not_read() -> None:
         GHMC()(torch.zeros(4, 3), torch.zeros(4, device="meta"), torch.ones(4))
 
 
+def test_a_loss_with_statistics_of_its_own_keeps_them() -> None:
+    class Constant(GHMC):
+        def _beta(self, count_LK: Tensor, total_L: Tensor, positives: Tensor | None = None) -> Tensor:
+            return torch.full(count_LK.shape, 7.0)
+
+    class Further(Constant):
+        pass
+
+    for kind in (Constant, Further):
+        assert (kind().factors(torch.ones(1, 10, dtype=torch.int64), None, "sum") == 7).all()
+    assert not GHMC.own_statistics and not GHMR.own_statistics
+
+
 def test_averages_elsewhere_or_of_another_length_are_refused_and_not_written_to() -> None:
     step = next(CLASSIFICATION.steps(4, 1))
     with pytest.raises(ValueError, match="on the device of pred, cpu, got one on meta"):
